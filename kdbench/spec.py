@@ -1,0 +1,316 @@
+"""What travels between the rooms: plain frozen dataclasses, no torch, no behaviour beyond naming.
+
+Words become a `Request`-shaped set of these, then a `Plan` of `Cohort`s of `Trial`s, then `Record`s. See docs/architecture.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from typing import Any, Literal, Protocol
+
+PROTOCOL = 1
+"""Raised when a change to shared code may move results: records of different protocols are never mixed in a table."""
+
+VANILLA = "vanilla"
+"""The method of a network trained on the labels alone: every teacher, and every student's baseline."""
+
+Value = bool | int | float | str
+Status = Literal["done", "diverged", "failed", "n/a"]
+FINAL: frozenset[str] = frozenset({"done", "diverged", "n/a"})
+"""Statuses that stand; a `failed` trial runs again."""
+
+
+class UserError(Exception):
+    """Bad input from the user's side. The message is one clear sentence; the command exits with code 2."""
+
+
+def derive_seed(*key: object) -> int:
+    """A 63-bit seed from any key, equal on every machine: SHA-256 of the parts' text.
+
+    Every random stream of a study comes from here, so that it depends on what it is for and on nothing else.
+    """
+    text = "\x1f".join(str(part) for part in key)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+@dataclass(frozen=True)
+class DataRequest:
+    """Which images, before they are read."""
+
+    source: str  # digits, cifar10, cifar100, folder:PATH, parquet:PATH
+    size: int  # images are brought to size x size pixels
+    classes: tuple[int, ...] | None = None  # original label numbers to keep, in ascending order
+    subset: int | None = None  # training images kept, stratified
+    label_column: str | None = None  # parquet only
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """A data set after selection, without its images."""
+
+    label: str  # how tables name it: `cifar100`, `cifar10[n=10000]`, `parquet:pets[0-9]`
+    content: str  # SHA-256 of the selected images and labels of both splits
+    classes: int
+    train: int  # images
+    test: int
+    size: int  # pixels a side
+    mean: tuple[float, float, float]  # of pixels scaled to [0, 1]
+    std: tuple[float, float, float]
+    flip: bool  # whether a mirrored image keeps its meaning
+    sources: Mapping[str, str] = field(default_factory=dict)  # file name -> SHA-256
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A teacher and a student architecture."""
+
+    teacher: str
+    student: str
+
+    def __str__(self) -> str:
+        return f"{self.teacher}:{self.student}"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A training schedule, the same for every method."""
+
+    name: str
+    label: str  # `paper`, or `paper@6` when shortened: a partial study never looks like a full one
+    epochs: int
+    batch_size: int
+    lr: float  # of an ordinary network
+    lr_light: float  # of MobileNetV2 and the ShuffleNets, which diverge at `lr`
+    momentum: float
+    weight_decay: float
+    milestones: tuple[float, ...]  # epochs of this schedule after which the rate drops; real numbers
+    decay: float  # factor of each drop
+    size: int  # pixels a side
+    pad: int  # random crops are drawn from the image padded by this many black pixels
+
+    def published(self) -> bool:
+        """Whether accuracies may stand beside published ones."""
+        return self.label == "paper"
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """Where a cohort's teacher comes from: a vanilla trial or a file."""
+
+    arch: str
+    trial: str | None = None  # id of the vanilla trial
+    file: str | None = None  # path; not part of any fingerprint
+    sha256: str | None = None  # of the file
+
+    @property
+    def key(self) -> str:
+        return f"file:{self.sha256}" if self.sha256 else f"trial:{self.trial}"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One student to train; the unit of results. `teacher` is None for vanilla trials."""
+
+    data: DataInfo
+    recipe: Recipe
+    arch: str
+    lr: float  # of this architecture under this recipe
+    teacher: Teacher | None
+    method: str  # canonical expression
+    settings: Mapping[str, Value]  # all of them, resolved
+    code: str  # hash of the method's code
+    seed: int
+    precision: str  # `fp32` or `bf16`
+
+    @property
+    def base(self) -> str:
+        """The method's name without its settings."""
+        return re.split(r"[(+]", self.method, maxsplit=1)[0]
+
+    @property
+    def recipe_label(self) -> str:
+        return self.recipe.label + ("" if self.precision == "fp32" else f"+{self.precision}")
+
+    @cached_property
+    def variant(self) -> str:
+        """Hash of all that may change the result, the seed apart: seeds of one variant may be averaged, others never.
+
+        Devices, folders, labels and companions are left out.
+        """
+        recipe = {k: v for k, v in asdict(self.recipe).items() if k not in ("name", "label", "lr", "lr_light")}
+        key = {
+            "protocol": PROTOCOL,
+            "data": [self.data.content, self.data.mean, self.data.std, self.data.flip],
+            "recipe": recipe,
+            "arch": self.arch,
+            "lr": self.lr,
+            "teacher": [self.teacher.arch, self.teacher.key] if self.teacher else None,
+            "method": self.method,
+            "settings": dict(sorted(self.settings.items())),
+            "code": self.code,
+            "precision": self.precision,
+        }
+        return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The variant and the seed: equal for trials that must give equal results."""
+        return hashlib.sha256(f"{self.variant}/{self.seed}".encode()).hexdigest()[:12]
+
+    @cached_property
+    def id(self) -> str:
+        """A file name that a person can read and that ends in the fingerprint."""
+        pair = f"{self.teacher.arch}-{self.arch}" if self.teacher else self.arch
+        words = [self.data.label, self.recipe_label, pair, self.method, f"s{self.seed}"]
+        readable = ".".join(re.sub(r"[^A-Za-z0-9+=@_-]+", "-", word).strip("-")[:48] for word in words)
+        return f"{readable}.{self.fingerprint}"
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Trials that share data, recipe, seed and teacher (vanilla trials: none), trained side by side."""
+
+    data: DataInfo
+    recipe: Recipe
+    seed: int
+    precision: str
+    teacher: Teacher | None
+    trials: tuple[Trial, ...]
+
+    @property
+    def title(self) -> str:
+        students = ", ".join(dict.fromkeys(trial.arch for trial in self.trials))
+        return f"{self.teacher.arch} → {students}" if self.teacher else f"{VANILLA} {students}"
+
+    def only(self, trials: Sequence[Trial]) -> Cohort:
+        return replace(self, trials=tuple(trials))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a request comes to: `cohorts` in running order, and `verdicts` that need no training (n/a trials, with reasons)."""
+
+    cohorts: tuple[Cohort, ...]
+    verdicts: tuple[tuple[Trial, str], ...]
+
+    @property
+    def trials(self) -> tuple[Trial, ...]:
+        return tuple(trial for cohort in self.cohorts for trial in cohort.trials)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting of a method, as its dataclass declares it."""
+
+    name: str
+    kind: str  # bool, int, float or str
+    default: Value
+    help: str
+
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """A method as the plan and the lists see it."""
+
+    name: str
+    paper: str
+    summary: str
+    core: bool  # part of the paper's family, so of `--methods all`
+    settings: tuple[Setting, ...]
+    code: str
+    module: str
+    check: Callable[[Mapping[str, Value]], str | None]  # None, or why these settings cannot be
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """An architecture as the plan and the lists see it."""
+
+    name: str
+    family: str
+    light: bool  # trained at Recipe.lr_light
+    smallest: int  # smallest input, pixels a side
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """All that the plan asks of methods and models, without torch."""
+
+    methods: Mapping[str, MethodInfo]
+    model: Callable[[str], ModelInfo]  # raises UserError
+    obstacle: Callable[[str, Mapping[str, Value], Pair, DataInfo], str | None]  # why a method cannot serve a pair
+    broken: Mapping[str, str] = field(default_factory=dict)  # method files that could not be imported -> why
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What is known of one student after one epoch."""
+
+    epoch: int  # from 1
+    lr: float
+    terms: Mapping[str, float]  # mean over the epoch's steps of each weighted term of the loss, `ce` and `kd` included
+    top1: float  # %, whole test split
+    top5: float
+    seconds_own: float  # its forward, loss, backward, step
+    seconds_shared: float  # batch and teacher, once a cohort
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a trial ended. `weights` holds tensors and is opaque here."""
+
+    trial: Trial
+    status: Status
+    reason: str | None = None
+    epochs: tuple[Epoch, ...] = ()
+    teacher_top1: float | None = None
+    facts: Mapping[str, Value] = field(default_factory=dict)  # what the method says of itself, e.g. negatives drawn
+    weights: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Record:
+    """A trial's result as it is stored, one JSON file each."""
+
+    protocol: int
+    trial: Trial
+    status: Status
+    reason: str | None
+    top1: float | None  # %, last epoch: the headline
+    top5: float | None
+    best_top1: float | None  # best epoch on the test split: optimistic, never a headline
+    best_epoch: int | None
+    teacher_top1: float | None
+    seconds_own: float | None  # a training epoch, median
+    seconds_shared: float | None
+    facts: Mapping[str, Value]
+    environment: Mapping[str, Value]  # versions, device, threads, host
+    weights_sha256: str | None
+    finished: str  # ISO 8601, UTC
+
+    @property
+    def seconds_per_epoch(self) -> float | None:
+        """What this student would cost alone."""
+        return None if self.seconds_own is None or self.seconds_shared is None else self.seconds_own + self.seconds_shared
+
+
+class Observer(Protocol):
+    """Watches a cohort being trained; for progress displays."""
+
+    def cohort(self, cohort: Cohort, number: int, of: int) -> None: ...
+    def step(self, cohort: Cohort, epoch: int, step: int, steps: int) -> None: ...
+    def epoch(self, cohort: Cohort, epoch: int, latest: Mapping[str, Epoch]) -> None: ...  # trial id -> its epoch
+    def outcome(self, outcome: Outcome) -> None: ...
+
+
+class Executor(Protocol):
+    """Where cohorts are trained: here and now, or (later) elsewhere."""
+
+    def train(self, cohort: Cohort, teacher: Mapping[str, Any] | None, observer: Observer) -> Iterator[Outcome]:
+        """Train the cohort's trials, going on from their checkpoints; `teacher` is its state dict unless it is a file."""
+        ...
