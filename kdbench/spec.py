@@ -193,14 +193,20 @@ class Cohort:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a request comes to: `cohorts` in running order, and `verdicts` that need no training (n/a trials, with reasons)."""
+    """What a request comes to."""
 
-    cohorts: tuple[Cohort, ...]
-    verdicts: tuple[tuple[Trial, str], ...]
+    cohorts: tuple[Cohort, ...]  # to be trained, in this order: teachers come before their students
+    done: tuple[Trial, ...]  # their records stand
+    verdicts: tuple[tuple[Trial, str], ...]  # n/a without any training, with the reason
+
+    @property
+    def waiting(self) -> tuple[Trial, ...]:
+        return tuple(trial for cohort in self.cohorts for trial in cohort.trials)
 
     @property
     def trials(self) -> tuple[Trial, ...]:
-        return tuple(trial for cohort in self.cohorts for trial in cohort.trials)
+        """All that was asked for."""
+        return (*self.done, *self.waiting, *(trial for trial, _ in self.verdicts))
 
 
 @dataclass(frozen=True)
@@ -245,6 +251,14 @@ class Catalogue:
     model: Callable[[str], ModelInfo]  # raises UserError
     obstacle: Callable[[str, Mapping[str, Value], Pair, DataInfo], str | None]  # why a method cannot serve a pair
     broken: Mapping[str, str] = field(default_factory=dict)  # method files that could not be imported -> why
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds an image of one architecture, measured on the device of the study."""
+
+    train: float  # forward, backward, optimiser step
+    forward: float
 
 
 @dataclass(frozen=True)

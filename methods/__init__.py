@@ -1,0 +1,1 @@
+"""One file a distillation method; every file here is found by itself. See CONTRIBUTING.md."""

@@ -1,0 +1,5 @@
+"""Records and weights on disk."""
+
+from kdbench.store.records import Store
+
+__all__ = ["Store"]

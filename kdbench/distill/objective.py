@@ -1,0 +1,36 @@
+"""The objective, the same for every method."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdbench.data.batches import Batch
+from kdbench.distill.distiller import Distiller
+from kdbench.distill.losses import soft_kl
+from kdbench.models.output import Output
+
+
+def objective(
+    distiller: Distiller[Any], student: Output, teacher: Output, batch: Batch, epoch: int
+) -> dict[str, Tensor]:
+    """All weighted terms, whose sum is what is minimised: `ce`, `kd` and the method's own. A term of weight 0 is left out.
+
+    Raises:
+        ValueError: if a method takes the name of a shared term, returns something that is no scalar, or nothing is left.
+    """
+    hyper = distiller.hyper
+    terms: dict[str, Tensor] = {}
+    if hyper.ce_weight:
+        terms["ce"] = hyper.ce_weight * F.cross_entropy(student.logits, batch.labels)
+    if hyper.kd_weight:
+        terms["kd"] = hyper.kd_weight * soft_kl(student.logits, teacher.logits, hyper.kd_temperature)
+    for name, term in distiller.losses(student, teacher, batch, epoch).items():
+        if name in ("ce", "kd") or term.ndim:
+            raise ValueError(f"the loss term {name!r} must be a scalar and not be called ce or kd: {tuple(term.shape)}")
+        terms[name] = term
+    if not terms:
+        raise ValueError("the loss has no term: all weights are 0")
+    return terms

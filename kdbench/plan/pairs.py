@@ -1,0 +1,61 @@
+"""Named sets of teacher/student pairs."""
+
+from __future__ import annotations
+
+from kdbench.plan.words import unknown
+from kdbench.spec import Pair, UserError
+
+
+def _pairs(*words: str) -> tuple[Pair, ...]:
+    return tuple(Pair(*word.split(":")) for word in words)
+
+
+# The 13 pairs of the CRD and ICD papers' CIFAR-100 tables, in their order.
+_PAPER = {
+    "same": _pairs(
+        "wrn_40_2:wrn_16_2",
+        "wrn_40_2:wrn_40_1",
+        "resnet56:resnet20",
+        "resnet110:resnet20",
+        "resnet110:resnet32",
+        "resnet32x4:resnet8x4",
+        "vgg13:vgg8",
+    ),
+    "cross": _pairs(
+        "vgg13:MobileNetV2",
+        "ResNet50:MobileNetV2",
+        "ResNet50:vgg8",
+        "resnet32x4:ShuffleV1",
+        "resnet32x4:ShuffleV2",
+        "wrn_40_2:ShuffleV1",
+    ),
+}
+
+# Small enough that the whole study takes minutes on a CPU.
+_DIGITS = {
+    "same": _pairs("resnet20:resnet8", "wrn_16_2:wrn_16_1"),
+    "cross": _pairs("wrn_16_2:resnet8"),
+}
+
+
+def sets(source: str) -> dict[str, tuple[Pair, ...]]:
+    """The named sets for a data source: same, cross, all."""
+    chosen = _DIGITS if source == "digits" else _PAPER
+    return {**chosen, "all": chosen["same"] + chosen["cross"]}
+
+
+def parse(text: str, source: str) -> tuple[Pair, ...]:
+    """`all`, `same`, `cross`, or `teacher:student,...`; architectures are checked later, by the catalogue."""
+    named = sets(source)
+    found: list[Pair] = []
+    for word in (part.strip() for part in text.split(",")):
+        teacher, colon, student = word.partition(":")
+        if word in named:
+            found.extend(named[word])
+        elif not colon:
+            raise unknown("pair", word, named, "write teacher:student, or see `python bench.py list pairs`")
+        elif not teacher or not student or ":" in student:
+            raise UserError(f"the pair {word!r} is not of the form teacher:student")
+        else:
+            found.append(Pair(teacher, student))
+    return tuple(dict.fromkeys(found))

@@ -1,0 +1,47 @@
+"""Small things that people type: names with near matches, seeds, class ranges."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+
+from kdbench.spec import UserError
+
+
+def unknown(kind: str, word: str, known: Iterable[str], where: str) -> UserError:
+    """The error for a word that is not on a list: with its nearest match and the place where the list is shown."""
+    folded = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(word.lower(), folded, n=1, cutoff=0.5)
+    hint = f"did you mean {folded[near[0]]!r}? " if near else ""
+    return UserError(f"unknown {kind} {word!r}: {hint}{where}")
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """`3` means seeds 0, 1, 2; `0,1,7` and `7,` mean the seeds named."""
+    words = [word.strip() for word in text.split(",")]
+    if not re.fullmatch(r"\s*\d{1,9}\s*(,\s*\d{1,9}\s*)*,?\s*", text):
+        raise UserError(f"--seeds {text!r} is neither a number of seeds (3) nor a list of seeds (0,1,7)")
+    seeds = tuple(range(int(words[0]))) if len(words) == 1 else tuple(int(word) for word in words if word)
+    if not seeds:
+        raise UserError("--seeds 0 leaves nothing to train; for the seed 0 alone write --seeds 0,")
+    if len(seeds) > 1000:
+        raise UserError(f"--seeds {text!r} asks for {len(seeds)} seeds; for one seed write --seeds {words[0]},")
+    return tuple(dict.fromkeys(seeds))
+
+
+def parse_classes(text: str) -> tuple[int, ...]:
+    """`0-9`, `3,5,7` or `0-4,8`: label numbers, from 0."""
+    chosen: set[int] = set()
+    for word in text.split(","):
+        found = re.fullmatch(r"\s*(\d{1,7})\s*(?:-\s*(\d{1,7})\s*)?", word)
+        if not found:
+            raise UserError(f"--classes {text!r}: {word.strip()!r} is neither a label number (3) nor a range (0-9)")
+        first = int(found[1])
+        last = int(found[2] or first)
+        if last < first:
+            raise UserError(f"--classes {text!r}: the range {word.strip()!r} runs backwards")
+        chosen.update(range(first, last + 1))
+    if len(chosen) < 2:
+        raise UserError(f"--classes {text!r} leaves one class; a classifier needs at least two")
+    return tuple(sorted(chosen))

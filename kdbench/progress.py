@@ -1,0 +1,129 @@
+"""What a person sees while a study trains: a live display on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from kdbench.spec import Cohort, Epoch, Outcome, Plan, Trial
+
+QUIET_SECONDS = 5.0  # between two plain lines of one cohort
+
+
+def _steps(cohort: Cohort) -> int:
+    return cohort.data.train // cohort.recipe.batch_size * cohort.recipe.epochs
+
+
+def _name(trial: Trial, cohort: Cohort) -> str:
+    return trial.method if cohort.teacher else trial.arch
+
+
+class PlainProgress:
+    """Lines for logs: one when a cohort starts, one an epoch (not more often than every few seconds), one an outcome
+    that is not `done`."""
+
+    def __init__(self, console: Console, plan: Plan) -> None:
+        self.console = console
+        self.total = sum(_steps(cohort) * len(cohort.trials) for cohort in plan.cohorts)
+        self.before = 0  # work of earlier cohorts, in student-steps
+        self.started = self.spoke = time.monotonic()
+
+    def __enter__(self) -> PlainProgress:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        pass
+
+    def _say(self, text: str) -> None:
+        self.console.print(escape(text), highlight=False, soft_wrap=True)
+        self.spoke = time.monotonic()
+
+    def cohort(self, cohort: Cohort, number: int, of: int) -> None:
+        self.number, self.of = number, of
+        self._say(f"[{number}/{of}] {cohort.title}, seed {cohort.seed}: {len(cohort.trials)} students")
+
+    def step(self, cohort: Cohort, epoch: int, step: int, steps: int) -> None:
+        pass
+
+    def epoch(self, cohort: Cohort, epoch: int, latest: Mapping[str, Epoch]) -> None:
+        last = epoch == cohort.recipe.epochs
+        spent = time.monotonic() - self.started
+        done = self.before + _steps(cohort) // cohort.recipe.epochs * epoch * len(cohort.trials)
+        if last:
+            self.before = done
+        if last or time.monotonic() - self.spoke >= QUIET_SECONDS:
+            students = ", ".join(
+                f"{_name(trial, cohort)} {latest[trial.id].top1:.2f}" for trial in cohort.trials if trial.id in latest
+            )
+            left = spent / done * (self.total - done) if done else 0.0
+            self._say(
+                f"[{self.number}/{self.of}] epoch {epoch}/{cohort.recipe.epochs}: {students} (top-1 %); "
+                f"about {left / 60:.1f} min left"
+            )
+
+    def outcome(self, outcome: Outcome) -> None:
+        if outcome.status != "done":
+            pair = f"{outcome.trial.teacher.arch}:{outcome.trial.arch}" if outcome.trial.teacher else outcome.trial.arch
+            where = f"{pair} {outcome.trial.method}, seed {outcome.trial.seed}"
+            self._say(f"{where}: {outcome.status}: {outcome.reason}")
+
+
+class LiveProgress:
+    """A bar for the study, a bar for the epoch, and each student's current accuracy."""
+
+    def __init__(self, console: Console, plan: Plan) -> None:
+        self.console = console
+        bar = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()
+        self.bars = Progress(*bar, TextColumn("elapsed"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+        self.inner = Progress(*bar)
+        total = sum(_steps(cohort) * len(cohort.trials) for cohort in plan.cohorts)
+        self.study = self.bars.add_task("student steps", total=total)
+        self.task = self.inner.add_task("", total=None)
+        self.students: Table | str = ""
+        self.live = Live(console=console, get_renderable=self._view, refresh_per_second=4, transient=True)
+
+    def __enter__(self) -> LiveProgress:
+        self.live.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.live.__exit__(kind, error, tb)
+
+    def _view(self) -> Group:
+        return Group(self.bars, self.inner, self.students)
+
+    def cohort(self, cohort: Cohort, number: int, of: int) -> None:
+        self.title = f"[{number}/{of}] {cohort.title}, seed {cohort.seed}"
+        self.inner.reset(self.task, description=f"{self.title}: starting", total=None)
+        self.students = ""
+
+    def step(self, cohort: Cohort, epoch: int, step: int, steps: int) -> None:
+        text = f"{self.title}: epoch {epoch}/{cohort.recipe.epochs}"
+        self.inner.update(self.task, description=text, completed=step, total=steps)
+        self.bars.advance(self.study, len(cohort.trials))
+
+    def epoch(self, cohort: Cohort, epoch: int, latest: Mapping[str, Epoch]) -> None:
+        table = Table("student", "top-1 %", "loss", "s an epoch", box=None, title=f"after epoch {epoch}")
+        for trial in cohort.trials:
+            if now := latest.get(trial.id):
+                row = f"{now.top1:.2f}", f"{sum(now.terms.values()):.4f}", f"{now.seconds_own + now.seconds_shared:.1f}"
+                table.add_row(escape(_name(trial, cohort)), *row)
+        self.students = table
+
+    def outcome(self, outcome: Outcome) -> None:
+        PlainProgress.outcome(self, outcome)  # type: ignore[arg-type]
+
+    def _say(self, text: str) -> None:
+        self.console.print(escape(text), highlight=False, soft_wrap=True)
+
+
+def progress(console: Console, plan: Plan) -> LiveProgress | PlainProgress:
+    """The display that fits where the output goes."""
+    return LiveProgress(console, plan) if console.is_terminal else PlainProgress(console, plan)

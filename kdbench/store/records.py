@@ -1,0 +1,148 @@
+"""One JSON record a trial under `runs/`, written whole, with its epochs and weights beside it.
+
+    runs/ID.json          the record; its presence means that the trial ended, and it is written last
+    runs/ID.epochs.json   rate, terms, accuracies and seconds of every epoch
+    runs/ID.pt            final weights (tensors only), whose SHA-256 is in the record
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from kdbench.spec import FINAL, PROTOCOL, DataInfo, Epoch, Outcome, Recipe, Record, Teacher, Trial, UserError, Value
+from kdbench.store.files import write_whole
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+log = logging.getLogger("kdbench")
+
+
+class Store:
+    """All records of one results folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.runs = root / "runs"
+
+    def require_writable(self) -> None:
+        """Raises UserError, before any work is done, if results could not be written here."""
+        try:
+            self.runs.mkdir(parents=True, exist_ok=True)
+            probe = self.runs / f".probe{os.getpid()}"
+            probe.write_text("")
+            probe.unlink()
+        except OSError as error:
+            raise UserError(f"results cannot be written to {self.root}: {error.strerror}; choose another --out") from None
+
+    def save(self, outcome: Outcome, environment: Mapping[str, Value]) -> Record:
+        """Write a trial's epochs and weights, then its record."""
+        trial_id = outcome.trial.id
+        digest = None
+        if outcome.weights is not None:
+            from kdbench.store.weights import save_weights
+
+            digest = save_weights(self.runs / f"{trial_id}.pt", outcome.weights)
+        if outcome.epochs:
+            write_whole(self.runs / f"{trial_id}.epochs.json", _json([asdict(epoch) for epoch in outcome.epochs]))
+        record = _record(outcome, environment, digest)
+        write_whole(self.runs / f"{trial_id}.json", _json({**asdict(record), "id": trial_id}))
+        return record
+
+    def records(self) -> list[Record]:
+        """Every readable record of this protocol, in the order of their names."""
+        found = []
+        for path in sorted(self.runs.glob("*.json")):
+            if path.name.endswith(".epochs.json"):
+                continue
+            try:
+                record = _read(json.loads(path.read_text("utf-8")))
+            except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+                log.warning("%s is not a readable record and is left out (%s: %s)", path, type(error).__name__, error)
+                continue
+            if record.protocol == PROTOCOL:
+                found.append(record)
+        return found
+
+    def standing(self, rerun: frozenset[str] = frozenset()) -> frozenset[str]:
+        """Ids of trials that need no training; `rerun` names statuses that do not stand this time."""
+        return frozenset(
+            record.trial.id
+            for record in self.records()
+            if record.status in FINAL - rerun and (record.status != "done" or self._weights_path(record.trial.id).exists())
+        )
+
+    def record(self, trial_id: str) -> Record | None:
+        path = self.runs / f"{trial_id}.json"
+        return _read(json.loads(path.read_text("utf-8"))) if path.exists() else None
+
+    def epochs(self, trial_id: str) -> tuple[Epoch, ...]:
+        """What was measured after each epoch. Raises OSError or ValueError if it cannot be read."""
+        rows = json.loads((self.runs / f"{trial_id}.epochs.json").read_text("utf-8"))
+        return tuple(Epoch(**row) for row in rows)
+
+    def weights(self, trial_id: str) -> dict[str, Tensor]:
+        """The final weights of a trial that is done. Raises ValueError if they are not those of the record."""
+        from kdbench.store.weights import load_weights
+
+        record = self.record(trial_id)
+        if record is None or record.weights_sha256 is None:
+            raise ValueError(f"there is no finished record of {trial_id}")
+        return load_weights(self._weights_path(trial_id), record.weights_sha256)
+
+    def _weights_path(self, trial_id: str) -> Path:
+        return self.runs / f"{trial_id}.pt"
+
+
+def _json(value: object) -> bytes:
+    return (json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode()
+
+
+def _record(outcome: Outcome, environment: Mapping[str, Value], weights_sha256: str | None) -> Record:
+    epochs = outcome.epochs
+    last = epochs[-1] if epochs and outcome.status == "done" else None
+    best = max(epochs, key=lambda epoch: (epoch.top1, -epoch.epoch)) if last else None
+    return Record(
+        protocol=PROTOCOL,
+        trial=outcome.trial,
+        status=outcome.status,
+        reason=outcome.reason,
+        top1=last.top1 if last else None,
+        top5=last.top5 if last else None,
+        best_top1=best.top1 if best else None,
+        best_epoch=best.epoch if best else None,
+        teacher_top1=outcome.teacher_top1,
+        seconds_own=median(epoch.seconds_own for epoch in epochs) if epochs else None,
+        seconds_shared=median(epoch.seconds_shared for epoch in epochs) if epochs else None,
+        facts=dict(outcome.facts),
+        environment=dict(environment),
+        weights_sha256=weights_sha256,
+        finished=datetime.now(UTC).isoformat(timespec="milliseconds"),
+    )
+
+
+def _read(fields: Any) -> Record:
+    fields = dict(fields)
+    trial_id = fields.pop("id")
+    trial = dict(fields.pop("trial"))
+    data, recipe, teacher = trial.pop("data"), trial.pop("recipe"), trial.pop("teacher")
+    record = Record(
+        **fields,
+        trial=Trial(
+            **trial,
+            data=replace(DataInfo(**data), mean=tuple(data["mean"]), std=tuple(data["std"])),
+            recipe=replace(Recipe(**recipe), milestones=tuple(recipe["milestones"])),
+            teacher=Teacher(**teacher) if teacher else None,
+        ),
+    )
+    if record.protocol == PROTOCOL and record.trial.id != trial_id:
+        raise ValueError("its contents do not belong to its id")
+    return record

@@ -1,0 +1,158 @@
+"""Train the students of a cohort side by side: one batch, one augmentation, one teacher forward, N students."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdbench.data.batches import Loader
+from kdbench.data.sources import ImageSet
+from kdbench.distill.distiller import Shapes
+from kdbench.models import build, features, load_checkpoint
+from kdbench.models.output import Output
+from kdbench.spec import Cohort, Epoch, Observer, Outcome, Trial
+from kdbench.train.checkpoints import Checkpoints, log
+from kdbench.train.evaluate import EVALUATION_BATCH, accuracy, autocast
+from kdbench.train.stopwatch import Stopwatch
+from kdbench.train.student import Diverged, Student, as_float32
+
+
+class LocalExecutor:
+    """Trains cohorts in this process on one device."""
+
+    def __init__(self, images: ImageSet, device: torch.device, checkpoints: Checkpoints) -> None:
+        self.images, self.device, self.checkpoints = images, device, checkpoints
+
+    def train(
+        self, cohort: Cohort, teacher: Mapping[str, Tensor] | None, observer: Observer
+    ) -> Iterator[Outcome]:
+        """Outcomes in the order in which trials end. One student's failure leaves the others as they would be alone.
+
+        Raises: whatever breaks what they share (data, teacher, device memory).
+        """
+        device, precision = self.device, cohort.precision
+        loader = Loader(
+            self.images, batch_size=cohort.recipe.batch_size, pad=cohort.recipe.pad, device=device, seed=cohort.seed
+        )
+        guide = _load_teacher(cohort, teacher, device)
+        clock = Stopwatch(device)
+        teacher_top1 = None
+        if guide:
+            teacher_top1, _ = accuracy(guide, loader.evaluation(EVALUATION_BATCH), device, precision)
+
+        def ended(student: Student, error: Exception | None = None) -> Outcome:
+            if error is None:
+                return Outcome(
+                    student.trial,
+                    "done",
+                    epochs=tuple(student.epochs),
+                    teacher_top1=teacher_top1,
+                    facts=student.method.facts(),
+                    weights=student.weights(),
+                )
+            status, reason = _verdict(error, f"epoch {student.epoch}")
+            return Outcome(student.trial, status, reason, tuple(student.epochs), teacher_top1)
+
+        students: list[Student] = []
+        for trial in cohort.trials:
+            try:
+                students.append(self._student(trial))
+            except Exception as error:
+                _, reason = _verdict(error, "before training")
+                yield Outcome(trial, "failed", reason, teacher_top1=teacher_top1)
+
+        total = cohort.recipe.epochs
+        for epoch in range(1, total + 1):
+            active = [student for student in students if len(student.epochs) == epoch - 1]
+            if not active:
+                continue
+            preact = any(student.method.preact for student in active)
+            for student in active:
+                student.begin(epoch)
+            batches = loader.epoch(epoch)
+            for step in range(loader.steps):
+                with clock.running():
+                    batch = next(batches)
+                    target = _forward(guide, batch.images, preact, device, precision)
+                for student in list(active):
+                    try:
+                        with student.clock.running():
+                            student.step(batch, target)
+                    except Exception as error:
+                        active.remove(student)
+                        students.remove(student)
+                        yield ended(student, error)
+                if not active:
+                    break
+                observer.step(cohort, epoch, step + 1, loader.steps)
+            shared = clock.total()
+            for student in list(active):
+                try:
+                    terms = student.check()
+                    own = student.clock.total()
+                    top1, top5 = accuracy(student.network, loader.evaluation(EVALUATION_BATCH), device, precision)
+                except Exception as error:
+                    active.remove(student)
+                    students.remove(student)
+                    yield ended(student, error)
+                else:
+                    student.epochs.append(Epoch(epoch, student.rate, terms, top1, top5, own, shared))
+                    self.checkpoints.save(student.trial.id, student.state())
+            observer.epoch(cohort, epoch, {student.trial.id: student.epochs[-1] for student in active})
+        for student in students:
+            yield ended(student)
+
+    def _student(self, trial: Trial) -> Student:
+        data = trial.data
+        own = features(trial.arch, data.classes, data.size)
+        seen = features(trial.teacher.arch, data.classes, data.size) if trial.teacher else own
+        shapes = Shapes(own, seen, data.classes, self.images.train.labels)
+        student = Student(trial, shapes, self.device)
+        if state := self.checkpoints.load(trial.id):
+            try:
+                student.restore(state)
+            except Exception as error:
+                log.warning("the checkpoint of %s does not fit (%s): it starts again", trial.id, error)
+                return Student(trial, shapes, self.device)
+        return student
+
+
+def _load_teacher(cohort: Cohort, weights: Mapping[str, Tensor] | None, device: torch.device) -> nn.Module | None:
+    if cohort.teacher is None:
+        return None
+    arch, data = cohort.teacher.arch, cohort.data
+    if cohort.teacher.file:
+        weights = load_checkpoint(Path(cohort.teacher.file), arch, data.classes, data.size)
+    if weights is None:
+        raise ValueError(f"no weights were given for the teacher {arch}")
+    with torch.random.fork_rng(devices=[]):
+        network = build(arch, data.classes, data.size)
+    network.load_state_dict(dict(weights))
+    return network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def _forward(guide: nn.Module | None, images: Tensor, preact: bool, device: torch.device, precision: str) -> Output:
+    if guide is None:
+        nothing = images.new_empty(0)
+        return Output(nothing, (), nothing)
+    with autocast(device, precision):
+        output: Output = guide(images, preact=preact)
+    return as_float32(output)
+
+
+def _verdict(error: Exception, when: str) -> tuple[Any, str]:
+    """Status and one-line reason; an error says where in the method's file it arose."""
+    if isinstance(error, Diverged):
+        return "diverged", str(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    ours, torchs = Path(__file__).parents[1], Path(torch.__file__).parent
+    inside = [frame for frame in frames if not {ours, torchs} & set(Path(frame.filename).parents)]
+    place = (inside or frames)[-1]
+    first = (str(error).splitlines() or [""])[0]
+    return "failed", f"{when}: {type(error).__name__}: {first} ({Path(place.filename).name}, line {place.lineno})"

@@ -1,0 +1,13 @@
+"""The learning rate as a pure function of the epoch."""
+
+from __future__ import annotations
+
+from kdbench.spec import Recipe
+
+
+def learning_rate(recipe: Recipe, initial: float, epoch: int) -> float:
+    """The rate throughout `epoch` (from 1): it has dropped once for each milestone reached by the epochs before.
+
+    With the published milestone of 150, epoch 151 is the first at the lower rate (RepDistiller).
+    """
+    return initial * recipe.decay ** sum(epoch - 1 >= milestone for milestone in recipe.milestones)

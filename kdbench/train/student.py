@@ -1,0 +1,135 @@
+"""One student in training: network, method, optimiser, meters."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdbench.data.batches import Batch
+from kdbench.distill.distiller import Distiller, Shapes
+from kdbench.distill.objective import objective
+from kdbench.distill.registry import distiller, hyper_of
+from kdbench.models import build
+from kdbench.models.output import Output
+from kdbench.spec import Epoch, Trial, derive_seed
+from kdbench.train.evaluate import autocast
+from kdbench.train.schedule import learning_rate
+from kdbench.train.stopwatch import Stopwatch
+
+NEVER = 2**62
+
+
+class Diverged(Exception):
+    """The loss or the weights stopped being finite; the message says where."""
+
+
+def as_float32(output: Output) -> Output:
+    """What methods see in training, whatever the networks computed in."""
+    return replace(
+        output,
+        logits=output.logits.float(),
+        maps=tuple(each.float() for each in output.maps),
+        embedding=output.embedding.float(),
+        preact_maps=None if output.preact_maps is None else tuple(each.float() for each in output.preact_maps),
+    )
+
+
+class Student:
+    """Nothing here depends on other students: every random stream is keyed by what it is for (see `derive_seed`)."""
+
+    def __init__(self, trial: Trial, shapes: Shapes, device: torch.device) -> None:
+        self.trial, self.device = trial, device
+        self.epochs: list[Epoch] = []
+        self.clock = Stopwatch(device)
+        self._key = (trial.method, trial.teacher.arch if trial.teacher else "", trial.arch, trial.seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed("weights", trial.arch, trial.seed))
+            network = build(trial.arch, trial.data.classes, trial.data.size)
+            torch.manual_seed(derive_seed("helpers", *self._key))
+            generator = torch.Generator(device)
+            method = distiller(trial.base)
+            self.method: Distiller[Any] = method(hyper_of(trial.base, trial.settings), shapes, generator)
+        self.network = network.to(device, memory_format=torch.channels_last)
+        self.method = self.method.to(device)
+        self.optimiser = torch.optim.SGD(
+            [*self.network.parameters(), *self.method.parameters()],
+            lr=trial.lr,
+            momentum=trial.recipe.momentum,
+            weight_decay=trial.recipe.weight_decay,
+            fused=True,
+        )
+
+    def begin(self, epoch: int) -> None:
+        """Make ready for an epoch: mode, rate, random streams, meters."""
+        self.epoch, self.steps = epoch, 0
+        self.rate = learning_rate(self.trial.recipe, self.trial.lr, epoch)
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.rate
+        self.method.generator.manual_seed(derive_seed("draws", *self._key, epoch))
+        self._dropout = derive_seed("dropout", *self._key, epoch)
+        self._names: list[str] = []
+        self._sums = torch.zeros((), device=self.device)
+        self._first_bad = torch.zeros((), device=self.device)
+        self.network.train()
+        self.method.train()
+
+    def step(self, batch: Batch, teacher: Output) -> None:
+        """One optimiser step on one batch; nothing is read back from the device."""
+        torch.manual_seed((self._dropout + self.steps) % 2**63)
+        with autocast(self.device, self.trial.precision):
+            output = self.network(batch.images, preact=self.method.preact)
+        terms = objective(self.method, as_float32(output), teacher, batch, self.epoch)
+        torch.stack(list(terms.values())).sum().backward()
+        with torch.no_grad():
+            self.method.after_backward(batch)
+            self._meter(terms)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.steps += 1
+
+    def _meter(self, terms: dict[str, Tensor]) -> None:
+        values = torch.stack(list(terms.values())).detach().double()  # [terms]
+        if not self._names:
+            self._names = list(terms)
+            self._sums = torch.zeros_like(values)
+            self._first_bad = torch.full_like(values, NEVER)
+        self._sums += values
+        self._first_bad = torch.minimum(self._first_bad, torch.where(values.isfinite(), NEVER, self.steps))
+
+    def check(self) -> dict[str, float]:
+        """The epoch's mean of each term. Raises Diverged, naming the terms that broke first and the step."""
+        bad = self._first_bad.tolist()
+        if (first := min(bad)) < NEVER:
+            names = ", ".join(name for name, step in zip(self._names, bad, strict=True) if step == first)
+            raise Diverged(f"the loss was not finite from epoch {self.epoch}, step {int(first) + 1} on (term: {names})")
+        if not torch.stack([each.detach().float().abs().sum() for each in self.network.parameters()]).isfinite().all():
+            raise Diverged(f"the weights were not finite after epoch {self.epoch}")
+        means = (self._sums / self.steps).tolist()
+        return dict(zip(self._names, means, strict=True))
+
+    def state(self) -> dict[str, Any]:
+        """All that the next epoch depends on."""
+        return {
+            "fingerprint": self.trial.fingerprint,
+            "epochs": [asdict(each) for each in self.epochs],
+            "network": self.network.state_dict(),
+            "method": self.method.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state()`. Raises an exception of any kind if it is not this trial's."""
+        if state["fingerprint"] != self.trial.fingerprint:
+            raise ValueError("the state is another trial's")
+        epochs = [Epoch(**each) for each in state["epochs"]]
+        self.network.load_state_dict(state["network"])
+        self.method.load_state_dict(state["method"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.epochs = epochs
+
+    def weights(self) -> dict[str, Tensor]:
+        """The network's state dict on the CPU."""
+        return {name: tensor.detach().cpu().contiguous() for name, tensor in self.network.state_dict().items()}

@@ -1,0 +1,23 @@
+"""No teacher: cross-entropy with the labels alone.
+
+Paper:    none; the baseline of every table, and the way teachers are trained.
+Loss:     CE(labels, student logits).
+Defaults: none.
+Differs:  in nothing.
+"""
+
+from dataclasses import dataclass, fields
+
+from kdbench.distill import Distiller, Hyper, register
+
+
+@dataclass(frozen=True)
+class VanillaHyper(Hyper):
+    def __post_init__(self) -> None:
+        if any(getattr(self, item.name) != item.default for item in fields(self)):
+            raise ValueError("vanilla has no settings: it is the same network in every table")
+
+
+@register("vanilla", VanillaHyper, paper="-")
+class Vanilla(Distiller[VanillaHyper]):
+    """Adds no term to the harness's cross-entropy."""

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from kdbench.plan import pairs, recipes
+from kdbench.plan.estimate import duration, seconds
+from kdbench.plan.expand import Request, expand
+from kdbench.plan.expressions import parse
+from kdbench.plan.words import parse_classes, parse_seeds
+from kdbench.spec import Cost, Pair, Plan, Teacher, UserError
+from tests.plan.catalogue import CATALOGUE, DATA
+
+
+def request(methods: str = "kd,one,picky", seeds: tuple[int, ...] = (0, 1), pair: str = "big:small") -> Request:
+    chosen = tuple(Pair(*each.split(":")) for each in pair.split(","))
+    return Request(DATA, recipes.recipe("paper"), parse(methods, CATALOGUE), chosen, seeds, "fp32", {})
+
+
+def plan(wanted: Request, standing: frozenset[str] = frozenset()) -> Plan:
+    return expand(wanted, CATALOGUE, standing)
+
+
+def test_teachers_come_first_with_seed_0_only_and_students_with_every_seed() -> None:
+    made = plan(request())
+    shape = [(c.seed, c.teacher.arch if c.teacher else None, [(t.arch, t.method) for t in c.trials]) for c in made.cohorts]
+    assert shape == [
+        (0, None, [("big", "vanilla"), ("small", "vanilla")]),
+        (1, None, [("small", "vanilla")]),
+        (0, "big", [("small", "kd"), ("small", "one")]),
+        (1, "big", [("small", "kd"), ("small", "one")]),
+    ]
+    assert [(trial.method, trial.seed, reason) for trial, reason in made.verdicts] == [
+        ("picky", 0, "it needs equal channels"),
+        ("picky", 1, "it needs equal channels"),
+    ]
+
+
+def test_a_teacher_is_trained_with_seed_0_also_when_students_have_other_seeds() -> None:
+    first = plan(request(seeds=(5,))).cohorts[0]
+    assert (first.seed, [trial.arch for trial in first.trials]) == (0, ["big"])
+
+
+def test_one_vanilla_trial_serves_all_pairs() -> None:
+    made = plan(request(pair="big:small,small:small", seeds=(0,)))
+    assert [trial.arch for trial in made.waiting if trial.method == "vanilla"] == ["big", "small"]
+
+
+def test_light_networks_have_their_own_rate() -> None:
+    assert {trial.arch: trial.lr for trial in plan(request()).waiting} == {"big": 0.05, "small": 0.01}
+
+
+def test_standing_trials_are_left_out_and_a_new_method_trains_alone() -> None:
+    before = plan(request("kd"))
+    after = plan(request("kd,one"), frozenset(trial.id for trial in before.waiting))
+    assert {trial.method for trial in after.waiting} == {"one"}
+    assert len(after.done) == len(before.waiting)
+
+
+def test_a_teacher_from_a_file_is_not_trained_and_changes_the_students() -> None:
+    wanted = request()
+    files = {"big": Teacher("big", file="/somewhere/big.pth", sha256="ab" * 32)}
+    made = plan(replace(wanted, files=files))
+    assert "big" not in {trial.arch for trial in made.waiting}
+    own = {trial.fingerprint for trial in plan(wanted).waiting if trial.method == "kd"}
+    assert not own & {trial.fingerprint for trial in made.waiting}
+    moved = {"big": Teacher("big", file="/elsewhere/teacher.pth", sha256="ab" * 32)}
+    assert {t.fingerprint for t in plan(replace(wanted, files=moved)).waiting} == {t.fingerprint for t in made.waiting}
+
+
+def test_the_fingerprint_knows_what_matters_and_nothing_else() -> None:
+    trial = plan(request()).waiting[-1]
+    assert trial.id.endswith(trial.fingerprint)
+    same = [
+        replace(trial, data=replace(trial.data, label="other", sources={"a": "b"})),
+        replace(trial, recipe=replace(trial.recipe, label="other", name="other")),
+    ]
+    different = [
+        replace(trial, data=replace(trial.data, content="0")),
+        replace(trial, recipe=replace(trial.recipe, epochs=6)),
+        replace(trial, recipe=replace(trial.recipe, milestones=(1.0,))),
+        replace(trial, lr=0.1),
+        replace(trial, arch="big"),
+        replace(trial, settings={**trial.settings, "alpha": 0.25}),
+        replace(trial, code="edited"),
+        replace(trial, seed=9),
+        replace(trial, precision="bf16"),
+    ]
+    assert {each.fingerprint for each in same} == {trial.fingerprint}
+    assert len({each.fingerprint for each in (trial, *different)}) == len(different) + 1
+    assert replace(trial, seed=9).variant == trial.variant
+
+
+def test_too_small_images_and_sets_are_refused() -> None:
+    with pytest.raises(UserError, match="small needs images of at least 16x16 pixels"):
+        plan(replace(request(), data=replace(DATA, size=8)))
+    with pytest.raises(UserError, match="40 training images, less than one batch of 64"):
+        plan(replace(request(), data=replace(DATA, train=40)))
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"), [("3", (0, 1, 2)), ("0,1,7", (0, 1, 7)), ("7,", (7,)), ("1,1", (1,)), (" 2 ", (0, 1))]
+)
+def test_seeds(text: str, seeds: tuple[int, ...]) -> None:
+    assert parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["", "x", "0", "-1", "1,,2", "1.5", "99999"])
+def test_bad_seeds(text: str) -> None:
+    with pytest.raises(UserError, match="--seeds"):
+        parse_seeds(text)
+
+
+def test_classes() -> None:
+    assert parse_classes("0-3, 8") == (0, 1, 2, 3, 8)
+    for text in ("", "5", "3-1", "a-b", "1;2"):
+        with pytest.raises(UserError, match="--classes"):
+            parse_classes(text)
+
+
+def test_pairs() -> None:
+    assert len(pairs.parse("all", "cifar100")) == 13
+    assert pairs.parse("same,cross", "cifar10") == pairs.parse("all", "cifar10")
+    assert len(pairs.parse("all", "digits")) == 3
+    assert pairs.parse("a:b,a:b", "digits") == (Pair("a", "b"),)
+    for text in ("", "wrn", "a:", ":b", "a:b:c"):
+        with pytest.raises(UserError, match="pair"):
+            pairs.parse(text, "cifar100")
+    with pytest.raises(UserError, match="did you mean 'cross'"):
+        pairs.parse("corss", "cifar100")
+
+
+def test_recipes() -> None:
+    paper = recipes.recipe("paper")
+    assert (paper.epochs, paper.milestones, paper.batch_size, paper.weight_decay) == (240, (150, 180, 210), 64, 5e-4)
+    assert paper.published()
+    short = recipes.recipe("paper", epochs=6)
+    assert (short.label, short.milestones) == ("paper@6", (3.75, 4.5, 5.25))
+    assert not short.published()
+    assert recipes.recipe("paper", epochs=240) == paper
+    assert recipes.recipe("quick").milestones == (18.75, 22.5, 26.25)
+    assert recipes.recipe("quick", lr=0.1, size=64).label == "quick,lr=0.1,64px"
+    assert recipes.recipe("paper", lr=0.1).lr_light == 0.1
+    assert (recipes.default("digits"), recipes.default("cifar10")) == ("digits", "paper")
+    with pytest.raises(UserError, match="did you mean 'quick'"):
+        recipes.recipe("quik")
+    for wrong in ({"epochs": 0}, {"lr": 0.0}, {"lr": float("nan")}, {"size": 4}):
+        with pytest.raises(UserError):
+            recipes.recipe("paper", **wrong)  # type: ignore[arg-type]
+
+
+def test_the_estimate_adds_up() -> None:
+    made = plan(request("kd", seeds=(0,)))
+    costs = {"big": Cost(train=0.3, forward=0.1), "small": Cost(train=0.03, forward=0.01)}
+    images = 1000 // 64 * 64
+    vanilla = images * (0.3 + 0.03) + 100 * (0.1 + 0.01)
+    pair = images * (0.03 + 0.1) + 100 * 0.01
+    assert seconds(made, costs) == pytest.approx(240 * (vanilla + pair))
+    assert [duration(value) for value in (5, 600, 12000, 400000)] == ["5 s", "10 min", "3 h 20 min", "4.6 days"]

@@ -1,0 +1,81 @@
+"""The house: which room may import which, and that shared code names no method."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from kdbench.distill import registry
+from kdbench.spec import VANILLA
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "kdbench"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+MAY_IMPORT: dict[str, set[str]] = {
+    "spec": set(),
+    "plan": {"spec"},
+    "data": {"spec"},
+    "models": {"spec"},
+    "distill": {"spec", "data", "models"},
+    "train": {"spec", "data", "models", "distill"},
+    "store": {"spec"},
+    "report": {"spec", "store"},
+    "progress": {"spec"},
+    "runner": {"spec", "data", "train", "store"},
+    "cli": {"spec", "plan", "data", "models", "distill", "train", "store", "report", "progress", "runner"},
+}
+TORCH_FREE = {"spec", "plan", "report", "progress"}
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add(node.module or "")
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_rooms_import_only_what_they_may(path: Path) -> None:
+    if room(path) == "__init__":
+        assert not imported(path)
+        return
+    names = imported(path)
+    rooms = {name.split(".")[1] for name in names if name.startswith("kdbench.")}
+    assert rooms - {room(path)} <= MAY_IMPORT[room(path)]
+    assert not any(name.split(".")[0] == "methods" for name in names)
+    if room(path) in TORCH_FREE:
+        assert not any(name.split(".")[0] in ("torch", "torchvision", "timm") for name in names)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "methods").glob("*.py")), ids=lambda path: path.name)
+def test_methods_know_only_the_contract(path: Path) -> None:
+    for name in imported(path):
+        if name.split(".")[0] in ("kdbench", "bench"):
+            assert name == "kdbench.distill" or name.startswith("kdbench.distill."), name
+            assert name.count(".") == 1 or name.split(".")[2] in dir(__import__("kdbench.distill").distill)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_shared_code_names_no_method(path: Path) -> None:
+    names = set(registry.infos()) - {VANILLA, "kd"}
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        words = {
+            getattr(node, "id", None),
+            getattr(node, "attr", None),
+            getattr(node, "arg", None),
+            getattr(node, "name", None),
+            node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else None,
+        }
+        assert not words & names, f"{path.name}, line {getattr(node, 'lineno', '?')}"
