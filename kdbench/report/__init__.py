@@ -1,0 +1,119 @@
+"""Records -> tables and charts. Everything here is derived and can be rebuilt; importing it loads nothing heavy."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kdbench.spec import Epoch, Record, UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from kdbench.report.groups import Selection
+
+__all__ = ["Report", "write_report"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written, and what it was written from."""
+
+    frame: pd.DataFrame  # the long form, see `tables.COLUMNS`
+    notes: tuple[str, ...]
+    paths: tuple[Path, ...]
+
+
+def write_report(records: Sequence[Record], curve: Callable[[str], Sequence[Epoch]], out: Path) -> Report:
+    """Write `tables/accuracy.csv`, `tables/accuracy.md` and `charts/*.png|svg` under `out`, each file whole.
+
+    `curve` gives the epochs of a trial by its id; where it fails, the charts by epoch do without that trial.
+    """
+    from kdbench.report import markdown, tables
+    from kdbench.report.groups import select
+
+    selection = select(records)
+    frame = tables.accuracy(records)
+    notes = tables.footnotes(records)
+    curves, unread = _read_curves(selection, curve)
+    if unread:
+        notes.append(f"Charts by epoch do without {unread} finished trial{'s' * (unread > 1)}: no epochs to be read.")
+    paths = [
+        _write(out / "tables" / "accuracy.csv", _csv(frame)),
+        _write(out / "tables" / "accuracy.md", markdown.document(frame, notes).encode()),
+    ]
+    if selection.groups:
+        paths += _charts(frame, selection, curves, out / "charts")
+    return Report(frame, tuple(notes), tuple(paths))
+
+
+def _read_curves(
+    selection: Selection, curve: Callable[[str], Sequence[Epoch]]
+) -> tuple[dict[str, Sequence[Epoch]], int]:
+    found: dict[str, Sequence[Epoch]] = {}
+    wanted = dict.fromkeys(record.trial.id for group in selection.groups for record in group.done)
+    for trial in wanted:
+        try:
+            epochs = curve(trial)
+        except (OSError, ValueError, LookupError, TypeError, UserError):  # missing, torn or written by something else
+            continue
+        if epochs:
+            found[trial] = epochs
+    return found, len(wanted) - len(found)
+
+
+def _csv(frame: pd.DataFrame) -> bytes:
+    """Numbers to 4 decimals, empty cells empty. Text that a spreadsheet would run gets a leading apostrophe."""
+    from kdbench.report.tables import TEXT
+
+    safe = frame.round(4)
+    for name in TEXT:
+        safe[name] = [f"'{text}" if re.match(r"[=+\-@\t\r]", text) else text for text in map(str, frame[name])]
+    return str(safe.to_csv(index=False, lineterminator="\n")).encode()
+
+
+def _charts(frame: pd.DataFrame, selection: Selection, curves: dict[str, Sequence[Epoch]], folder: Path) -> list[Path]:
+    from kdbench.report import charts, style, tables
+
+    paths: list[Path] = []
+    taken: set[str] = set()
+    for dataset, recipe in tables.tables(frame):
+        name = _file_name(dataset, recipe, taken)
+        with style.house_style():
+            figures = {
+                "accuracy": charts.accuracy_chart(frame, selection.groups, dataset, recipe),
+                "curves": charts.curves_chart(frame, selection.groups, curves, dataset, recipe),
+            }
+            for kind, figure in figures.items():
+                if figure is not None:
+                    files = style.save(figure).items()
+                    paths += [_write(folder / f"{kind}.{name}.{ending}", content) for ending, content in files]
+    return paths
+
+
+def _file_name(dataset: str, recipe: str, taken: set[str]) -> str:
+    """`DATASET.RECIPE` in characters that every file system takes, different for each table."""
+    words = (re.sub(r"[^A-Za-z0-9+=@_-]+", "-", word).strip("-")[:80] for word in (dataset, recipe))
+    plain = name = ".".join(words)
+    number = 1
+    while name.lower() in taken:
+        number += 1
+        name = f"{plain}-{number}"
+    taken.add(name.lower())
+    return name
+
+
+def _write(path: Path, content: bytes) -> Path:
+    """The whole file or the old one: never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path

@@ -19,7 +19,7 @@ from kdbench.spec import Cohort, Epoch, Observer, Outcome, Trial
 from kdbench.train.checkpoints import Checkpoints, log
 from kdbench.train.evaluate import EVALUATION_BATCH, accuracy, autocast
 from kdbench.train.stopwatch import Stopwatch
-from kdbench.train.student import Diverged, Student, as_float32
+from kdbench.train.student import Diverged, Student
 
 
 class LocalExecutor:
@@ -143,7 +143,7 @@ def _forward(guide: nn.Module | None, images: Tensor, preact: bool, device: torc
         return Output(nothing, (), nothing)
     with autocast(device, precision):
         output: Output = guide(images, preact=preact)
-    return as_float32(output)
+    return output.convert(Tensor.float)
 
 
 def _verdict(error: Exception, when: str) -> tuple[Any, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -24,17 +24,6 @@ NEVER = 2**62
 
 class Diverged(Exception):
     """The loss or the weights stopped being finite; the message says where."""
-
-
-def as_float32(output: Output) -> Output:
-    """What methods see in training, whatever the networks computed in."""
-    return replace(
-        output,
-        logits=output.logits.float(),
-        maps=tuple(each.float() for each in output.maps),
-        embedding=output.embedding.float(),
-        preact_maps=None if output.preact_maps is None else tuple(each.float() for each in output.preact_maps),
-    )
 
 
 class Student:
@@ -80,8 +69,8 @@ class Student:
         """One optimiser step on one batch; nothing is read back from the device."""
         torch.manual_seed((self._dropout + self.steps) % 2**63)
         with autocast(self.device, self.trial.precision):
-            output = self.network(batch.images, preact=self.method.preact)
-        terms = objective(self.method, as_float32(output), teacher, batch, self.epoch)
+            output: Output = self.network(batch.images, preact=self.method.preact)
+        terms = objective(self.method, output.convert(Tensor.float), teacher, batch, self.epoch)
         torch.stack(list(terms.values())).sum().backward()
         with torch.no_grad():
             self.method.after_backward(batch)

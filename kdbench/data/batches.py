@@ -1,0 +1,84 @@
+"""Batches of a training run, made on the device: the same for every student, keyed by data, seed and epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kdbench.data.imageset import ImageSet
+from kdbench.spec import UserError, derive_seed
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What every student of a cohort sees in one step."""
+
+    images: Tensor  # float32 [B, 3, H, W], channels-last, normalised
+    labels: Tensor  # int64 [B]
+    indices: Tensor  # int64 [B], rows of the training split (in evaluation: of the test split)
+
+
+class Loader:
+    """Serves one data set on one device. Raises UserError if the training split is smaller than one batch."""
+
+    def __init__(self, images: ImageSet, *, batch_size: int, pad: int, device: torch.device, seed: int) -> None:
+        count, height, width, _ = images.train.images.shape
+        if count < batch_size:
+            raise UserError(
+                f"{images.info.label}: the training split has {count} images, less than one batch of {batch_size}; "
+                f"take a larger --subset or more --classes"
+            )
+        self.info, self.batch_size, self.pad, self.device, self.seed = images.info, batch_size, pad, device, seed
+        # Padded once, with black, so that a crop is nothing but a gather.
+        self._train = torch.zeros(count, height + 2 * pad, width + 2 * pad, 3, dtype=torch.uint8, device=device)
+        self._train[:, pad : pad + height, pad : pad + width] = images.train.images.to(device)
+        self._train_labels = images.train.labels.to(device)
+        self._test, self._test_labels = images.test.images.to(device), images.test.labels.to(device)
+        self._rows, self._columns = torch.arange(height, device=device), torch.arange(width, device=device)
+        self._mean, self._std = torch.tensor(images.info.mean).to(device), torch.tensor(images.info.std).to(device)
+
+    @property
+    def steps(self) -> int:
+        """Batches an epoch; the last incomplete one is dropped."""
+        return len(self._train) // self.batch_size
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """The batches of an epoch: shuffled, cropped at random from the padded image, mirrored half of the time."""
+        order, top, left, mirrored = self._draw(number).to(self.device)  # [N] each
+        for step in range(self.steps):
+            here = slice(step * self.batch_size, (step + 1) * self.batch_size)
+            index = order[here]
+            rows = top[here, None] + self._rows  # [B, H]
+            columns = left[here, None] + torch.where(mirrored[here, None] > 0, self._columns.flip(0), self._columns)
+            crops = self._train[index[:, None, None], rows[:, :, None], columns[:, None, :]]  # [B, H, W, 3]
+            yield Batch(normalise(crops, self._mean, self._std), self._train_labels[index], index)
+
+    def _draw(self, number: int) -> Tensor:
+        """Order, crops and flips of an epoch, int64 [4, N]; drawn on the CPU, so that no device has its own."""
+        stream = torch.Generator().manual_seed(derive_seed("batches", self.info.content, self.seed, number))
+        count = len(self._train)
+        order = torch.randperm(count, generator=stream)
+        offsets = torch.randint(2 * self.pad + 1, (2, count), generator=stream)
+        flips = torch.randint(2, (count,), generator=stream) * self.info.flip
+        return torch.cat([order[None], offsets, flips[None]])
+
+    def evaluation(self, batch_size: int) -> Iterator[Batch]:
+        """The whole test split in its order, as it is; the last batch may be smaller."""
+        for start in range(0, len(self._test), batch_size):
+            here = slice(start, start + batch_size)
+            labels = self._test_labels[here]
+            indices = torch.arange(start, start + len(labels), device=self.device)
+            yield Batch(normalise(self._test[here], self._mean, self._std), labels, indices)
+
+
+def normalise(images: Tensor, mean: Tensor | Sequence[float], std: Tensor | Sequence[float]) -> Tensor:
+    """Pixels uint8 [B, H, W, 3] -> float32 [B, 3, H, W], channels-last: (pixel / 255 - mean) / std.
+
+    Tensors on the images' device cost no transfer.
+    """
+    mean = torch.as_tensor(mean, dtype=torch.float32, device=images.device).view(3, 1, 1)
+    std = torch.as_tensor(std, dtype=torch.float32, device=images.device).view(3, 1, 1)
+    return images.permute(0, 3, 1, 2).to(torch.float32).div_(255).sub_(mean).div_(std)

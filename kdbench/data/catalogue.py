@@ -1,0 +1,49 @@
+"""The data sets by name; imports nothing heavy, so that lists and help stay instant.
+
+To add one: write `sources/FILE.py` with a function `find(request, data_dir) -> Source` and add a line here.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+
+from kdbench.spec import UserError
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A data set, or a family of them that are told apart by a path."""
+
+    reader: str  # file in sources/
+    summary: str
+
+
+_ENTRIES = {
+    "digits": Entry("digits", "1,797 handwritten digits of 8x8 pixels, 10 classes; comes with scikit-learn"),
+    "cifar10": Entry("cifar", "60,000 photographs of 32x32 pixels, 10 classes; downloaded when absent"),
+    "cifar100": Entry("cifar", "60,000 photographs of 32x32 pixels, 100 classes; downloaded when absent"),
+    "folder:PATH": Entry("folder", "your own images: train/ and test/ or val/, in each a folder a class"),
+    "parquet:PATH": Entry("parquet", "image sets as shared on the Hugging Face hub: a folder of parquet files"),
+}
+
+
+def describe() -> dict[str, str]:
+    """Every data set with one line about it."""
+    return {name: entry.summary for name, entry in _ENTRIES.items()}
+
+
+def entry(source: str) -> Entry:
+    """The entry of a source as a person writes it: `digits`, `folder:~/pets`. Raises UserError."""
+    kind, colon, path = source.partition(":")
+    forms = {form.partition(":")[0]: form for form in _ENTRIES}
+    if kind not in forms:
+        near = difflib.get_close_matches(kind.lower(), forms, n=1, cutoff=0.5)
+        hint = f"did you mean {forms[near[0]]!r}? " if near else ""
+        raise UserError(f"unknown data set {source!r}: {hint}see `python bench.py list datasets`")
+    form = forms[kind]
+    if ":" in form and not path:
+        raise UserError(f"data set {source!r} lacks a path: write {form}")
+    if ":" not in form and colon:
+        raise UserError(f"data set {source!r}: {kind!r} takes no path; your own images are folder:PATH or parquet:PATH")
+    return _ENTRIES[form]

@@ -1,0 +1,27 @@
+"""Where images come from, a file a family; `catalogue` lists them."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+
+from kdbench.data.cache import decoded
+from kdbench.data.catalogue import entry
+from kdbench.data.imageset import ImageSet, Source, Split
+from kdbench.data.select import select
+from kdbench.spec import DataRequest, UserError
+
+__all__ = ["ImageSet", "Split", "prepare"]
+
+
+def prepare(request: DataRequest, data_dir: Path) -> ImageSet:
+    """Find, decode and select what is asked for; downloads and decoded copies lie in `data_dir`. Raises UserError."""
+    data_dir = data_dir.expanduser()
+    reader = import_module(f"kdbench.data.sources.{entry(request.source).reader}")
+    if request.label_column is not None and not request.source.startswith("parquet:"):
+        raise UserError(f"--label-column {request.label_column!r} is for parquet:PATH; {request.source} has one label")
+    try:
+        source: Source = reader.find(request, data_dir)
+        return select(source, decoded(source, request.size, data_dir), request)
+    except OSError as error:
+        raise UserError(f"{request.source} cannot be read: {error}") from error

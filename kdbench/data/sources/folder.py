@@ -1,0 +1,111 @@
+"""The user's own images: train/ and test/ or val/, in each a folder a class, in each any image files."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import torch
+
+from kdbench.data.imageset import Decoded, Source, Split, file_digests
+from kdbench.data.pixels import decode_all
+from kdbench.data.select import safe_label
+from kdbench.spec import DataRequest, UserError
+
+TEST_NAMES = ("test", "val", "valid", "validation")
+"""Where the test split is looked for, best first."""
+
+_EXTENSIONS = (
+    ".bmp",
+    ".gif",
+    ".jfif",
+    ".jp2",
+    ".jpe",
+    ".jpeg",
+    ".jpg",
+    ".pbm",
+    ".pgm",
+    ".png",
+    ".ppm",
+    ".tif",
+    ".tiff",
+    ".webp",
+)
+_LAYOUT = "expected train/CLASS/IMAGE and test/CLASS/IMAGE (or val/, valid/, validation/)"
+
+Files = dict[str, list[Path]]  # class name -> its images, both in order
+
+
+def find(request: DataRequest, data_dir: Path) -> Source:
+    """Class numbers follow the sorted folder names. Raises UserError if the layout is another one."""
+    root = Path(os.path.abspath(Path(request.source.partition(":")[2]).expanduser()))
+    if not root.is_dir():
+        raise UserError(f"{root} is not a folder; {_LAYOUT}")
+    folders = {child.name.lower(): child for child in sorted(root.iterdir()) if child.is_dir()}
+    if "train" not in folders:
+        raise UserError(f"{root} has no folder train; {_LAYOUT}")
+    train = _classes(folders["train"])
+    test_folder = _test_folder(root, folders, train)
+    test = _classes(test_folder)
+    _compare(folders["train"], train, test_folder, test)
+
+    def decode(size: int) -> Decoded:
+        return Decoded(_split(train, size), _split(test, size), dict(enumerate(train)))
+
+    digests = {
+        folder.name: _digest(folder, found) for folder, found in ((folders["train"], train), (test_folder, test))
+    }
+    return Source(safe_label("folder", root.name), digests, decode)
+
+
+def _classes(split: Path) -> Files:
+    """The folders that hold at least one image, at any depth."""
+    found: Files = {}
+    for folder in sorted(split.iterdir(), key=lambda path: path.name):
+        if folder.name.startswith(".") or not folder.is_dir():
+            continue
+        images = [
+            Path(parent, name)
+            for parent, _, names in os.walk(folder)
+            for name in names
+            if not name.startswith(".") and name.lower().endswith(_EXTENSIONS)
+        ]
+        if images:
+            found[folder.name] = sorted(images)
+    if not found:
+        raise UserError(f"{split} holds no folder with images; {_LAYOUT}")
+    return found
+
+
+def _test_folder(root: Path, folders: dict[str, Path], train: Files) -> Path:
+    present = [folders[name] for name in TEST_NAMES if name in folders]
+    if not present:
+        raise UserError(f"{root} has no folder test, val, valid or validation; {_LAYOUT}")
+    for folder in present:  # a test/ without labels has none of the class folders
+        if any((folder / name).is_dir() for name in train):
+            return folder
+    return present[0]
+
+
+def _compare(train_folder: Path, train: Files, test_folder: Path, test: Files) -> None:
+    for folder, found, other in ((test_folder, test, train), (train_folder, train, test)):
+        missing = [name for name in other if name not in found]
+        if missing:
+            shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+            raise UserError(f"{folder} has no image of the class {shown}; both splits need the same class folders")
+
+
+def _split(files: Files, size: int) -> Split:
+    named = [(str(path), path) for paths in files.values() for path in paths]
+    labels = [number for number, paths in enumerate(files.values()) for _ in paths]
+    return Split(torch.from_numpy(decode_all(named, len(named), size)), torch.tensor(labels))
+
+
+def _digest(split: Path, files: Files) -> str:
+    """One SHA-256 over the relative paths and contents of all images."""
+    paths = [path for found in files.values() for path in found]
+    combined = hashlib.sha256()
+    for path, content in zip(paths, file_digests(paths), strict=True):
+        combined.update(os.fsencode(path.relative_to(split).as_posix()) + b"\0" + content.encode() + b"\n")
+    return combined.hexdigest()

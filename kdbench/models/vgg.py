@@ -1,0 +1,67 @@
+"""Plain convolutional networks with batch norm, five blocks divided by pooling, one linear classifier.
+
+Source: Simonyan and Zisserman 2014, arXiv:1409.1556, table 1 (A, B, D, E; `vgg8` has one convolution a block).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdbench.models.blocks import Architectures, init_convs, init_linear, pool
+from kdbench.models.output import Output
+
+_WIDTHS = (64, 128, 256, 512, 512)
+_DEEP_POOL = 64  # pixels; images of this size and above are pooled once more, before the last block
+
+SMALLEST = 8  # pixels; three poolings halve it to 1
+
+
+class VGG(nn.Module):
+    def __init__(self, layers: tuple[int, int, int, int, int], classes: int) -> None:
+        """`layers` are the convolutions of each block."""
+        super().__init__()
+        self.block0 = _block(3, _WIDTHS[0], layers[0])
+        self.block1 = _block(_WIDTHS[0], _WIDTHS[1], layers[1])
+        self.block2 = _block(_WIDTHS[1], _WIDTHS[2], layers[2])
+        self.block3 = _block(_WIDTHS[2], _WIDTHS[3], layers[3])
+        self.block4 = _block(_WIDTHS[3], _WIDTHS[4], layers[4])
+        self.classifier = nn.Linear(_WIDTHS[4], classes)
+        init_convs(self)
+        init_linear(self.classifier)
+
+    def forward(self, images: Tensor, preact: bool = False) -> Output:
+        large = min(images.shape[-2:]) >= _DEEP_POOL
+        maps: list[Tensor] = []
+        preact_maps: list[Tensor] = []
+        out = images
+        for number, block in enumerate((self.block0, self.block1, self.block2, self.block3, self.block4)):
+            if 1 <= number <= 3 or (number == 4 and large):
+                out = F.max_pool2d(out, 2)
+            before = block(out)
+            out = F.relu(before)
+            maps.append(out)
+            preact_maps.append(before if number else out)  # the first block stands for the stem
+        embedding = pool(out)
+        return Output(self.classifier(embedding), tuple(maps), embedding, tuple(preact_maps) if preact else None)
+
+
+def _block(inputs: int, outputs: int, layers: int) -> nn.Sequential:
+    """Convolutions with batch norm, activated but for the last."""
+    modules: list[nn.Module] = []
+    for layer in range(layers):
+        if layer:
+            modules.append(nn.ReLU(inplace=True))
+        modules += [nn.Conv2d(outputs if layer else inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs)]
+    return nn.Sequential(*modules)
+
+
+ARCHITECTURES: Architectures = {
+    "vgg8": partial(VGG, (1, 1, 1, 1, 1)),
+    "vgg11": partial(VGG, (1, 1, 2, 2, 2)),
+    "vgg13": partial(VGG, (2, 2, 2, 2, 2)),
+    "vgg16": partial(VGG, (2, 2, 3, 3, 3)),
+    "vgg19": partial(VGG, (2, 2, 4, 4, 4)),
+}

@@ -1,0 +1,41 @@
+"""The published accuracies that stand beside ours, and the order in which the paper lists its pairs."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+from kdbench.spec import VANILLA
+
+SOURCE = "icd-2024-07"
+"""Which of the published tables is compared with."""
+
+DATASET = "cifar100"
+"""The label of the data set on which the published students were trained and evaluated."""
+
+
+def path() -> Path | None:
+    """The CSV beside this module (a built wheel) or in `results/` (the source tree); None if there is neither."""
+    here = Path(__file__).resolve()
+    candidates = (here.with_name("published.csv"), here.parents[2] / "results" / "published.csv")
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
+
+
+@cache
+def numbers() -> Mapping[tuple[str, str, str], float]:
+    """(teacher, student, method) -> top-1 in %, in the paper's order; the paper's `student` rows are our `vanilla`."""
+    found = path()
+    if found is None:  # a report without the comparison is worth more than none
+        return {}
+    with found.open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["source"] == SOURCE and row["evaluated_on"] == DATASET]
+    own = {"student": VANILLA}
+    return {(row["teacher"], row["student"], own.get(row["method"], row["method"])): float(row["top1"]) for row in rows}
+
+
+@cache
+def pairs() -> Mapping[tuple[str, str], int]:
+    """(teacher, student) -> its place in the paper's list."""
+    return {pair: place for place, pair in enumerate(dict.fromkeys((t, s) for t, s, _ in numbers()))}

@@ -1,0 +1,354 @@
+"""Records -> the accuracy table, in long form and in the paper's layout, and the footnotes that belong to it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+import pandas as pd
+
+from kdbench.report import published
+from kdbench.report.groups import TEACHER, Group, Selection, finished, method_key, newest, select, table_of
+from kdbench.spec import VANILLA, Record, Trial
+
+TEXT = ("dataset", "recipe", "teacher", "student", "method", "status", "reason")
+COLUMNS = (
+    *("dataset", "recipe", "teacher", "student", "method", "status", "n"),
+    *("top1_mean", "top1_sd", "top1_best_mean", "top5_mean", "seconds_per_epoch", "published", "gap", "reason"),
+)
+"""The columns of the long form and of accuracy.csv."""
+
+MISSING = "–"
+WORST = ("failed", "diverged", "n/a")
+_ROW_LABELS = {TEACHER: "Teacher", VANILLA: "Student"}
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One row of the long form; the fields are COLUMNS."""
+
+    dataset: str
+    recipe: str
+    teacher: str
+    student: str
+    method: str
+    status: str
+    n: int
+    top1_mean: float | None
+    top1_sd: float | None = None
+    top1_best_mean: float | None = None
+    top5_mean: float | None = None
+    seconds_per_epoch: float | None = None
+    published: float | None = None
+    gap: float | None = None
+    reason: str = ""
+
+
+def accuracy(records: Sequence[Record]) -> pd.DataFrame:
+    """The long form: one row per (dataset, recipe, teacher, student, method), with the columns COLUMNS.
+
+    Text that is absent is empty, numbers that are absent are NaN. Vanilla records appear in every pair whose student
+    they are; the teacher's row shows the one network that taught. Variants are never averaged (see `groups`).
+    """
+    return _frame(_rows(select(records), records))
+
+
+def _frame(rows: Sequence[_Row]) -> pd.DataFrame:
+    kinds = {"n": "int64"} | dict.fromkeys(TEXT, "object")
+    series = {name: pd.Series([getattr(r, name) for r in rows], dtype=kinds.get(name, "float64")) for name in COLUMNS}
+    return pd.DataFrame(series)
+
+
+def _rows(selection: Selection, records: Sequence[Record]) -> list[_Row]:
+    by_id = {record.trial.id: record for record in records}
+    rows: list[_Row] = []
+    for groups in _by_pair(selection.groups).values():
+        if groups[0].teacher:
+            rows += _teacher_row(groups, by_id)
+        rows += [_row(group) for group in groups]
+    return rows
+
+
+def _by_pair(groups: Iterable[Group]) -> dict[tuple[str, str, str, str], list[Group]]:
+    columns: defaultdict[tuple[str, str, str, str], list[Group]] = defaultdict(list)
+    for group in groups:
+        columns[group.dataset, group.recipe, group.teacher, group.student].append(group)
+    return columns
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
+
+
+def _published(trial: Trial, teacher: str, method: str, mean: float | None) -> tuple[float | None, float | None]:
+    """The published number and our distance from it, in points: only where data and recipe are the published ones."""
+    if trial.data.label != published.DATASET or not trial.recipe.published():
+        return None, None
+    number = published.numbers().get((teacher, trial.arch, method))
+    return number, None if number is None or mean is None else mean - number
+
+
+def _row(group: Group) -> _Row:
+    done = group.done
+    mean = _mean(group.top1)
+    number, gap = _published(group.records[0].trial, group.teacher, group.method, mean)
+    statuses = {record.status for record in group.records}
+    return _Row(
+        dataset=group.dataset,
+        recipe=group.recipe,
+        teacher=group.teacher,
+        student=group.student,
+        method=group.method,
+        status=next((word for word in WORST if word in statuses), "done"),
+        n=len(done),
+        top1_mean=mean,
+        top1_sd=stdev(group.top1) if len(done) > 1 else None,
+        top1_best_mean=_mean(record.best_top1 for record in done),
+        top5_mean=_mean(record.top5 for record in done),
+        seconds_per_epoch=_mean(record.seconds_per_epoch for record in done),
+        published=number,
+        gap=gap,
+        reason=_reason(group.records),
+    )
+
+
+def _teacher_row(groups: Sequence[Group], vanilla: dict[str, Record]) -> list[_Row]:
+    """The teacher as the newest of the pair's students met it; none if nobody did and its own trial is unknown."""
+    met = [record for group in groups if group.method != VANILLA for record in group.records]
+    source = newest([record for record in met if record.teacher_top1 is not None] or met)
+    teacher, value = source.trial.teacher, source.teacher_top1
+    assert teacher is not None  # `met` holds distilled records only
+    status, reason = "done", f"file {teacher.sha256[:12]}" if teacher.sha256 else ""
+    trained = vanilla.get(teacher.trial or "")
+    if value is None and trained is not None:
+        value = trained.top1 if trained.status == "done" else None
+        status, reason = trained.status, _reason([trained])
+    if value is None and status == "done":
+        return []
+    number, gap = _published(source.trial, teacher.arch, TEACHER, value)
+    first = groups[0]
+    place = (first.dataset, first.recipe, first.teacher, first.student, TEACHER)
+    return [_Row(*place, status, int(value is not None), value, published=number, gap=gap, reason=reason)]
+
+
+def _seeds(records: Sequence[Record]) -> str:
+    numbers = ", ".join(str(record.trial.seed) for record in records)
+    return f"seed{'s' if len(records) > 1 else ''} {numbers}"
+
+
+def _one_line(reason: str | None) -> str:
+    return " ".join((reason or "no reason was recorded").split())
+
+
+def _reason(records: Sequence[Record]) -> str:
+    """`seed 1 diverged: ...`, seeds with the same end together; of n/a records the reason alone."""
+    ends: defaultdict[tuple[str, str], list[Record]] = defaultdict(list)
+    for record in records:
+        if record.status != "done":
+            ends[record.status, _one_line(record.reason)].append(record)
+    parts = sorted(ends.items(), key=lambda end: WORST.index(end[0][0]))
+    return "; ".join(
+        reason if status == "n/a" else f"{_seeds(of)} {status}: {reason}" for (status, reason), of in parts
+    )
+
+
+def tables(frame: pd.DataFrame) -> list[tuple[str, str]]:
+    """The (dataset, recipe) of each table, in order."""
+    return list(dict.fromkeys((str(row["dataset"]), str(row["recipe"])) for row in frame.to_dict("records")))
+
+
+def rows_of(frame: pd.DataFrame, dataset: str, recipe: str) -> list[dict[str, Any]]:
+    """One table's rows as plain mappings; absent numbers are None."""
+    found = []
+    for row in frame.to_dict("records"):
+        if (row["dataset"], row["recipe"]) == (dataset, recipe):
+            found.append({str(name): None if value != value else value for name, value in row.items()})
+    return found
+
+
+def pair_label(teacher: str, student: str) -> str:
+    return f"{teacher} → {student}" if teacher else student
+
+
+def row_label(method: str) -> str:
+    return _ROW_LABELS.get(method, method)
+
+
+def cell(row: dict[str, Any]) -> str:
+    """`91.23 ± 0.45 (3)`, `91.23 (1)`, or a word; a word also follows the mean of the seeds that were left."""
+    if row["top1_mean"] is None:
+        return str(row["status"]) if row["status"] != "done" else MISSING
+    spread = "" if row["top1_sd"] is None else f" ± {row['top1_sd']:.2f}"
+    word = "" if row["status"] == "done" else f", {row['status']}"
+    return f"{row['top1_mean']:.2f}{spread} ({row['n']}){word}"
+
+
+def beside(row: dict[str, Any]) -> str:
+    """`publ. 74.92 (-0.31)`: the published number and our distance from it; empty where nothing was published."""
+    if row["published"] is None:
+        return ""
+    return f"publ. {row['published']:.2f}" + ("" if row["gap"] is None else f" ({row['gap']:+.2f})")
+
+
+def best(rows: Sequence[dict[str, Any]]) -> set[tuple[str, str, str]]:
+    """(teacher, student, method) of each column's best distillation methods; equal as printed is equally good.
+
+    A method of which a seed failed or diverged is passed over: the mean of its survivors is a chosen one.
+    """
+    found: set[tuple[str, str, str]] = set()
+    for pair in dict.fromkeys((row["teacher"], row["student"]) for row in rows):
+        means = {
+            row["method"]: round(row["top1_mean"], 2)
+            for row in rows
+            if (row["teacher"], row["student"]) == pair
+            and row["method"] not in _ROW_LABELS
+            and row["status"] == "done"
+            and row["top1_mean"] is not None
+        }
+        found |= {(*pair, method) for method, mean in means.items() if mean == max(means.values())}
+    return found
+
+
+def wide(
+    frame: pd.DataFrame, dataset: str, recipe: str, bold: Callable[[str], str] = str, second: str | None = None
+) -> pd.DataFrame:
+    """The paper's layout as text: rows Teacher, Student, methods; a column a pair.
+
+    `bold` marks the best cells; with `second`, a separator, the published number follows in the same cell.
+    """
+    rows = rows_of(frame, dataset, recipe)
+    winners = best(rows)
+    by_place = {(row["teacher"], row["student"], row["method"]): row for row in rows}
+    pairs = list(dict.fromkeys((row["teacher"], row["student"]) for row in rows))
+    methods = method_order(rows)
+
+    def text(teacher: str, student: str, method: str) -> str:
+        row = by_place.get((teacher, student, method))
+        if row is None:
+            return MISSING
+        own = bold(cell(row)) if (teacher, student, method) in winners else cell(row)
+        return own + second + beside(row) if second is not None and beside(row) else own
+
+    columns = {pair_label(*pair): [text(*pair, method) for method in methods] for pair in pairs}
+    return pd.DataFrame(columns, index=[row_label(method) for method in methods], dtype="object")
+
+
+def method_order(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The methods of some rows in the order of tables."""
+    return sorted(dict.fromkeys(str(row["method"]) for row in rows), key=method_key)
+
+
+def footnotes(records: Sequence[Record]) -> list[str]:
+    """All that a reader must know beside the cells, as plain sentences."""
+    if not records:
+        return []
+    selection = select(records)
+    rows = _rows(selection, records)
+    notes = [
+        "Cells: top-1 accuracy (%) on the test split after the last epoch, mean ± sample standard deviation "
+        "(ddof = 1) over seeds (number of seeds).",
+        "accuracy.csv: top1_best_mean takes each seed's best epoch, chosen on the test split: optimistic.",
+    ]
+    if any(row.method == TEACHER for row in rows):
+        notes.append("Teacher: the one network that taught the pair's students, n = 1.")
+    if any(row.method not in _ROW_LABELS for row in rows):
+        notes.append(
+            "Bold: the best mean of a distillation method in its column; "
+            "one with a failed or diverged seed is passed over."
+        )
+    if any(row.published is not None for row in rows):
+        notes.append(f"Published numbers: {published.SOURCE}; gap = ours - published, in points.")
+    several = len({table_of(record) for record in records}) > 1
+    for table in dict.fromkeys((row.dataset, row.recipe) for row in rows):
+        prefix = f"{table[0]}, {table[1]}: " if several else ""
+        groups = [group for group in selection.groups if (group.dataset, group.recipe) == table]
+        counts = {row.n for row in rows if (row.dataset, row.recipe) == table and row.method != TEACHER and row.n}
+        sentences = [*_spread(counts), *_mixtures(groups), *_teachers(groups)]
+        sentences += _ends(groups, [record for record in selection.teachers if table_of(record) == table])
+        sentences += _superseded([record for record in selection.superseded if table_of(record) == table])
+        notes += [prefix + sentence for sentence in sentences]
+    return notes
+
+
+def _spread(counts: set[int]) -> list[str]:
+    notes = ["n = 1: no spread can be given."] if 1 in counts else []
+    if len(counts) > 1:
+        notes.append(f"n differs between cells: from {min(counts)} to {max(counts)} seeds.")
+    return notes
+
+
+def _listed(words: Iterable[str], most: int = 3, separator: str = ", ") -> str:
+    distinct = list(dict.fromkeys(words))
+    if len(distinct) > most + 1:
+        distinct = [*distinct[:most], f"{len(distinct) - most} more"]
+    return " and ".join([separator.join(distinct[:-1]), distinct[-1]] if len(distinct) > 1 else distinct)
+
+
+def _mixtures(groups: Sequence[Group]) -> list[str]:
+    """Records of one table that were not made alike. n/a records were not made at all."""
+    records = [record for group in groups for record in group.records if record.status != "n/a"]
+
+    def values(name: str, of: Sequence[Record]) -> list[str]:
+        return sorted({str(r.environment[name]).split(":")[0] for r in of if r.environment.get(name) is not None})
+
+    # Threads change the order of sums on the processor only.
+    on_cpu = [r for r in records if str(r.environment.get("device", "cpu")).startswith("cpu")]
+    found = {"torch": values("torch", records), "devices": values("device", records)}
+    found["thread counts"] = sorted(values("threads", on_cpu), key=lambda count: (len(count), count))
+    notes = [f"This table mixes {what} {_listed(of, 9)}." for what, of in found.items() if len(of) > 1]
+    contents = {group.records[0].trial.data.content for group in groups}
+    if len(contents) > 1:
+        notes.append(f"This table mixes {len(contents)} versions of the images under one label.")
+    if any(len({_schedule(group.records[0].trial) for group in of}) > 1 for of in _by_pair(groups).values()):
+        notes.append("This table mixes different training schedules or learning rates within a column.")
+    return notes
+
+
+def _schedule(trial: Trial) -> tuple[object, ...]:
+    recipe = trial.recipe
+    fixed = (recipe.epochs, recipe.batch_size, recipe.momentum, recipe.weight_decay, recipe.milestones, recipe.decay)
+    return *fixed, recipe.size, recipe.pad, trial.lr
+
+
+def _teachers(groups: Sequence[Group]) -> list[str]:
+    notes = []
+    for (*_, teacher, student), of in _by_pair(groups).items():
+        keys = {record.trial.teacher.key for group in of for record in group.records if record.trial.teacher}
+        if len(keys) > 1:
+            notes.append(f"{pair_label(teacher, student)}: the methods learnt from {len(keys)} different teachers.")
+    return notes
+
+
+def _ends(groups: Sequence[Group], teachers: Sequence[Record]) -> list[str]:
+    """Each distinct reason once, with the cells that it concerns."""
+    places: defaultdict[tuple[str, str], dict[str, dict[str, Record]]] = defaultdict(dict)
+    shown = [record for group in groups for record in group.records]
+    for record in (*shown, *teachers):  # a vanilla record may come more than once
+        if record.status != "done":
+            cells = places[record.status, _one_line(record.reason)]
+            cells.setdefault(_place(record), {})[record.trial.id] = record
+    notes = []
+    for (status, reason), cells in sorted(places.items(), key=lambda item: WORST.index(item[0][0])):
+        seeds = {place: "" if status == "n/a" else f", {_seeds(list(of.values()))}" for place, of in cells.items()}
+        notes.append(f"{status}: {reason} ({_listed((place + seeds[place] for place in cells), separator='; ')})")
+    return notes
+
+
+def _place(record: Record) -> str:
+    teacher = record.trial.teacher
+    return f"{record.trial.method}, {pair_label(teacher.arch if teacher else '', record.trial.arch)}"
+
+
+def _superseded(records: Sequence[Record]) -> list[str]:
+    if not records:
+        return []
+    ordered = sorted(records, key=lambda record: (finished(record), record.trial.id))
+    many = len(records) > 1
+    return [
+        f"{len(records)} superseded record{'s' if many else ''} left out: made with other code, settings, teacher, "
+        f"data or protocol than the newest ({_listed(map(_place, ordered), separator='; ')})."
+    ]

@@ -1,0 +1,18 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kdbench.distill import registry
+
+registry.discover()
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of development images beside the project; tests that need it are skipped where it is absent."""
+    folder = Path(__file__).resolve().parents[2] / "shared"
+    if not folder.is_dir():
+        pytest.skip(f"the development images are not at {folder}")
+    return folder

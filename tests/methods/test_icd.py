@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+from math import exp, log
+
+import pytest
+import torch
+
+from methods.icd import contrastive_and_invariance
+from tests.methods.golden import DTYPES, Case, batch_of, make, pooled, total_of
+
+
+def test_by_hand() -> None:
+    # Two orthogonal pairs, scale log 3: logits are log 3 on the diagonal and 0 beside it, so p = q = (3/4, 1/4).
+    eye = torch.eye(2, dtype=torch.float64)
+    contrastive, invariance = contrastive_and_invariance(eye, eye, torch.tensor(log(3), dtype=torch.float64), torch.tensor(0.7))
+    assert contrastive.item() == pytest.approx(-log(3 / 4), rel=1e-12)
+    assert invariance.item() == pytest.approx(0.0, abs=1e-12)
+
+    # Teacher 2 equals teacher 1: rows of logits are (s, s) and (0, 0), columns (s, 0) twice, with s = log 3.
+    teacher = torch.tensor([[1.0, 0.0], [1.0, 0.0]], dtype=torch.float64)
+    contrastive, invariance = contrastive_and_invariance(eye, teacher, torch.tensor(log(3), dtype=torch.float64), torch.tensor(0.0))
+    assert contrastive.item() == pytest.approx(log(2), rel=1e-12)
+    # p = (1/2, 1/2) for both students, q = (3/4, 1/4) for both teachers: KL(q ‖ p), the same for both rows
+    assert invariance.item() == pytest.approx(0.75 * log(1.5) + 0.25 * log(0.5), rel=1e-12)
+
+
+@pytest.mark.parametrize("precision", DTYPES)
+@pytest.mark.parametrize("file", ["icd_p1.npz", "icd_p2.npz", "icd_p3.npz", "icd_p4.npz"])
+def test_the_authors_values(file: str, precision: str) -> None:
+    case = Case(file, precision)
+    student, teacher = case.input("f_s"), case.get("in.f_t")
+    known = case.entry["hyperparameters"]
+    settings = {"ce_weight": 0.0, "alpha": known["alpha"], "max_tau": known["max_tau"], "feat_dim": known["feat_dim"]}
+    sizes = {"student": student.shape[1], "teacher": teacher.shape[1]}
+    method = make("icd", settings, **sizes, labels=torch.arange(len(student)), dtype=case.dtype)
+    case.load(method, "param")
+    scale = method.log_temperature_tau.exp().clamp(max=known["max_tau"]).item()
+    assert scale == pytest.approx(min(exp(known["tau"]), known["max_tau"]), rel=1e-6)
+    total, terms = total_of(method, pooled(student), pooled(teacher), batch_of(len(student)))
+    total.backward()
+    case.check_total(total)
+    case.check_value(terms["contrastive"], "out.contrastive")
+    case.check_value(terms["invariance"] / known["alpha"], "out.invariance")
+    case.check_gradients(method)

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from kdbench.data.batches import Batch
+from kdbench.models.output import Output
+from kdbench.plan.recipes import recipe
+from kdbench.spec import UserError
+from kdbench.train.environment import describe, pick_device, pick_precision
+from kdbench.train.evaluate import accuracy
+from kdbench.train.schedule import learning_rate
+
+
+def test_the_published_schedule() -> None:
+    paper = recipe("paper")
+    rates = {epoch: learning_rate(paper, 0.05, epoch) for epoch in (1, 150, 151, 180, 181, 210, 211, 240)}
+    wanted = {1: 0.05, 150: 0.05, 151: 5e-3, 180: 5e-3, 181: 5e-4, 210: 5e-4, 211: 5e-5, 240: 5e-5}
+    assert rates == {epoch: pytest.approx(rate, rel=1e-12) for epoch, rate in wanted.items()}
+
+
+def test_a_short_schedule_drops_once_its_milestones_are_reached() -> None:
+    short = recipe("paper", epochs=6)  # milestones 3.75, 4.5, 5.25
+    rates = [learning_rate(short, 1.0, epoch) for epoch in range(1, 7)]
+    assert rates == [pytest.approx(rate) for rate in (1, 1, 1, 1, 0.1, 0.01)]
+    one = recipe("paper", epochs=1)
+    assert learning_rate(one, 1.0, 1) == 1.0
+
+
+class _Table(nn.Module):
+    """Logits by image index."""
+
+    def __init__(self, logits: torch.Tensor) -> None:
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, images: torch.Tensor) -> Output:
+        rows = self.logits[images[:, 0, 0, 0].long()]
+        return Output(rows, (), rows)
+
+
+def test_accuracy_counts_every_image() -> None:
+    logits = torch.zeros(5, 7)
+    order = [[6, 0, 1, 2, 3, 4, 5]] * 5  # class 6 scores highest, then 0, 1, 2, 3: the top five
+    for row, ranks in enumerate(order):
+        for rank, label in enumerate(ranks):
+            logits[row, label] = -rank
+    labels = torch.tensor([6, 0, 3, 4, 5])
+    images = torch.arange(5.0)[:, None, None, None]
+    batches = [Batch(images[part], labels[part], labels[part]) for part in (slice(0, 3), slice(3, 5))]
+    found = accuracy(_Table(logits), batches, torch.device("cpu"), "fp32")
+    assert found == (pytest.approx(100 / 5), pytest.approx(300 / 5))
+
+
+def test_devices_that_are_not_there() -> None:
+    assert pick_device("cpu") == torch.device("cpu")
+    for text in ("tpu", "cuda:x", "meta", "gpu"):
+        with pytest.raises(UserError, match="--device"):
+            pick_device(text)
+    if not torch.cuda.is_available():
+        assert pick_device("auto") == torch.device("cpu")
+        with pytest.raises(UserError, match="no CUDA device"):
+            pick_device("cuda:0")
+
+
+def test_precision_and_environment() -> None:
+    cpu = torch.device("cpu")
+    assert (pick_precision("auto", cpu), pick_precision("bf16", cpu)) == ("fp32", "bf16")
+    found = describe(cpu)
+    assert found["torch"] == torch.__version__
+    assert found["threads"] == torch.get_num_threads()

@@ -1,0 +1,155 @@
+"""A trial's result depends on nothing but the trial: not on companions, interruptions, or the failures of others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdbench.distill import Batch, Distiller, Hyper, Output, Shapes, register, registry
+from tests.train.study import EPOCHS, equal, train, trial
+
+FOUR = ("kd", "crd", "icd", "noisy+kd")
+
+
+class _Noisy(Distiller[Hyper]):
+    """Uses everything random that a method may: helper weights, dropout, its own generator."""
+
+    def __init__(self, hyper: Hyper, shapes: Shapes, generator: torch.Generator) -> None:
+        super().__init__(hyper, shapes, generator)
+        self.map = nn.Sequential(nn.Dropout(0.5), nn.Linear(shapes.student.embedding, shapes.teacher.embedding))
+        self.register_buffer("seen", torch.zeros(()))
+
+    def losses(self, student: Output, teacher: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        target = teacher.embedding + torch.randn(teacher.embedding.shape, generator=self.generator)
+        return {"match": F.mse_loss(self.map(student.embedding) + self.seen / 1000, target)}
+
+    def after_backward(self, batch: Batch) -> None:
+        self.seen += 1
+
+
+class _Raises(Distiller[Hyper]):
+    def losses(self, student: Output, teacher: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        if epoch == 2:
+            raise RuntimeError("no such map")
+        return {}
+
+
+class _Explodes(Distiller[Hyper]):
+    def __init__(self, hyper: Hyper, shapes: Shapes, generator: torch.Generator) -> None:
+        super().__init__(hyper, shapes, generator)
+        self.steps = 0
+
+    def losses(self, student: Output, teacher: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        self.steps += epoch == 2
+        return {"fine": student.logits.mean() * 0, "ratio": student.logits.mean() / (0 if self.steps == 2 else 1e6)}
+
+
+class _Wrecks(Distiller[Hyper]):
+    """Its loss stays finite; its gradient does not."""
+
+    def losses(self, student: Output, teacher: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        return {"root": (student.logits * 0).abs().sqrt().sum()}
+
+
+class _Unborn(Distiller[Hyper]):
+    def __init__(self, hyper: Hyper, shapes: Shapes, generator: torch.Generator) -> None:
+        raise TypeError("no teacher map fits")
+
+
+@pytest.fixture(autouse=True)
+def test_methods() -> Iterator[None]:
+    made = {"noisy": _Noisy, "raises": _Raises, "explodes": _Explodes, "wrecks": _Wrecks, "unborn": _Unborn}
+    for name, cls in made.items():
+        register(name, Hyper, paper="-")(cls)
+    yield
+    for name in made:
+        del registry._METHODS[name]
+
+
+def test_alone_or_in_company(tmp_path: Path) -> None:
+    together = train(tmp_path / "together", *(trial(method) for method in FOUR))
+    for number, method in enumerate(FOUR):
+        alone = train(tmp_path / str(number), trial(method))
+        assert equal(alone[f"{method}/resnet8"], together[f"{method}/resnet8"])
+    assert len({tuple(o.weights["fc.weight"].flatten().tolist()) for o in together.values() if o.weights}) == len(FOUR)
+
+
+def test_vanilla_networks_side_by_side(tmp_path: Path) -> None:
+    archs = ("resnet8", "wrn_16_1")
+    together = train(tmp_path / "together", *(trial("vanilla", arch=arch, teacher=None) for arch in archs))
+    for arch in archs:
+        alone = train(tmp_path / arch, trial("vanilla", arch=arch, teacher=None))
+        assert equal(alone[f"vanilla/{arch}"], together[f"vanilla/{arch}"])
+
+
+@pytest.mark.parametrize("stop_after", range(1, EPOCHS + 1))
+def test_interrupted_and_resumed(tmp_path: Path, stop_after: int) -> None:
+    trials = [trial(method) for method in FOUR]
+    whole = train(tmp_path / "whole", *trials)
+    assert train(tmp_path / "parts", *trials, stop_after=stop_after) == {}
+    resumed = train(tmp_path / "parts", *trials)
+    for method in FOUR:
+        assert equal(whole[f"{method}/resnet8"], resumed[f"{method}/resnet8"])
+
+
+def test_a_newcomer_joins_an_interrupted_cohort(tmp_path: Path) -> None:
+    whole = train(tmp_path / "whole", trial("crd"), trial("icd"))
+    train(tmp_path / "parts", trial("crd"), stop_after=2)
+    resumed = train(tmp_path / "parts", trial("crd"), trial("icd"))
+    for method in ("crd", "icd"):
+        assert equal(whole[f"{method}/resnet8"], resumed[f"{method}/resnet8"])
+
+
+def test_a_damaged_checkpoint_only_costs_time(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole = train(tmp_path / "whole", trial("icd"))
+    train(tmp_path / "parts", trial("icd"), stop_after=2)
+    (path,) = (tmp_path / "parts").iterdir()
+    path.write_bytes(path.read_bytes()[:1000])
+    assert equal(whole["icd/resnet8"], train(tmp_path / "parts", trial("icd"))["icd/resnet8"])
+    assert "cannot be read" in caplog.text
+
+
+def test_seeds_differ(tmp_path: Path) -> None:
+    first, second = (train(tmp_path / str(seed), trial("kd", seed=seed))["kd/resnet8"] for seed in (0, 1))
+    assert not equal(first, second)
+
+
+def test_failures_stay_with_their_method(tmp_path: Path) -> None:
+    names = ("kd", "raises", "explodes", "wrecks", "unborn", "icd")
+    found = train(tmp_path / "mixed", *(trial(name) for name in names))
+    status = {name: found[f"{name}/resnet8"].status for name in names}
+    assert status == {
+        "kd": "done",
+        "raises": "failed",
+        "explodes": "diverged",
+        "wrecks": "diverged",
+        "unborn": "failed",
+        "icd": "done",
+    }
+    reasons = {name: found[f"{name}/resnet8"].reason or "" for name in names}
+    assert reasons["raises"].startswith("epoch 2: RuntimeError: no such map (test_promises.py, line ")
+    assert reasons["explodes"] == "the loss was not finite from epoch 2, step 2 on (term: ratio)"
+    assert "epoch 1" in reasons["wrecks"]
+    assert reasons["unborn"].startswith("before training: TypeError: no teacher map fits (test_promises.py, line ")
+    assert len(found["explodes/resnet8"].epochs) == 1
+    for name in ("kd", "icd"):
+        alone = train(tmp_path / name, trial(name))[f"{name}/resnet8"]
+        assert equal(alone, found[f"{name}/resnet8"])
+
+
+def test_what_an_outcome_says(tmp_path: Path) -> None:
+    found = train(tmp_path, trial("crd"), trial("icd+kd"))
+    crd, icd = found["crd/resnet8"], found["icd+kd/resnet8"]
+    assert crd.facts == {"negatives": 150}
+    assert set(crd.epochs[0].terms) == {"ce", "nce_student", "nce_teacher"}
+    assert set(icd.epochs[0].terms) == {"ce", "kd", "contrastive", "invariance"}
+    assert [epoch.epoch for epoch in icd.epochs] == [1, 2, 3]
+    assert icd.epochs[0].lr == 0.05
+    assert icd.epochs[2].lr == pytest.approx(0.05 * 0.1)  # milestones of 3 epochs: 1.875, 2.25, 2.625
+    assert icd.teacher_top1 is not None
+    assert all(epoch.seconds_own > 0 and epoch.seconds_shared > 0 for epoch in icd.epochs)
