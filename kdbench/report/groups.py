@@ -127,7 +127,7 @@ def _groups(table: tuple[str, str], records: Sequence[Record]) -> list[Group]:
     for teacher, student in pairs:
         of_pair = [r for group in groups if (group.teacher, group.student) == (teacher, student) for r in group.records]
         wanted = conditions(newest(of_pair).trial)
-        fitting = [record for record in vanilla.get(student, ())]
+        fitting = [record for record in vanilla.get(student, ()) if conditions(record.trial) == wanted]
         if fitting:
             groups.append(Group(*table, teacher, student, VANILLA, _current(fitting)))
     in_pairs = {arch for pair in pairs for arch in pair}

@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.container import ErrorbarContainer
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
+
+from kdbench.report import published, style
+from kdbench.report.charts import accuracy_chart, curves_chart
+from kdbench.report.groups import select
+from kdbench.report.tables import accuracy
+from kdbench.spec import VANILLA, Record
+from tests.report.factory import epochs, study, trained
+
+METHODS = [
+    *("kd", "fitnet", "at", "sp", "cc", "vid", "rkd", "pkt", "ab", "ft", "fsp", "nst", "crd", "crd+kd"),
+    *("icd", "icd+kd", "rrd", "rrd+kd", "icd(alpha=0.1, icd_weight=2.5)+kd", "at(at_weight=500.0, kd_temperature=2)"),
+]
+Draw = Callable[[Sequence[Record]], Figure | None]
+
+
+def by_method(records: Sequence[Record]) -> Figure | None:
+    return accuracy_chart(accuracy(records), select(records).groups, "cifar100", "paper")
+
+
+def by_epoch(records: Sequence[Record], count: int = 24) -> Figure | None:
+    curves = {record.trial.id: epochs(record.top1, count) for record in records if record.top1 is not None}
+    return curves_chart(accuracy(records), select(records).groups, curves, "cifar100", "paper")
+
+
+def visible(figure: Figure) -> list[Text]:
+    """The texts that carry words: titles, axis and tick labels, legend, words in place of points."""
+    figure.draw_without_rendering()
+    found = [text for text in figure.findobj(Text) if isinstance(text, Text) and text.get_visible()]
+    boxed = [text for text in found if text.get_text().strip() and text.get_window_extent().width > 0]
+    # An axis keeps labels for ticks beyond its limits, which are not drawn.
+    beyond = set()
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        low, high = sorted(axis.get_view_interval())
+        beyond |= {id(tick.label1) for tick in axis.get_major_ticks() if not low <= tick.get_loc() <= high}
+    return [text for text in boxed if id(text) not in beyond]
+
+
+def numbers(values: object) -> list[float]:
+    return [float(value) for value in np.asarray(values, dtype=float)]
+
+
+@pytest.mark.parametrize("draw", [by_method, by_epoch])
+@pytest.mark.parametrize("pairs", [1, 2, 5])
+def test_no_label_covers_another_or_leaves_the_picture(draw: Draw, pairs: int) -> None:
+    records = study(METHODS, list(published.pairs())[:pairs], seeds=2)
+    with style.house_style():
+        figure = draw(records)
+        assert figure is not None
+        boxes: list[tuple[str, Bbox]] = [(t.get_text(), t.get_window_extent().padded(-1)) for t in visible(figure)]
+    assert len(boxes) > len(METHODS)
+    for place, (text, box) in enumerate(boxes):
+        inside = Bbox.intersection(box, figure.bbox)
+        assert inside is not None, text
+        assert inside.size == pytest.approx(box.size, abs=2), text  # pixels
+        for other, its in boxes[place + 1 :]:
+            assert not box.overlaps(its), (text, other)
+
+
+def test_twenty_methods_in_thirteen_pairs_take_seconds() -> None:
+    records = study(METHODS, list(published.pairs()))
+    assert len(METHODS) == 20
+    start = time.perf_counter()
+    with style.house_style():
+        for figure in (by_method(records), by_epoch(records)):
+            assert figure is not None
+            assert len(figure.axes) == 13
+            assert style.save(figure)["png"].startswith(b"\x89PNG")
+    assert time.perf_counter() - start < 40  # about 6 s on an idle core
+
+
+def test_points_bars_and_references() -> None:
+    records = [trained(VANILLA, 68.0), trained("kd", 70.0), trained("kd", 72.0, 1), trained("crd", 71.0)]
+    records.append(trained("fsp", status="n/a", reason="maps"))
+    with style.house_style():
+        figure = by_method(records)
+        assert figure is not None
+        (axes,) = figure.axes
+        assert axes.get_xlabel() == "top-1 accuracy (%)"
+        assert [label.get_text() for label in axes.get_yticklabels()] == ["kd", "crd", "fsp"]
+        assert axes.yaxis_inverted()  # the first method on top
+        assert [text.get_text() for text in axes.texts] == ["n/a"]
+        lines = [(line.get_linestyle(), numbers(line.get_xdata())) for line in axes.lines]
+        assert ("--", [68.0, 68.0]) in lines  # vanilla
+        assert (":", [72.5, 72.5]) in lines  # teacher
+        assert ("None", [70.0, 72.0]) in lines  # the seeds of kd
+        (bar,) = [
+            c.lines[2][0].get_segments() for c in axes.containers if isinstance(c, ErrorbarContainer) and c.has_xerr
+        ]
+        assert numbers(np.asarray(bar)[0, :, 0]) == pytest.approx(
+            [71 - 2**0.5, 71 + 2**0.5]
+        )  # sd of 70 and 72 is sqrt(2)
+        words = [text.get_text() for text in figure.legends[0].get_texts()]
+        assert words == ["method: mean ± sd", "one seed", "vanilla student", "teacher"]
+
+
+def test_a_figure_grows_with_its_methods() -> None:
+    def height(count: int) -> float:
+        with style.house_style():
+            figure = by_method(study(METHODS[:count], [("resnet56", "resnet20")], seeds=1))
+        assert figure is not None
+        return figure.get_figheight()
+
+    sizes = [height(count) for count in (2, 8, 20)]
+    assert all(later - sooner >= 1 for sooner, later in pairwise(sizes))
+
+
+def test_curves_are_means_over_seeds() -> None:
+    records = [trained("kd", 60.0), trained("kd", 80.0, 1), trained("kd", seed=2, status="diverged", reason="x")]
+    with style.house_style():
+        figure = by_epoch(records, count=6)
+        assert figure is not None
+        (axes,) = figure.axes
+        line = next(line for line in axes.lines if len(numbers(line.get_xdata())) == 6)
+        assert numbers(line.get_xdata()) == [1, 2, 3, 4, 5, 6]
+        assert numbers(line.get_ydata())[-1] == pytest.approx(70.0)
+        band = axes.collections[0].get_paths()[0].get_extents()
+        assert band.y1 == pytest.approx(80.0)
+        assert (axes.get_xlabel(), axes.get_ylabel()) == ("epoch", "top-1 accuracy (%)")
+
+
+def test_nothing_to_draw() -> None:
+    with style.house_style():
+        assert by_method([trained("kd", status="failed", reason="x")]) is None
+        assert by_method([trained(VANILLA)]) is None
+        assert by_epoch([trained("kd", status="failed", reason="x")]) is None
+
+
+@pytest.mark.parametrize("draw", [by_method, by_epoch])
+def test_svg_is_the_same_each_time(draw: Draw) -> None:
+    records = study(["kd", "crd", "icd+kd"], [("resnet56", "resnet20"), ("a$b", "c$d")])
+
+    def svg() -> bytes:
+        with style.house_style():
+            figure = draw(records)
+            assert figure is not None
+            return style.save(figure)["svg"]
+
+    first = svg()
+    assert first == svg()
+    assert b"<dc:date>" not in first
+
+
+def test_looks_differ() -> None:
+    looks = [style.look(index) for index in range(120)]
+    assert len({(look.colour, look.marker, str(look.dashes)) for look in looks}) == 120
+    assert all(a.marker != b.marker and a.colour != b.colour for a, b in pairwise(looks))
+
+
+def test_settings_outside_are_left_alone() -> None:
+    before = dict(matplotlib.rcParams)
+    with style.house_style():
+        assert matplotlib.rcParams["svg.hashsalt"] == "kdbench"
+    assert dict(matplotlib.rcParams) == before
