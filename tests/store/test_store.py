@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from kdbench.spec import PROTOCOL, DataInfo, Epoch, Outcome, Recipe, Teacher, Trial, UserError
+from kdbench.store import Store
+
+DATA = DataInfo("toy[n=9]", "c0", 4, 9, 4, 8, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), True, {"a/b.bin": "00"})
+RECIPE = Recipe("paper", "paper@2", 2, 4, 0.05, 0.01, 0.9, 5e-4, (1.25, 1.5, 1.75), 0.1, 8, 1)
+TEACHER = Teacher("big", trial="big-trial")
+TRIAL = Trial(DATA, RECIPE, "small", 0.05, TEACHER, "one(k=3)+kd", {"k": 3, "kd_weight": 1.0}, "code", 7, "fp32")
+EPOCHS = (
+    Epoch(1, 0.05, {"ce": 1.5}, 60.0, 90.0, 2.0, 0.5),
+    Epoch(2, 0.005, {"ce": 1.0}, 55.0, 95.0, 4.0, 1.5),
+)
+WEIGHTS = {"weight": torch.arange(6.0).reshape(2, 3), "count": torch.tensor(3)}
+DONE = Outcome(TRIAL, "done", None, EPOCHS, 70.0, {"negatives": 5}, WEIGHTS)
+ENVIRONMENT = {"torch": "2.9", "threads": 2}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "results")
+
+
+def test_what_is_saved_is_read(store: Store) -> None:
+    saved = store.save(DONE, ENVIRONMENT)
+    (read,) = store.records()
+    assert read == saved
+    assert read.trial.id == TRIAL.id
+    assert (read.top1, read.top5, read.best_top1, read.best_epoch) == (55.0, 95.0, 60.0, 1)
+    assert (read.seconds_own, read.seconds_shared, read.seconds_per_epoch) == (3.0, 1.0, 4.0)
+    assert store.epochs(TRIAL.id) == EPOCHS
+    weights = store.weights(TRIAL.id)
+    assert all(torch.equal(weights[name], WEIGHTS[name]) for name in WEIGHTS)
+    assert not [path for path in store.runs.iterdir() if "tmp" in path.name]
+
+
+@pytest.mark.parametrize("status", ["diverged", "failed", "n/a"])
+def test_trials_that_did_not_end_well_have_no_accuracy(store: Store, status: str) -> None:
+    record = store.save(replace(DONE, status=status, reason="why", weights=None, epochs=EPOCHS[:1]), ENVIRONMENT)  # type: ignore[arg-type]
+    assert (record.top1, record.best_top1, record.weights_sha256, record.reason) == (None, None, None, "why")
+    assert (TRIAL.id in store.standing()) == (status != "failed")
+
+
+def test_what_stands(store: Store) -> None:
+    store.save(DONE, ENVIRONMENT)
+    assert store.standing() == {TRIAL.id}
+    assert store.standing(frozenset({"done"})) == set()
+    (store.runs / f"{TRIAL.id}.pt").unlink()
+    assert store.standing() == set()  # its students could not be trained
+
+
+def test_damaged_weights_are_not_used(store: Store) -> None:
+    store.save(DONE, ENVIRONMENT)
+    path = store.runs / f"{TRIAL.id}.pt"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="damaged"):
+        store.weights(TRIAL.id)
+    with pytest.raises(ValueError, match="no finished record"):
+        store.weights("another")
+
+
+def test_unreadable_records_are_named_and_left_out(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    store.save(DONE, ENVIRONMENT)
+    whole = json.loads((store.runs / f"{TRIAL.id}.json").read_text())
+    for name, text in {
+        "empty": "",
+        "list": "[]",
+        "short": json.dumps({"id": "x"}),
+        "renamed": json.dumps({**whole, "id": "other"}),
+        "extra": json.dumps({**whole, "surprise": 1}),
+    }.items():
+        (store.runs / f"{name}.json").write_text(text)
+    assert len(store.records()) == 1
+    assert sum("not a readable record" in message for message in caplog.messages) == 5
+
+
+def test_records_of_another_protocol_are_kept_but_not_read(store: Store) -> None:
+    store.save(DONE, ENVIRONMENT)
+    path = store.runs / f"{TRIAL.id}.json"
+    fields = json.loads(path.read_text())
+    path.write_text(json.dumps({**fields, "protocol": PROTOCOL + 1}))
+    assert store.records() == []
+    assert path.exists()
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="results cannot be written"):
+        Store(tmp_path / "file" / "results").require_writable()
+    if os.geteuid():  # root may write anywhere
+        (tmp_path / "closed").mkdir(mode=0o500)
+        with pytest.raises(UserError, match="results cannot be written"):
+            Store(tmp_path / "closed").require_writable()
