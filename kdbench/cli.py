@@ -18,6 +18,7 @@ from kdbench.spec import Catalogue, DataInfo, DataRequest, Pair, Plan, Record, T
 
 if TYPE_CHECKING:
     from kdbench.data.sources import ImageSet
+    from kdbench.store import Store
 
 DESCRIPTION = """\
 Compare knowledge-distillation methods for image classifiers: every method trained under one protocol, on the same
@@ -95,7 +96,9 @@ def _run_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     what = parser.add_argument_group("what to compare")
-    what.add_argument("--methods", default="all", help="method expressions, comma-separated; `vanilla` is always included")
+    what.add_argument(
+        "--methods", default="all", help="method expressions, comma-separated; `vanilla` is always included"
+    )
     what.add_argument("--pairs", default="all", help="all, same, cross, or teacher:student,...")
     what.add_argument("--seeds", default="3", help="how many (3), or which (0,1,7)")
     what.add_argument("--recipe", help="training schedule (default: digits for digits, else paper)")
@@ -113,7 +116,9 @@ def _run_parser() -> argparse.ArgumentParser:
     teachers.add_argument("--teacher-dir", type=Path, metavar="DIR", help="checkpoints named after their architectures")
     how = parser.add_argument_group("how and where")
     how.add_argument("--out", type=Path, default=Path("results"), help="results folder (default: results)")
-    how.add_argument("--dry-run", action="store_true", help="show trials, cohorts and the estimated time; train nothing")
+    how.add_argument(
+        "--dry-run", action="store_true", help="show trials, cohorts and the estimated time; train nothing"
+    )
     how.add_argument("--rerun", metavar="STATUS", help="train again what ended as done, diverged or n/a (or all)")
     how.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
     how.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp32"))
@@ -211,7 +216,9 @@ def _teacher_files(args: argparse.Namespace, chosen: Sequence[Pair], data: DataI
     if args.teacher and args.teacher_dir:
         raise UserError("give --teacher FILE or --teacher-dir DIR, not both")
     if args.teacher and len(archs) > 1:
-        raise UserError(f"--teacher FILE is for one architecture, and the pairs have {', '.join(archs)}: use --teacher-dir")
+        raise UserError(
+            f"--teacher FILE is for one architecture, and the pairs have {', '.join(archs)}: use --teacher-dir"
+        )
     from kdbench.models import find_checkpoint, load_checkpoint, sha256_of
 
     found = {}
@@ -237,7 +244,9 @@ def _estimate(plan: Plan, device: Any) -> int:
     from kdbench.train.calibrate import calibrate
 
     for number, cohort in enumerate(plan.cohorts, start=1):
-        methods = ", ".join(trial.method for trial in cohort.trials) if cohort.teacher else f"{len(cohort.trials)} networks"
+        methods = (
+            ", ".join(trial.method for trial in cohort.trials) if cohort.teacher else f"{len(cohort.trials)} networks"
+        )
         print(f"  [{number}] {cohort.title}, seed {cohort.seed}: {methods}")
     for trial, reason in plan.verdicts:
         print(f"  n/a {trial.teacher.arch if trial.teacher else ''}:{trial.arch} {trial.method}: {reason}")

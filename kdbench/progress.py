@@ -81,7 +81,9 @@ class LiveProgress:
     def __init__(self, console: Console, plan: Plan) -> None:
         self.console = console
         bar = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()
-        self.bars = Progress(*bar, TextColumn("elapsed"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+        self.bars = Progress(
+            *bar, TextColumn("elapsed"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()
+        )
         self.inner = Progress(*bar)
         total = sum(_steps(cohort) * len(cohort.trials) for cohort in plan.cohorts)
         self.study = self.bars.add_task("student steps", total=total)

@@ -1,6 +1,6 @@
 """What travels between the rooms: plain frozen dataclasses, no torch, no behaviour beyond naming.
 
-Words become a `Request`-shaped set of these, then a `Plan` of `Cohort`s of `Trial`s, then `Record`s. See docs/architecture.md.
+Words become a `Plan` of `Cohort`s of `Trial`s, and these become `Record`s. See docs/architecture.md.
 """
 
 from __future__ import annotations
@@ -310,7 +310,9 @@ class Record:
     @property
     def seconds_per_epoch(self) -> float | None:
         """What this student would cost alone."""
-        return None if self.seconds_own is None or self.seconds_shared is None else self.seconds_own + self.seconds_shared
+        return (
+            None if self.seconds_own is None or self.seconds_shared is None else self.seconds_own + self.seconds_shared
+        )
 
 
 class Observer(Protocol):
@@ -326,5 +328,5 @@ class Executor(Protocol):
     """Where cohorts are trained: here and now, or (later) elsewhere."""
 
     def train(self, cohort: Cohort, teacher: Mapping[str, Any] | None, observer: Observer) -> Iterator[Outcome]:
-        """Train the cohort's trials, going on from their checkpoints; `teacher` is its state dict unless it is a file."""
+        """Train the cohort's trials, from their checkpoints on; `teacher` is its state dict unless it is a file."""
         ...

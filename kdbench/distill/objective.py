@@ -16,10 +16,10 @@ from kdbench.models.output import Output
 def objective(
     distiller: Distiller[Any], student: Output, teacher: Output, batch: Batch, epoch: int
 ) -> dict[str, Tensor]:
-    """All weighted terms, whose sum is what is minimised: `ce`, `kd` and the method's own. A term of weight 0 is left out.
+    """All weighted terms, whose sum is minimised: `ce`, `kd` and the method's own; those of weight 0 are left out.
 
     Raises:
-        ValueError: if a method takes the name of a shared term, returns something that is no scalar, or nothing is left.
+        ValueError: if a method takes a shared term's name or returns what is no scalar, or if nothing is left.
     """
     hyper = distiller.hyper
     terms: dict[str, Tensor] = {}

@@ -52,7 +52,7 @@ def register(name: str, hyper: type[Hyper], *, paper: str, core: bool = False) -
 
 @cache
 def discover() -> Mapping[str, str]:
-    """Import every method once. Returns what could not be imported: module -> one-line reason; the others are usable."""
+    """Import every method once. Returns what could not be imported (module -> reason); the others are usable."""
     broken: dict[str, str] = {}
     package = importlib.import_module("methods")
     for found in pkgutil.iter_modules(package.__path__, prefix="methods."):

@@ -1,8 +1,8 @@
 """Method expressions: `icd`, `icd+kd`, `kd(kd_temperature=2)`, `icd(alpha=0.1)+kd`.
 
-    list       := expression { "," expression }
-    expression := NAME [ "(" [ setting { "," setting } ] ")" ] [ "+" "kd" ]
-    setting    := NAME "=" VALUE
+list       := expression { "," expression }
+expression := NAME [ "(" [ setting { "," setting } ] ")" ] [ "+" "kd" ]
+setting    := NAME "=" VALUE
 """
 
 from __future__ import annotations
@@ -148,11 +148,12 @@ def _value(word: str, setting: Setting, method: str) -> Value:
 
 
 def _canonical(info: MethodInfo, settings: Mapping[str, Value]) -> str:
-    changed = {setting.name: settings[setting.name] for setting in info.settings if settings[setting.name] != setting.default}
-    plus = changed.get("kd_weight") == 1.0 and not any(s.name == "kd_weight" and s.default for s in info.settings)
+    defaults = {setting.name: setting.default for setting in info.settings}
+    changed = {name: settings[name] for name in defaults if settings[name] != defaults[name]}
+    plus = not defaults["kd_weight"] and changed.get("kd_weight") == 1.0
     if plus:
         del changed["kd_weight"]
-    inside = ",".join(f"{key}={_text(value)}" for key, value in changed.items())
+    inside = ",".join(f"{name}={_text(value)}" for name, value in changed.items())
     return info.name + (f"({inside})" if inside else "") + ("+kd" if plus else "")
 
 

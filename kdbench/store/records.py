@@ -1,8 +1,8 @@
 """One JSON record a trial under `runs/`, written whole, with its epochs and weights beside it.
 
-    runs/ID.json          the record; its presence means that the trial ended, and it is written last
-    runs/ID.epochs.json   rate, terms, accuracies and seconds of every epoch
-    runs/ID.pt            final weights (tensors only), whose SHA-256 is in the record
+runs/ID.json          the record; its presence means that the trial ended, and it is written last
+runs/ID.epochs.json   rate, terms, accuracies and seconds of every epoch
+runs/ID.pt            final weights (tensors only), whose SHA-256 is in the record
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ class Store:
             probe.write_text("")
             probe.unlink()
         except OSError as error:
-            raise UserError(f"results cannot be written to {self.root}: {error.strerror}; choose another --out") from None
+            raise UserError(
+                f"results cannot be written to {self.root}: {error.strerror}; choose another --out"
+            ) from None
 
     def save(self, outcome: Outcome, environment: Mapping[str, Value]) -> Record:
         """Write a trial's epochs and weights, then its record."""
@@ -77,7 +79,8 @@ class Store:
         return frozenset(
             record.trial.id
             for record in self.records()
-            if record.status in FINAL - rerun and (record.status != "done" or self._weights_path(record.trial.id).exists())
+            if record.status in FINAL - rerun
+            and (record.status != "done" or self._weights_path(record.trial.id).exists())
         )
 
     def record(self, trial_id: str) -> Record | None:

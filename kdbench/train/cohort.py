@@ -28,9 +28,7 @@ class LocalExecutor:
     def __init__(self, images: ImageSet, device: torch.device, checkpoints: Checkpoints) -> None:
         self.images, self.device, self.checkpoints = images, device, checkpoints
 
-    def train(
-        self, cohort: Cohort, teacher: Mapping[str, Tensor] | None, observer: Observer
-    ) -> Iterator[Outcome]:
+    def train(self, cohort: Cohort, teacher: Mapping[str, Tensor] | None, observer: Observer) -> Iterator[Outcome]:
         """Outcomes in the order in which trials end. One student's failure leaves the others as they would be alone.
 
         Raises: whatever breaks what they share (data, teacher, device memory).

@@ -36,7 +36,7 @@ def test_every_method_file_is_found() -> None:
 
 @pytest.mark.usefixtures("clean")
 def test_names_are_taken_once_and_well_formed() -> None:
-    with pytest.raises(ValueError, match="'kd' is taken by methods.kd"):
+    with pytest.raises(ValueError, match=r"'kd' is taken by methods\.kd"):
         register("kd", Hyper, paper="-")(type("Other", (Distiller,), {}))
     for name in ("My", "a-b", "", "1x"):
         with pytest.raises(ValueError, match="lower-case"):

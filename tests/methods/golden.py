@@ -88,7 +88,9 @@ class Case:
         assert compared == sum(name.startswith("grad") for name in self.arrays)
 
 
-def make(name: str, settings: dict[str, Value], *, student: int, teacher: int, labels: Tensor, dtype: torch.dtype) -> Any:
+def make(
+    name: str, settings: dict[str, Value], *, student: int, teacher: int, labels: Tensor, dtype: torch.dtype
+) -> Any:
     """The distiller that trains, in the given precision."""
     wide = FeatureShapes((), False, student), FeatureShapes((), False, teacher)
     shapes = Shapes(*wide, int(labels.max()) + 1, labels)
@@ -104,6 +106,8 @@ def batch_of(size: int, indices: Tensor | None = None, labels: Tensor | None = N
     return Batch(torch.empty(size, 0), rows if labels is None else labels, rows if indices is None else indices)
 
 
-def total_of(method: Distiller[Any], student: Output, teacher: Output, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def total_of(
+    method: Distiller[Any], student: Output, teacher: Output, batch: Batch
+) -> tuple[Tensor, dict[str, Tensor]]:
     terms = objective(method, student, teacher, batch, 1)
     return torch.stack(list(terms.values())).sum(), terms

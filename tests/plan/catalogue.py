@@ -39,7 +39,9 @@ METHODS = {
     for info in (
         method("vanilla", core=False),
         method("kd", Setting("kd_weight", "float", 0.9, "")),
-        method("one", Setting("alpha", "float", 0.5, ""), Setting("deep", "bool", False, ""), Setting("k", "int", 4, "")),
+        method(
+            "one", Setting("alpha", "float", 0.5, ""), Setting("deep", "bool", False, ""), Setting("k", "int", 4, "")
+        ),
         method("picky"),
         method("extra", core=False),
     )

@@ -28,7 +28,14 @@ def test_settings_are_canonical() -> None:
     assert names("one(kd_weight=0.9)")[1] == "one(kd_weight=0.9)"
     assert names("kd(kd_weight=1)")[1] == "kd(kd_weight=1)"
     method = parse("one(k=7)", CATALOGUE)[1]
-    assert method.settings == {"ce_weight": 1.0, "kd_weight": 0.0, "kd_temperature": 4.0, "alpha": 0.5, "deep": False, "k": 7}
+    assert method.settings == {
+        "ce_weight": 1.0,
+        "kd_weight": 0.0,
+        "kd_temperature": 4.0,
+        "alpha": 0.5,
+        "deep": False,
+        "k": 7,
+    }
 
 
 def test_a_canonical_expression_means_itself() -> None:
@@ -75,7 +82,7 @@ def test_bad_expressions_say_what_and_where(text: str, words: list[str]) -> None
 def test_any_text_is_parsed_or_refused(text: str) -> None:
     try:
         found = parse(text, CATALOGUE)
-    except UserError as error:
-        assert "\n" not in str(error).replace(repr(text), "")
+    except UserError:
+        pass  # any other exception fails this test
     else:
         assert parse(",".join(method.expression for method in found), CATALOGUE) == found

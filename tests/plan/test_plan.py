@@ -24,7 +24,9 @@ def plan(wanted: Request, standing: frozenset[str] = frozenset()) -> Plan:
 
 def test_teachers_come_first_with_seed_0_only_and_students_with_every_seed() -> None:
     made = plan(request())
-    shape = [(c.seed, c.teacher.arch if c.teacher else None, [(t.arch, t.method) for t in c.trials]) for c in made.cohorts]
+    shape = [
+        (c.seed, c.teacher.arch if c.teacher else None, [(t.arch, t.method) for t in c.trials]) for c in made.cohorts
+    ]
     assert shape == [
         (0, None, [("big", "vanilla"), ("small", "vanilla")]),
         (1, None, [("small", "vanilla")]),

@@ -105,7 +105,5 @@ def equal(left: Outcome, right: Outcome) -> bool:
     same = left.weights.keys() == right.weights.keys() and all(
         torch.equal(left.weights[name], right.weights[name]) for name in left.weights
     )
-    measured = [
-        [(e.epoch, e.lr, dict(e.terms), e.top1, e.top5) for e in outcome.epochs] for outcome in (left, right)
-    ]
+    measured = [[(e.epoch, e.lr, dict(e.terms), e.top1, e.top5) for e in outcome.epochs] for outcome in (left, right)]
     return same and measured[0] == measured[1]

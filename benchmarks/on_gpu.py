@@ -1,0 +1,114 @@
+"""All that is worth running on a GPU, in one command of under nine minutes that writes one JSON file.
+
+    python benchmarks/on_gpu.py --images DIR --json FILE
+
+DIR holds real images in the parquet layout; without it the study on real images is left out. Each part runs in a
+process of its own and is written down as soon as it ends, so that a part that fails costs nothing but itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+SECONDS = 520.0  # for everything
+PAIR = "resnet32x4:resnet8x4"
+METHODS = "kd,crd,icd"
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    import torch
+
+    from kdbench.train.environment import describe, pick_device
+
+    device = pick_device("auto")
+    found: dict[str, Any] = dict(describe(device))
+    del found["host"]
+    if device.type == "cuda":
+        about = torch.cuda.get_device_properties(device)
+        found |= {"memory_gib": round(about.total_memory / 2**30, 1), "cuda": torch.version.cuda}
+    return found
+
+
+def run(argv: list[str], seconds: float) -> tuple[int, str]:
+    """Exit code (124: cut short) and output of a command."""
+    try:
+        done = subprocess.run(
+            [sys.executable, *argv], cwd=ROOT, capture_output=True, text=True, timeout=seconds, check=False
+        )
+    except subprocess.TimeoutExpired as cut:
+        return 124, (cut.stdout or b"").decode(errors="replace") if isinstance(cut.stdout, bytes) else ""
+    return done.returncode, done.stdout + done.stderr
+
+
+def tests(seconds: float) -> dict[str, Any]:
+    code, output = run(["-m", "pytest", "-q", "-m", "gpu"], seconds)
+    return {"exit_code": code, "summary": output.strip().splitlines()[-1:], "output": output[-4000:] if code else ""}
+
+
+def study(images: Path, epochs: int, seconds: float, precision: str) -> dict[str, Any]:
+    """The `quick` recipe, shortened to `epochs`, on all images: seconds an epoch and accuracies from the records."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out"
+        argv = ["bench.py", "--methods", METHODS, "--pairs", PAIR, "--dataset", f"parquet:{images}", "--seeds", "1"]
+        argv += ["--recipe", "quick", "--epochs", str(epochs), "--precision", precision, "--out", str(out)]
+        started = time.perf_counter()
+        code, output = run([*argv, "--data-dir", str(Path(folder) / "data")], seconds)
+        found: dict[str, Any] = {
+            "command": "python " + " ".join(argv[:-2]).replace(str(images), images.name),
+            "exit_code": code,
+            "wall_seconds": round(time.perf_counter() - started, 1),
+            "trials": [],
+        }
+        if code:
+            found["output"] = output[-4000:]
+        for path in sorted((out / "runs").glob("*.json")):
+            if not path.name.endswith(".epochs.json"):
+                record = json.loads(path.read_text("utf-8"))
+                trial = record["trial"]
+                keys = ("status", "reason", "top1", "top5", "teacher_top1", "seconds_own", "seconds_shared", "facts")
+                found["trials"].append(
+                    {"arch": trial["arch"], "method": trial["method"], "precision": trial["precision"]}
+                    | {key: record[key] for key in keys}
+                )
+        return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=Path, help="folder of parquet files, e.g. CIFAR-10")
+    parser.add_argument("--json", type=Path, required=True, help="where the figures are written")
+    args = parser.parse_args()
+    ends = time.monotonic() + SECONDS
+    figures: dict[str, Any] = {"machine": machine(), "date": time.strftime("%Y-%m-%d")}
+
+    def left() -> float:
+        return max(1.0, ends - time.monotonic())
+
+    def keep(name: str, value: dict[str, Any]) -> None:
+        figures[name] = value
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
+        print(f"{name}: {json.dumps(value)[:600]}", flush=True)
+
+    keep("tests", tests(left()))
+    if args.images:
+        images = args.images.resolve()
+        for precision in ("bf16", "fp32"):  # one epoch each: what an epoch costs
+            keep(f"one epoch, {precision}", study(images, 1, left(), precision))
+        cost = figures["one epoch, bf16"]["wall_seconds"]
+        epochs = max(1, min(30, int(left() * 0.85 / max(cost, 1.0))))  # the whole recipe where time allows
+        keep(f"study of {epochs} epochs", study(images, epochs, left(), "bf16"))
+    return 0 if figures["tests"]["exit_code"] in (0, 5) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,135 @@
+"""The command line: bad input is one sentence and exit code 2, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from kdbench.cli import main
+from kdbench.models import build
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = ["--methods", "kd", "--pairs", "resnet20:resnet8", "--dataset", "digits", "--seeds", "1", "--epochs", "1"]
+
+
+def bad(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """Runs a command that must be refused; returns its sentence."""
+    assert main(list(argv)) == 2
+    printed = capsys.readouterr()
+    (line,) = printed.err.splitlines()
+    assert line.startswith("kdbench: ")
+    assert printed.out == ""
+    return line
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--methods", "crb"], ["unknown method 'crb'", "did you mean 'crd'", "list methods"]),
+        (["--methods", "kd(temperature=2)"], ["'temperature'", "did you mean 'kd_temperature'"]),
+        (["--methods", "kd(kd_temperature=2"], ["the end", "character 20"]),
+        (["--methods", "kd(kd_temperature=-1)"], ["kd_temperature must be above 0"]),
+        (["--pairs", "resnet20:resnet9"], ["unknown model 'resnet9'", "list models"]),
+        (["--pairs", "smae"], ["unknown pair 'smae'", "did you mean 'same'", "list pairs"]),
+        (["--pairs", "vgg13:vgg8", "--size", "16", "--subset", "99999"], ["99999"]),
+        (["--dataset", "digit"], ["'digit'", "digits", "list datasets"]),
+        (["--recipe", "papper"], ["unknown recipe 'papper'", "did you mean 'paper'", "list recipes"]),
+        (["--seeds", "many"], ["--seeds 'many'"]),
+        (["--epochs", "0"], ["--epochs must be at least 1"]),
+        (["--epochs", "ten"], ["--epochs", "'ten'"]),
+        (["--method", "kd"], ["--method", "did you mean --methods"]),
+        (["--device", "cuda:99"], ["--device cuda:99"]),
+        (["--device", "abacus"], ["--device 'abacus'"]),
+        (["--classes", "3"], ["leaves one class"]),
+        (["--classes", "0-12"], ["12"]),
+        (["--subset", "20"], ["20 training images", "batch of 64"]),
+        (["--rerun", "never"], ["--rerun 'never'"]),
+        (["--threads", "0"], ["--threads"]),
+        (["--precision", "int8"], ["--precision", "int8"]),
+        (["rapport"], ["unknown command 'rapport'", "did you mean 'report'"]),
+        (["list", "metods"], ["metods", "methods"]),
+    ],
+)
+def test_bad_words(capsys: pytest.CaptureFixture[str], tmp_path: Path, argv: list[str], words: list[str]) -> None:
+    out = tmp_path / "out"
+    options = [] if not argv[0].startswith("-") else ["--out", str(out)]
+    if options and "--dataset" not in argv:
+        options += ["--dataset", "digits"]
+    line = bad(capsys, *argv, *options)
+    for word in words:
+        assert word in line
+    assert not list(out.rglob("*.json"))
+
+
+def test_missing_results_and_unwritable_folders(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert "holds no records" in bad(capsys, "report", "--out", str(tmp_path))
+    (tmp_path / "file").write_text("")
+    assert "cannot be written" in bad(capsys, *SMALL, "--out", str(tmp_path / "file"))
+
+
+def test_bad_images(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    common = ["--out", str(tmp_path / "out"), "--data-dir", str(tmp_path / "cache")]
+    line = bad(capsys, *common, "--dataset", f"folder:{tmp_path / 'nowhere'}")
+    assert "nowhere" in line
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 and no more")
+    assert "broken.parquet" in bad(capsys, *common, "--dataset", f"parquet:{tmp_path / 'broken.parquet'}")
+
+
+def test_teacher_files(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    common = [*SMALL, "--out", str(tmp_path / "out")]
+    torch.save({"model": build("resnet14", 10, 8).state_dict()}, tmp_path / "other.pth")
+    line = bad(capsys, *common, "--teacher", str(tmp_path / "other.pth"))
+    assert "does not hold a resnet20" in line
+    assert "resnet14" in line
+    assert "does not exist" in bad(capsys, *common, "--teacher", str(tmp_path / "none.pth"))
+    assert "no checkpoint of resnet20" in bad(capsys, *common, "--teacher-dir", str(tmp_path))
+    both = ["--teacher", str(tmp_path / "other.pth"), "--teacher-dir", str(tmp_path)]
+    assert "not both" in bad(capsys, *common, *both)
+    two = [*common, "--pairs", "resnet20:resnet8,wrn_16_2:resnet8"]
+    assert "use --teacher-dir" in bad(capsys, *two, "--teacher", str(tmp_path / "other.pth"))
+
+
+def test_help_is_quick_and_needs_no_torch() -> None:
+    probe = "import sys, kdbench.cli as c; c.main(sys.argv[1:]); assert 'torch' not in sys.modules"
+    for words in (["list", "pairs"], ["list", "datasets"], ["list", "recipes"]):
+        subprocess.run([sys.executable, "-c", probe, *words], cwd=ROOT, check=True, capture_output=True)
+    seconds = []
+    for _ in range(3):  # the quickest of three: the machine may be busy
+        started = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "bench.py", "--help"], cwd=ROOT, check=True, capture_output=True, text=True
+        )
+        seconds.append(time.perf_counter() - started)
+        assert "--methods" in done.stdout
+    assert min(seconds) < 1.0
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("methods", ["vanilla", "crd", "arXiv:1910.10699", "nce_k=16384", "kd_temperature=4.0"]),
+        ("pairs", ["same", "wrn_40_2:wrn_16_2", "cross", "ResNet50:vgg8"]),
+        ("datasets", ["digits", "cifar100", "folder:PATH", "parquet:PATH"]),
+        ("models", ["resnet8x4", "1.23 M", "177.1 M", "ShuffleV2"]),
+        ("recipes", ["paper", "quick", "digits"]),
+    ],
+)
+def test_lists(capsys: pytest.CaptureFixture[str], what: str, words: list[str]) -> None:
+    assert main(["list", what]) == 0
+    printed = capsys.readouterr().out
+    for word in words:
+        assert word in printed
+
+
+def test_a_dry_run_trains_and_writes_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert main([*SMALL, "--out", str(out), "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "3 trials: 0 already there, 3 to train in 2 cohorts" in printed
+    assert "estimated time on this device: " in printed
+    assert not out.exists()

@@ -1,0 +1,182 @@
+"""The whole program as a user runs it, on the embedded digits."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from kdbench.models import build
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMON = ["--pairs", "resnet20:resnet8", "--dataset", "digits", "--epochs", "2", "--seeds", "2"]
+
+
+def bench(*argv: str, out: Path, cwd: Path = ROOT, code: int = 0) -> str:
+    """Standard output of `bench.py`; its exit code must be `code`."""
+    command = [sys.executable, str(cwd / "bench.py"), *argv, "--out", str(out)]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout
+
+
+def records(out: Path) -> dict[str, dict[str, object]]:
+    paths = [path for path in (out / "runs").glob("*.json") if not path.name.endswith(".epochs.json")]
+    return {path.name: json.loads(path.read_text()) for path in paths}
+
+
+def rows(out: Path) -> list[dict[str, str]]:
+    with (out / "tables" / "accuracy.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("study")
+    printed = bench("--methods", "kd,icd", *COMMON, out=out)
+    assert "7 trials: 0 already there, 7 to train" in printed
+    return out
+
+
+def test_a_study_leaves_tables_and_charts(study: Path) -> None:
+    found = {row["method"]: row for row in rows(study)}
+    assert list(found) == ["teacher", "vanilla", "kd", "icd"]
+    for name in ("vanilla", "kd", "icd"):
+        assert (found[name]["dataset"], found[name]["recipe"], found[name]["n"]) == ("digits", "digits@2", "2")
+        assert 10 < float(found[name]["top1_mean"]) <= 100
+        assert found[name]["top1_sd"]
+        assert not found[name]["published"]
+    assert found["teacher"]["n"] == "1"
+    assert "resnet20 → resnet8" in (study / "tables" / "accuracy.md").read_text("utf-8")
+    charts = {path.suffix for path in (study / "charts").iterdir()}
+    assert charts == {".png", ".svg"}
+    assert not list((study / "checkpoints").iterdir())
+    for record in records(study).values():
+        assert record["status"] == "done"
+        assert record["environment"]["torch"] == torch.__version__  # type: ignore[index]
+
+
+def test_the_same_command_trains_nothing_and_a_new_method_trains_alone(study: Path) -> None:
+    before = records(study)
+    assert "7 already there, 0 to train" in bench("--methods", "kd,icd", *COMMON, out=study)
+    assert records(study) == before
+    assert "7 already there, 2 to train in 2 cohorts" in bench("--methods", "kd,icd,icd+kd", *COMMON, out=study)
+    after = records(study)
+    assert {name: after[name] for name in before} == before
+    assert {row["method"] for row in rows(study)} == {"teacher", "vanilla", "kd", "icd", "icd+kd"}
+
+
+def test_report_rebuilds_what_was_lost(study: Path) -> None:
+    table = (study / "tables" / "accuracy.csv").read_text()
+    for path in (*(study / "tables").iterdir(), *(study / "charts").iterdir()):
+        path.unlink()
+    printed = bench("report", out=study)
+    assert "resnet8" in printed
+    assert (study / "tables" / "accuracy.csv").read_text() == table
+    assert list((study / "charts").glob("*.png"))
+
+
+def test_an_edited_loss_trains_again_and_nothing_else(study: Path, tmp_path: Path) -> None:
+    for name in ("bench.py", "kdbench", "methods", "results"):
+        source = ROOT / name
+        if source.is_dir():
+            (tmp_path / name).mkdir()
+            for path in source.rglob("*"):
+                if path.suffix in (".py", ".csv") and "runs" not in path.parts:
+                    target = tmp_path / path.relative_to(ROOT)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.write_bytes(path.read_bytes())
+        else:
+            (tmp_path / name).write_bytes(source.read_bytes())
+    assert "7 already there, 0 to train" in bench("--methods", "kd,icd", *COMMON, "--dry-run", out=study, cwd=tmp_path)
+    method = tmp_path / "methods" / "icd.py"
+    text = method.read_text("utf-8")
+    method.write_text(text.replace("dim=1).mean()", "dim=1).mean() * 2.0"))
+    assert method.read_text("utf-8") != text
+    printed = bench("--methods", "kd,icd", *COMMON, "--dry-run", out=study, cwd=tmp_path)
+    assert "5 already there, 2 to train in 2 cohorts" in printed
+    assert re.findall(r"seed \d: (.*)", printed) == ["icd", "icd"]
+
+
+def test_a_new_file_is_a_new_method(tmp_path: Path) -> None:
+    """The example of CONTRIBUTING.md, in one new file."""
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    example = "\n".join(line.removeprefix("   ") for line in example.splitlines()) + "\n"
+    package = tmp_path / "their_methods"
+    package.mkdir()
+    (package / "embedding.py").write_text(example, "utf-8")
+    runner = tmp_path / "bench.py"
+    runner.write_text(
+        f"import sys; sys.path[:0] = [{str(ROOT)!r}]\n"
+        f"import methods; methods.__path__.append({str(package)!r})\n"
+        "from kdbench.cli import main\nsys.exit(main())\n"
+    )
+    out = tmp_path / "out"
+    listed = subprocess.run(
+        [sys.executable, str(runner), "list", "methods"], capture_output=True, text=True, check=True, cwd=ROOT
+    ).stdout
+    assert re.search(r"^embedding .*arXiv:0000.00000 .*embedding_weight=1.0", listed, re.MULTILINE)
+    bench("--methods", "embedding", *COMMON[:-1], "1", out=out, cwd=tmp_path)
+    assert [row["status"] for row in rows(out) if row["method"] == "embedding"] == ["done"]
+
+
+def test_a_teacher_file_is_used_and_named(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    torch.save({"model": build("resnet20", 10, 8).state_dict(), "epoch": 240}, tmp_path / "resnet20_best.pth")
+    printed = bench("--methods", "kd", *COMMON, "--teacher-dir", str(tmp_path), out=tmp_path / "out")
+    assert "4 trials: 0 already there, 4 to train in 4 cohorts" in printed
+    found = {row["method"]: row for row in rows(tmp_path / "out")}
+    assert "file" in found["teacher"]["reason"]
+    assert float(found["teacher"]["top1_mean"]) < 30  # untrained: the file's own accuracy, not a trained teacher's
+    for record in records(tmp_path / "out").values():
+        trial = record["trial"]
+        if trial["teacher"]:  # type: ignore[index]
+            assert len(trial["teacher"]["sha256"]) == 64  # type: ignore[index]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_study_goes_on(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    out = tmp_path / "out"
+    argv = [
+        sys.executable,
+        "bench.py",
+        "--methods",
+        "kd",
+        *COMMON[:4],
+        "--epochs",
+        "40",
+        "--seeds",
+        "1",
+        "--out",
+        str(out),
+    ]
+    running = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list(out.glob("checkpoints/*.pt")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(running.pid, number)
+    _, error = running.communicate(timeout=60)
+    assert running.returncode == code
+    assert error.strip() == "kdbench: interrupted; the same command goes on after the last whole epoch"
+    assert not records(out)
+    assert list(out.glob("checkpoints/*.pt"))
+
+
+def test_a_failed_trial_is_shown_and_sets_the_exit_code(tmp_path: Path) -> None:
+    printed = bench("--methods", "kd,icd(icd_weight=1e38)", *COMMON[:-1], "1", out=tmp_path, code=1)
+    assert "diverged: the loss was not finite from epoch 1" in printed
+    (row,) = [row for row in rows(tmp_path) if row["method"].startswith("icd")]
+    assert row["status"] == "diverged"
+    assert "not finite" in row["reason"]
+    again = bench("--methods", "kd,icd(icd_weight=1e38)", *COMMON[:-1], "1", out=tmp_path, code=1)
+    assert "4 already there, 0 to train" in again

@@ -1,0 +1,55 @@
+"""What only a GPU can show; run with `pytest -m gpu`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from kdbench.data.batches import Loader
+from kdbench.train.checkpoints import Checkpoints
+from kdbench.train.cohort import LocalExecutor
+from kdbench.train.environment import configure, describe, pick_device, pick_precision
+from tests.train.study import CPU, IMAGES, Quiet, cohort, teacher_weights, train, trial
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device"),
+]
+METHODS = ("kd", "crd", "icd", "icd+kd")
+
+
+def test_the_device_is_found() -> None:
+    device = pick_device("auto")
+    assert device.type == "cuda"
+    assert pick_device("cuda") == device
+    assert pick_precision("auto", device) == ("bf16" if torch.cuda.is_bf16_supported() else "fp32")
+    assert describe(device)["device"] == "cuda"
+
+
+def test_batches_are_those_of_the_cpu() -> None:
+    sides = [Loader(IMAGES, batch_size=64, pad=1, device=device, seed=3) for device in (CPU, pick_device("cuda"))]
+    for here, there in zip(*(side.epoch(2) for side in sides), strict=True):
+        assert torch.equal(here.indices, there.indices.cpu())
+        torch.testing.assert_close(here.images, there.images.cpu(), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_cohort_trains_on_the_device(tmp_path: Path, precision: str) -> None:
+    from dataclasses import replace
+
+    device = pick_device("cuda")
+    configure(device, precision, None)
+    trials = [replace(trial(method), precision=precision) for method in METHODS]
+    executor = LocalExecutor(IMAGES, device, Checkpoints(tmp_path))
+    found = {o.trial.method: o for o in executor.train(cohort(*trials), teacher_weights(), Quiet())}
+    assert {name: outcome.status for name, outcome in found.items()} == dict.fromkeys(METHODS, "done")
+    here = train(tmp_path / "cpu", *(trial(method) for method in METHODS))
+    for method in METHODS:
+        first, same = found[method].epochs[0], here[f"{method}/resnet8"].epochs[0]
+        for name, value in same.terms.items():
+            if name.startswith("nce"):
+                continue  # other negatives: the device's own stream
+            # three steps from equal weights on equal batches: rounding only; bf16 carries 8 bits
+            assert first.terms[name] == pytest.approx(value, rel=2e-3 if precision == "fp32" else 5e-2), (method, name)
