@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from kdbench.plan import pairs, recipes
 from kdbench.plan.words import parse_classes, parse_seeds
-from kdbench.spec import Catalogue, DataInfo, DataRequest, Pair, Plan, Record, Teacher, UserError, Value
+from kdbench.spec import Catalogue, DataInfo, DataRequest, Pair, Plan, Record, Teacher, UserError, Value, file_sha256
 
 if TYPE_CHECKING:
     from kdbench.data.sources import ImageSet
@@ -57,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     command = words[0] if words and words[0] in COMMANDS else ""
     logging.basicConfig(format="kdbench: %(message)s", level=logging.WARNING)
+    logging.getLogger("kdbench").setLevel(logging.INFO)
     try:
         if words and not command and not words[0].startswith("-"):
             near = difflib.get_close_matches(words[0], COMMANDS, n=1)
@@ -219,13 +220,13 @@ def _teacher_files(args: argparse.Namespace, chosen: Sequence[Pair], data: DataI
         raise UserError(
             f"--teacher FILE is for one architecture, and the pairs have {', '.join(archs)}: use --teacher-dir"
         )
-    from kdbench.models import find_checkpoint, load_checkpoint, sha256_of
+    from kdbench.models import find_checkpoint, load_checkpoint
 
     found = {}
     for arch in archs:
         path = args.teacher or find_checkpoint(args.teacher_dir, arch)
         load_checkpoint(path, arch, data.classes, data.size)
-        found[arch] = Teacher(arch, file=str(path.resolve()), sha256=sha256_of(path))
+        found[arch] = Teacher(arch, file=str(path.resolve()), sha256=file_sha256(path))
     return found
 
 
@@ -253,6 +254,7 @@ def _estimate(plan: Plan, device: Any) -> int:
     if plan.cohorts:
         first = plan.cohorts[0]
         archs = [trial.arch for trial in plan.waiting] + [c.teacher.arch for c in plan.cohorts if c.teacher]
+        print("measuring a few steps of each network ...", flush=True)
         costs = calibrate(archs, first.data, first.recipe, device, first.precision)
         print(f"estimated time on this device: {duration(seconds(plan, costs))}")
     return 0
@@ -292,7 +294,7 @@ def _show(records: Sequence[Record], store: Store, shown: Sequence[Record]) -> N
     labels = {(record.trial.data.label, record.trial.recipe_label) for record in shown}
     frame = report.frame
     mine = [(dataset, recipe) in labels for dataset, recipe in zip(frame["dataset"], frame["recipe"], strict=True)]
-    for part in render(frame[mine], report.notes):
+    for part in render(frame[mine], report.notes, console.width):
         console.print(part)
     for folder in dict.fromkeys(path.parent for path in report.paths):
         print(f"written: {folder}/")
@@ -301,7 +303,10 @@ def _show(records: Sequence[Record], store: Store, shown: Sequence[Record]) -> N
 def _console() -> Any:
     from rich.console import Console
 
-    return Console()
+    console = Console()
+    if not console.is_terminal:
+        console.width = 120  # a file or a pipe has no edge to fold at
+    return console
 
 
 # list
@@ -328,7 +333,7 @@ def _list(args: argparse.Namespace) -> int:
     return 0
 
 
-Rows = tuple[tuple[str, ...], list[tuple[str, ...]]]
+Rows = tuple[tuple[str, ...], Sequence[tuple[str, ...]]]
 
 
 def _list_methods(_: str) -> Rows:

@@ -25,6 +25,12 @@ def _name(trial: Trial, cohort: Cohort) -> str:
     return trial.method if cohort.teacher else trial.arch
 
 
+def _verdict(outcome: Outcome) -> str:
+    trial = outcome.trial
+    pair = f"{trial.teacher.arch}:{trial.arch}" if trial.teacher else trial.arch
+    return f"{pair} {trial.method}, seed {trial.seed}: {outcome.status}: {outcome.reason}"
+
+
 class PlainProgress:
     """Lines for logs: one when a cohort starts, one an epoch (not more often than every few seconds), one an outcome
     that is not `done`."""
@@ -70,9 +76,7 @@ class PlainProgress:
 
     def outcome(self, outcome: Outcome) -> None:
         if outcome.status != "done":
-            pair = f"{outcome.trial.teacher.arch}:{outcome.trial.arch}" if outcome.trial.teacher else outcome.trial.arch
-            where = f"{pair} {outcome.trial.method}, seed {outcome.trial.seed}"
-            self._say(f"{where}: {outcome.status}: {outcome.reason}")
+            self._say(_verdict(outcome))
 
 
 class LiveProgress:
@@ -85,8 +89,8 @@ class LiveProgress:
             *bar, TextColumn("elapsed"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()
         )
         self.inner = Progress(*bar)
-        total = sum(_steps(cohort) * len(cohort.trials) for cohort in plan.cohorts)
-        self.study = self.bars.add_task("student steps", total=total)
+        self.work = [_steps(cohort) * len(cohort.trials) for cohort in plan.cohorts]
+        self.study = self.bars.add_task("student steps", total=sum(self.work))
         self.task = self.inner.add_task("", total=None)
         self.students: Table | str = ""
         self.live = Live(console=console, get_renderable=self._view, refresh_per_second=4, transient=True)
@@ -103,6 +107,7 @@ class LiveProgress:
 
     def cohort(self, cohort: Cohort, number: int, of: int) -> None:
         self.title = f"[{number}/{of}] {cohort.title}, seed {cohort.seed}"
+        self.bars.update(self.study, completed=sum(self.work[: number - 1]))  # also where students failed or resumed
         self.inner.reset(self.task, description=f"{self.title}: starting", total=None)
         self.students = ""
 
@@ -120,10 +125,8 @@ class LiveProgress:
         self.students = table
 
     def outcome(self, outcome: Outcome) -> None:
-        PlainProgress.outcome(self, outcome)  # type: ignore[arg-type]
-
-    def _say(self, text: str) -> None:
-        self.console.print(escape(text), highlight=False, soft_wrap=True)
+        if outcome.status != "done":
+            self.console.print(escape(_verdict(outcome)), highlight=False, soft_wrap=True)
 
 
 def progress(console: Console, plan: Plan) -> LiveProgress | PlainProgress:

@@ -5,12 +5,14 @@ Words become a `Plan` of `Cohort`s of `Trial`s, and these become `Record`s. See 
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 PROTOCOL = 1
@@ -29,6 +31,14 @@ class UserError(Exception):
     """Bad input from the user's side. The message is one clear sentence; the command exits with code 2."""
 
 
+def unknown(kind: str, word: str, known: Iterable[str], where: str) -> UserError:
+    """The error for a word that is not on a list: with its nearest match and the place where the list is shown."""
+    folded = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(word.lower(), folded, n=1, cutoff=0.5)
+    hint = f"did you mean {folded[near[0]]!r}? " if near else ""
+    return UserError(f"unknown {kind} {word!r}: {hint}{where}")
+
+
 def derive_seed(*key: object) -> int:
     """A 63-bit seed from any key, equal on every machine: SHA-256 of the parts' text.
 
@@ -36,6 +46,12 @@ def derive_seed(*key: object) -> int:
     """
     text = "\x1f".join(str(part) for part in key)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,8 @@ class CRD(Distiller[CRDHyper]):
 
 def _unit(rows: Tensor) -> Tensor:
     """Rows divided by their L2 norm, without the epsilon of `F.normalize`, as in the authors' code."""
-    return rows / rows.norm(dim=1, keepdim=True)
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return rows / norms
 
 
 def _smallest_pool(shapes: Shapes) -> int:

@@ -79,7 +79,9 @@ def test_report_rebuilds_what_was_lost(study: Path) -> None:
     table = (study / "tables" / "accuracy.csv").read_text()
     for path in (*(study / "tables").iterdir(), *(study / "charts").iterdir()):
         path.unlink()
-    printed = bench("report", out=study)
+    probe = "import sys, kdbench.cli as c; assert c.main(sys.argv[1:]) == 0; assert 'torch' not in sys.modules"
+    argv = [sys.executable, "-c", probe, "report", "--out", str(study)]
+    printed = subprocess.run(argv, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     assert "resnet8" in printed
     assert (study / "tables" / "accuracy.csv").read_text() == table
     assert list((study / "charts").glob("*.png"))

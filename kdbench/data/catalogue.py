@@ -5,10 +5,9 @@ To add one: write `sources/FILE.py` with a function `find(request, data_dir) -> 
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 
-from kdbench.spec import UserError
+from kdbench.spec import UserError, unknown
 
 
 @dataclass(frozen=True)
@@ -38,9 +37,7 @@ def entry(source: str) -> Entry:
     kind, colon, path = source.partition(":")
     forms = {form.partition(":")[0]: form for form in _ENTRIES}
     if kind not in forms:
-        near = difflib.get_close_matches(kind.lower(), forms, n=1, cutoff=0.5)
-        hint = f"did you mean {forms[near[0]]!r}? " if near else ""
-        raise UserError(f"unknown data set {source!r}: {hint}see `python bench.py list datasets`")
+        raise unknown("data set", source, forms, "see `python bench.py list datasets`")
     form = forms[kind]
     if ":" in form and not path:
         raise UserError(f"data set {source!r} lacks a path: write {form}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from kdbench.data.pixels import WORKERS
-from kdbench.spec import DataInfo
+from kdbench.spec import DataInfo, file_sha256
 
 Triple = tuple[float, float, float]
 
@@ -72,13 +72,7 @@ def digest(*parts: Tensor | str) -> str:
     return found.hexdigest()
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def file_digests(paths: Iterable[Path]) -> list[str]:
     """SHA-256 of many files, in their order."""
     with ThreadPoolExecutor(WORKERS) as pool:
-        return list(pool.map(file_digest, paths))
+        return list(pool.map(file_sha256, paths))

@@ -1,6 +1,6 @@
 """Models: the architectures by name, what they return, and the checkpoints that people own."""
 
-from kdbench.models.checkpoints import find_checkpoint, load_checkpoint, sha256_of
+from kdbench.models.checkpoints import find_checkpoint, load_checkpoint
 from kdbench.models.output import Output
 from kdbench.models.zoo import FeatureShapes, Profile, build, features, info, names, profile
 
@@ -15,5 +15,4 @@ __all__ = [
     "load_checkpoint",
     "names",
     "profile",
-    "sha256_of",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -111,12 +110,6 @@ def find_checkpoint(directory: Path | str, arch: str) -> Path:
             f"{arch}*/{_LAST_EPOCH}.pth and {arch}*/{arch}_best.pth, each also as .pt"
         )
     return found[0]
-
-
-def sha256_of(path: Path | str) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read(path: Path) -> object:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from kdbench.models import mobilenetv2, resnet, resnet_bottleneck, shufflenetv1, shufflenetv2, vgg, wrn
 from kdbench.models.blocks import Architectures
 from kdbench.models.output import Output
-from kdbench.spec import ModelInfo, UserError
+from kdbench.spec import ModelInfo, UserError, unknown
 
 MapShape = tuple[int, int, int]  # K, H, W
 
@@ -70,10 +69,7 @@ def _find(name: str) -> _Entry:
     """The one place where names are resolved; models from elsewhere come in here."""
     if name in _ENTRIES:
         return _ENTRIES[name]
-    spelled = {known.lower(): known for known in _ENTRIES}
-    near = difflib.get_close_matches(name.lower(), spelled, n=1)
-    hint = f" (nearest: {spelled[near[0]]})" if near else ""
-    raise UserError(f"unknown model {name!r}{hint}; see `python bench.py list models`")
+    raise unknown("model", name, _ENTRIES, "see `python bench.py list models`")
 
 
 def names() -> list[str]:

@@ -11,8 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from kdbench.plan.words import unknown
-from kdbench.spec import VANILLA, Catalogue, MethodInfo, Setting, UserError, Value
+from kdbench.spec import VANILLA, Catalogue, MethodInfo, Setting, UserError, Value, unknown
 
 _TOKEN = re.compile(r"\s*(?:(?P<punct>[(),=+])|(?P<word>[-\w.]+(?:(?<=\d[eE])\+\d+)?))")
 _LIST = "see `python bench.py list methods`"
@@ -126,8 +125,8 @@ def _resolve(name: str, words: Mapping[str, str], plus: bool, catalogue: Catalog
         if _has_kd(catalogue, name) or "kd_weight" in words:
             raise UserError(f"{name}+kd: kd_weight is already {settings['kd_weight']}; write {name}(kd_weight=...)")
         settings["kd_weight"] = 1.0
-    if reason := info.check(settings):
-        raise UserError(f"{name}: {reason}")
+    if problem := info.check(settings):
+        raise UserError(f"{name}: {problem}")
     return Method(_canonical(info, settings), name, settings)
 
 

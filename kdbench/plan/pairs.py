@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from kdbench.plan.words import unknown
-from kdbench.spec import Pair, UserError
+from kdbench.spec import Pair, UserError, unknown
 
 
 def _pairs(*words: str) -> tuple[Pair, ...]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from kdbench.plan.words import unknown
-from kdbench.spec import Recipe, UserError
+from kdbench.spec import Recipe, UserError, unknown
 
 
 @dataclass(frozen=True)

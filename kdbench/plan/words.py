@@ -1,20 +1,10 @@
-"""Small things that people type: names with near matches, seeds, class ranges."""
+"""Small things that people type: seeds, class ranges."""
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable
 
 from kdbench.spec import UserError
-
-
-def unknown(kind: str, word: str, known: Iterable[str], where: str) -> UserError:
-    """The error for a word that is not on a list: with its nearest match and the place where the list is shown."""
-    folded = {name.lower(): name for name in known}
-    near = difflib.get_close_matches(word.lower(), folded, n=1, cutoff=0.5)
-    hint = f"did you mean {folded[near[0]]!r}? " if near else ""
-    return UserError(f"unknown {kind} {word!r}: {hint}{where}")
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from kdbench.models import build
 from kdbench.spec import Cost, DataInfo, Recipe
+from kdbench.train.environment import on_device
 from kdbench.train.evaluate import autocast
 
 REPETITIONS = 3
@@ -26,7 +27,7 @@ def calibrate(
     costs = {}
     for arch in dict.fromkeys(archs):
         with torch.random.fork_rng(devices=[]):
-            network = build(arch, data.classes, data.size).to(device, memory_format=torch.channels_last)
+            network = on_device(build(arch, data.classes, data.size), device)
         optimiser = torch.optim.SGD(network.parameters(), lr=1e-6, momentum=recipe.momentum, fused=True)
 
         def train(network: torch.nn.Module = network, optimiser: torch.optim.Optimizer = optimiser) -> None:

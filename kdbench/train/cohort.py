@@ -17,6 +17,7 @@ from kdbench.models import build, features, load_checkpoint
 from kdbench.models.output import Output
 from kdbench.spec import Cohort, Epoch, Observer, Outcome, Trial
 from kdbench.train.checkpoints import Checkpoints, log
+from kdbench.train.environment import on_device
 from kdbench.train.evaluate import EVALUATION_BATCH, accuracy, autocast
 from kdbench.train.stopwatch import Stopwatch
 from kdbench.train.student import Diverged, Student
@@ -131,7 +132,7 @@ def _load_teacher(cohort: Cohort, weights: Mapping[str, Tensor] | None, device: 
     with torch.random.fork_rng(devices=[]):
         network = build(arch, data.classes, data.size)
     network.load_state_dict(dict(weights))
-    return network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    return on_device(network, device).eval().requires_grad_(False)
 
 
 @torch.no_grad()

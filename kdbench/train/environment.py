@@ -6,6 +6,7 @@ import platform
 from importlib.metadata import version
 
 import torch
+from torch import nn
 
 from kdbench.spec import UserError, Value
 
@@ -47,6 +48,11 @@ def configure(device: torch.device, precision: str, threads: int | None) -> None
         exact = precision == "fp32"
         torch.backends.cuda.matmul.allow_tf32 = not exact
         torch.backends.cudnn.allow_tf32 = not exact
+
+
+def on_device(network: nn.Module, device: torch.device) -> nn.Module:
+    """The network on its device, its weights in the channels-last order that the batches have."""
+    return network.to(device).to(memory_format=torch.channels_last)
 
 
 def describe(device: torch.device) -> dict[str, Value]:

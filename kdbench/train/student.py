@@ -15,6 +15,7 @@ from kdbench.distill.registry import distiller, hyper_of
 from kdbench.models import build
 from kdbench.models.output import Output
 from kdbench.spec import Epoch, Trial, derive_seed
+from kdbench.train.environment import on_device
 from kdbench.train.evaluate import autocast
 from kdbench.train.schedule import learning_rate
 from kdbench.train.stopwatch import Stopwatch
@@ -41,7 +42,7 @@ class Student:
             generator = torch.Generator(device)
             method = distiller(trial.base)
             self.method: Distiller[Any] = method(hyper_of(trial.base, trial.settings), shapes, generator)
-        self.network = network.to(device, memory_format=torch.channels_last)
+        self.network = on_device(network, device)
         self.method = self.method.to(device)
         self.optimiser = torch.optim.SGD(
             [*self.network.parameters(), *self.method.parameters()],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import pickle
 import re
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from kdbench import models
-from kdbench.models import find_checkpoint, load_checkpoint, sha256_of
+from kdbench.models import find_checkpoint, load_checkpoint
 from kdbench.spec import UserError
 
 State = dict[str, Tensor]
@@ -343,8 +342,3 @@ def test_find_two(tmp_path: Path) -> None:
 def test_find_in_no_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere, where the checkpoint of vgg13 should be, is not a folder"):
         find_checkpoint(tmp_path / "nowhere", "vgg13")
-
-
-def test_sha256(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"abc")
-    assert sha256_of(tmp_path / "file") == hashlib.sha256(b"abc").hexdigest()

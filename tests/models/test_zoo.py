@@ -22,11 +22,11 @@ def test_info() -> None:
 def test_unknown_name_with_a_near_one(name: str, near: str) -> None:
     with pytest.raises(UserError) as caught:
         models.info(name)
-    assert str(caught.value) == f"unknown model '{name}' (nearest: {near}); see `python bench.py list models`"
+    assert str(caught.value) == f"unknown model '{name}': did you mean '{near}'? see `python bench.py list models`"
 
 
 def test_unknown_name_with_no_near_one() -> None:
-    with pytest.raises(UserError, match=r"^unknown model 'zzz'; see `python bench.py list models`$"):
+    with pytest.raises(UserError, match=r"^unknown model 'zzz': see `python bench.py list models`$"):
         models.build("zzz", 10, 32)
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from kdbench.plan.words import unknown
-from kdbench.spec import Catalogue, DataInfo, MethodInfo, ModelInfo, Pair, Setting, Value
+from kdbench.spec import Catalogue, DataInfo, MethodInfo, ModelInfo, Pair, Setting, Value, unknown
 
 SHARED = (
     Setting("ce_weight", "float", 1.0, ""),

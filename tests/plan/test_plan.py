@@ -149,7 +149,7 @@ def test_recipes() -> None:
         recipes.recipe("quik")
     for wrong in ({"epochs": 0}, {"lr": 0.0}, {"lr": float("nan")}, {"size": 4}):
         with pytest.raises(UserError):
-            recipes.recipe("paper", **wrong)  # type: ignore[arg-type]
+            recipes.recipe("paper", **wrong)
 
 
 def test_the_estimate_adds_up() -> None:

@@ -130,7 +130,7 @@ def test_not_applicable_gives_its_reason_alone() -> None:
     found = row(records, "fsp")
     assert (found["status"], found["n"], found["top1_mean"], found["reason"]) == ("n/a", 0, None, "maps differ in size")
     assert "n/a: maps differ in size (fsp, resnet56 → resnet20)" in footnotes(records)
-    assert wide(accuracy(records), "cifar100", "paper").loc["fsp"].tolist() == ["n/a"]
+    assert list(wide(accuracy(records), "cifar100", "paper").loc["fsp"]) == ["n/a"]
 
 
 def test_variants_are_never_averaged() -> None:
@@ -206,7 +206,7 @@ def test_wide_marks_the_best_distillation_method() -> None:
         "75.00 (1), diverged",
     ]
     assert table["resnet110 → resnet20"].tolist() == ["72.50 (1)", "99.00 (1)", "<65.50 ± 0.71 (2)>", "–", "–"]
-    assert wide(accuracy(records), "cifar100", "paper").loc["kd"].tolist() == ["70.00 (1)", "65.50 ± 0.71 (2)"]
+    assert list(wide(accuracy(records), "cifar100", "paper").loc["kd"]) == ["70.00 (1)", "65.50 ± 0.71 (2)"]
 
 
 def test_mixtures_are_named() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdbench.spec import PROTOCOL, DataInfo, Epoch, Outcome, Recipe, Teacher, Trial, UserError
+from kdbench.spec import PROTOCOL, DataInfo, Epoch, Outcome, Recipe, Teacher, Trial, UserError, Value
 from kdbench.store import Store
 
 DATA = DataInfo("toy[n=9]", "c0", 4, 9, 4, 8, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), True, {"a/b.bin": "00"})
@@ -21,7 +21,7 @@ EPOCHS = (
 )
 WEIGHTS = {"weight": torch.arange(6.0).reshape(2, 3), "count": torch.tensor(3)}
 DONE = Outcome(TRIAL, "done", None, EPOCHS, 70.0, {"negatives": 5}, WEIGHTS)
-ENVIRONMENT = {"torch": "2.9", "threads": 2}
+ENVIRONMENT: dict[str, Value] = {"torch": "2.9", "threads": 2}
 
 
 @pytest.fixture

@@ -50,7 +50,7 @@ def test_accuracy_counts_every_image() -> None:
     images = torch.arange(5.0)[:, None, None, None]
     batches = [Batch(images[part], labels[part], labels[part]) for part in (slice(0, 3), slice(3, 5))]
     found = accuracy(_Table(logits), batches, torch.device("cpu"), "fp32")
-    assert found == (pytest.approx(100 / 5), pytest.approx(300 / 5))
+    assert found == pytest.approx((100 / 5, 300 / 5))
 
 
 def test_devices_that_are_not_there() -> None:

@@ -19,6 +19,8 @@ FOUR = ("kd", "crd", "icd", "noisy+kd")
 class _Noisy(Distiller[Hyper]):
     """Uses everything random that a method may: helper weights, dropout, its own generator."""
 
+    seen: Tensor
+
     def __init__(self, hyper: Hyper, shapes: Shapes, generator: torch.Generator) -> None:
         super().__init__(hyper, shapes, generator)
         self.map = nn.Sequential(nn.Dropout(0.5), nn.Linear(shapes.student.embedding, shapes.teacher.embedding))
