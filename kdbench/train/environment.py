@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import platform
-from importlib.metadata import version
 
 import torch
 from torch import nn
 
+from kdbench import __version__
 from kdbench.spec import UserError, Value
 
 
@@ -59,7 +59,7 @@ def describe(device: torch.device) -> dict[str, Value]:
     """Recorded with every result; two records that differ here may differ in their last bits."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
-        "kdbench": version("kdbench"),
+        "kdbench": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "device": device.type,
