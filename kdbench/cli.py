@@ -205,7 +205,7 @@ def _catalogue(images: ImageSet | None) -> Catalogue:
         assert images is not None
         student, teacher = (models.features(arch, data.classes, data.size) for arch in (pair.student, pair.teacher))
         shapes = Shapes(student, teacher, data.classes, images.train.labels)
-        return registry.distiller(name).serves(registry.hyper_of(name, settings), shapes)
+        return registry.obstacle(name, settings, shapes)
 
     return Catalogue(infos, models.info, obstacle, registry.discover())
 
@@ -286,15 +286,12 @@ def _report(args: argparse.Namespace) -> int:
 
 def _show(records: Sequence[Record], store: Store, shown: Sequence[Record]) -> None:
     """Write everything that is derived from the folder's records; print the tables of those shown."""
-    from kdbench.report import write_report
+    from kdbench.report import tables, write_report
     from kdbench.report.terminal import render
 
     report = write_report(records, store.epochs, store.root)
     console = _console()
-    labels = {(record.trial.data.label, record.trial.recipe_label) for record in shown}
-    frame = report.frame
-    mine = [(dataset, recipe) in labels for dataset, recipe in zip(frame["dataset"], frame["recipe"], strict=True)]
-    for part in render(frame[mine], report.notes, console.width):
+    for part in render(tables.accuracy(shown), tables.footnotes(shown), console.width):
         console.print(part)
     for folder in dict.fromkeys(path.parent for path in report.paths):
         print(f"written: {folder}/")

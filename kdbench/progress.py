@@ -21,6 +21,10 @@ def _steps(cohort: Cohort) -> int:
     return cohort.data.train // cohort.recipe.batch_size * cohort.recipe.epochs
 
 
+def _count(cohort: Cohort) -> str:
+    return f"{len(cohort.trials)} student{'s' * (len(cohort.trials) > 1)}"
+
+
 def _name(trial: Trial, cohort: Cohort) -> str:
     return trial.method if cohort.teacher else trial.arch
 
@@ -53,7 +57,7 @@ class PlainProgress:
 
     def cohort(self, cohort: Cohort, number: int, of: int) -> None:
         self.number, self.of = number, of
-        self._say(f"[{number}/{of}] {cohort.title}, seed {cohort.seed}: {len(cohort.trials)} students")
+        self._say(f"[{number}/{of}] {cohort.title}, seed {cohort.seed}: {_count(cohort)}")
 
     def step(self, cohort: Cohort, epoch: int, step: int, steps: int) -> None:
         pass
@@ -70,7 +74,7 @@ class PlainProgress:
             )
             left = spent / done * (self.total - done) if done else 0.0
             self._say(
-                f"[{self.number}/{self.of}] epoch {epoch}/{cohort.recipe.epochs}: {students} (top-1 %); "
+                f"[{self.number}/{self.of}] epoch {epoch}/{cohort.recipe.epochs}: top-1 % {students or '-'}; "
                 f"about {left / 60:.1f} min left"
             )
 

@@ -28,8 +28,10 @@ def objective(
     if hyper.kd_weight:
         terms["kd"] = hyper.kd_weight * soft_kl(student.logits, teacher.logits, hyper.kd_temperature)
     for name, term in distiller.losses(student, teacher, batch, epoch).items():
-        if name in ("ce", "kd") or term.ndim:
-            raise ValueError(f"the loss term {name!r} must be a scalar and not be called ce or kd: {tuple(term.shape)}")
+        if name in ("ce", "kd"):
+            raise ValueError(f"the loss term {name!r} needs another name: the harness adds its own `ce` and `kd`")
+        if term.ndim:
+            raise ValueError(f"the loss term {name!r} must be a scalar, and has the shape {tuple(term.shape)}")
         terms[name] = term
     if not terms:
         raise ValueError("the loss has no term: all weights are 0")

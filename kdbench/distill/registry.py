@@ -15,7 +15,7 @@ from importlib.metadata import entry_points
 from types import ModuleType
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
-from kdbench.distill.distiller import Distiller, Hyper
+from kdbench.distill.distiller import Distiller, Hyper, Shapes
 from kdbench.spec import MethodInfo, Setting, Value
 
 D = TypeVar("D", bound=type[Distiller[Any]])
@@ -33,7 +33,7 @@ def register(name: str, hyper: type[Hyper], *, paper: str, core: bool = False) -
         core: whether `--methods all` includes it: the ICD paper's own comparison.
 
     Raises:
-        ValueError: if the name is taken, or is not lower-case letters, digits and underscores.
+        ValueError: if the name is taken, is not lower-case letters, digits and underscores, or not its file's name.
     """
 
     def add(cls: D) -> D:
@@ -41,6 +41,9 @@ def register(name: str, hyper: type[Hyper], *, paper: str, core: bool = False) -
             raise ValueError(f"the method name {name!r} is taken by {_METHODS[name].__module__}")
         if not (name.isidentifier() and name == name.lower()):
             raise ValueError(f"a method's name is lower-case letters, digits and underscores, not {name!r}")
+        package, _, file = cls.__module__.rpartition(".")
+        if package == "methods" and file != name:
+            raise ValueError(f"methods/{file}.py registers {name!r}: a method is called as its file")
         cls.name, cls.hyper_type, cls.paper = name, hyper, paper
         _METHODS[name] = cls
         if core:
@@ -124,6 +127,14 @@ def settings_of(hyper: type[Hyper]) -> tuple[Setting, ...]:
         default: Any = item.default
         found.append(Setting(item.name, kind.__name__, default, str(notes[0]) if notes else ""))
     return tuple(found)
+
+
+def obstacle(name: str, settings: Mapping[str, Value], shapes: Shapes) -> str | None:
+    """What the method's `serves` says; where that raises, None: the trial then fails on its own, with its reason."""
+    try:
+        return _METHODS[name].serves(hyper_of(name, settings), shapes)
+    except Exception:
+        return None
 
 
 def code_hash(cls: type[Distiller[Any]]) -> str:

@@ -82,6 +82,8 @@ class _Parser:
         if plus:
             self.take("+")
             self.take("kd")
+            if self.token == "(":
+                raise self.error("settings stand before +kd, as in NAME(SETTING=VALUE)+kd,")
         return name, settings, plus
 
 
@@ -123,7 +125,8 @@ def _resolve(name: str, words: Mapping[str, str], plus: bool, catalogue: Catalog
         settings[key] = _value(word, declared[key], name)
     if plus:
         if _has_kd(catalogue, name) or "kd_weight" in words:
-            raise UserError(f"{name}+kd: kd_weight is already {settings['kd_weight']}; write {name}(kd_weight=...)")
+            already = settings["kd_weight"]
+            raise UserError(f"{name}: +kd sets kd_weight to 1, but it is {already} already; leave out +kd")
         settings["kd_weight"] = 1.0
     if problem := info.check(settings):
         raise UserError(f"{name}: {problem}")

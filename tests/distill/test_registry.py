@@ -38,6 +38,9 @@ def test_every_method_file_is_found() -> None:
 def test_names_are_taken_once_and_well_formed() -> None:
     with pytest.raises(ValueError, match=r"'kd' is taken by methods\.kd"):
         register("kd", Hyper, paper="-")(type("Other", (Distiller,), {}))
+    misplaced = type("Other", (Distiller,), {"__module__": "methods.file"})
+    with pytest.raises(ValueError, match="a method is called as its file"):
+        register("other", Hyper, paper="-")(misplaced)
     for name in ("My", "a-b", "", "1x"):
         with pytest.raises(ValueError, match="lower-case"):
             register(name, Hyper, paper="-")(type("Other", (Distiller,), {}))
@@ -152,6 +155,6 @@ def test_the_objective_is_the_same_for_every_method() -> None:
         def losses(self, *args: Any) -> dict[str, torch.Tensor]:
             return {"v": torch.zeros(3)}
 
-    for cls in (Greedy, Vector):
-        with pytest.raises(ValueError, match="must be a scalar"):
+    for cls, sentence in ((Greedy, "needs another name"), (Vector, "must be a scalar")):
+        with pytest.raises(ValueError, match=sentence):
             objective(cls(Hyper(), None, torch.Generator()), student, teacher, batch, 1)  # type: ignore[arg-type]

@@ -66,8 +66,9 @@ def test_all_is_the_core_and_all_kd_leaves_out_what_has_kd() -> None:
         ("one)", ["expected ','", "character 4"]),
         ("one+crd", ["expected 'kd'", "character 5"]),
         ("one;kd", ["an unexpected character", "character 4"]),
-        ("kd+kd", ["kd_weight is already 0.9"]),
-        ("one(kd_weight=2)+kd", ["kd_weight is already 2.0"]),
+        ("kd+kd", ["kd_weight to 1", "0.9 already"]),
+        ("one(kd_weight=2)+kd", ["kd_weight to 1", "2.0 already"]),
+        ("one+kd(k=1)", ["settings stand before +kd", "character 7"]),
         ("all(k=1)", ["takes no settings"]),
     ],
 )
