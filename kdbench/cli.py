@@ -69,12 +69,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"kdbench: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt as stop:
-        print("\nkdbench: interrupted; the same command goes on after the last whole epoch", file=sys.stderr)
-        return 143 if isinstance(stop, _Terminated) else 130
     except BrokenPipeError:
         sys.stderr.close()  # the reader (head, less) has left: nothing more to say
         return 141
+    except OSError as error:
+        print(f"kdbench: {error}; what was finished is kept, and the same command goes on", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as stop:
+        print("\nkdbench: interrupted; the same command goes on after the last whole epoch", file=sys.stderr)
+        return 143 if isinstance(stop, _Terminated) else 130
 
 
 class _Terminated(KeyboardInterrupt):
@@ -123,7 +126,7 @@ def _run_parser() -> argparse.ArgumentParser:
     how.add_argument("--rerun", metavar="STATUS", help="train again what ended as done, diverged or n/a (or all)")
     how.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
     how.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp32"))
-    how.add_argument("--threads", type=int, help="CPU threads (default: one a physical core)")
+    how.add_argument("--threads", type=int, help="CPU threads (default: torch's choice, one a physical core)")
     return parser
 
 
@@ -132,8 +135,8 @@ def _run(args: argparse.Namespace) -> int:
     recipe = recipes.recipe(args.recipe or recipes.default(source), epochs=args.epochs, lr=args.lr, size=args.size)
     seeds, chosen_pairs = parse_seeds(args.seeds), pairs.parse(args.pairs, source)
     rerun = _rerun(args.rerun)
-    if args.threads is not None and args.threads < 1:
-        raise UserError(f"--threads must be at least 1, got {args.threads}")
+    if args.threads is not None and not 1 <= args.threads <= 1024:
+        raise UserError(f"--threads must be between 1 and 1024, got {args.threads}")
     classes = parse_classes(args.classes) if args.classes else None
     request = DataRequest(source, recipe.size, classes, args.subset, args.label_column)
 
@@ -172,11 +175,12 @@ def _run(args: argparse.Namespace) -> int:
         executor = LocalExecutor(images, device, checkpoints)
         with progress(_console(), plan) as observer:
             runner.carry_out(plan, store, executor, checkpoints, observer, environment.describe(device))
-    wanted = {trial.id for trial in plan.trials}
+    wanted = {trial.fingerprint for trial in plan.trials}
     records = store.records()
-    _show(records, store, [record for record in records if record.trial.id in wanted])
-    bad = [record for record in records if record.trial.id in wanted and record.status in ("failed", "diverged")]
-    return 1 if bad else 0
+    mine = [record for record in records if record.trial.fingerprint in wanted]
+    _show(records, store, mine)
+    missing = wanted - {record.trial.fingerprint for record in mine}
+    return 1 if missing or any(record.status in ("failed", "diverged") for record in mine) else 0
 
 
 def _rerun(text: str | None) -> frozenset[str]:
@@ -280,6 +284,7 @@ def _report(args: argparse.Namespace) -> int:
     records = store.records()
     if not records:
         raise UserError(f"{args.out} holds no records; train something first, or name the folder with --out")
+    store.require_writable()
     _show(records, store, records)
     return 0
 
@@ -289,7 +294,7 @@ def _show(records: Sequence[Record], store: Store, shown: Sequence[Record]) -> N
     from kdbench.report import tables, write_report
     from kdbench.report.terminal import render
 
-    report = write_report(records, store.epochs, store.root)
+    report = write_report(records, store.epochs, store.root, {record.trial.variant for record in shown})
     console = _console()
     for part in render(tables.accuracy(shown), tables.footnotes(shown), console.width):
         console.print(part)
@@ -300,7 +305,11 @@ def _show(records: Sequence[Record], store: Store, shown: Sequence[Record]) -> N
 def _console() -> Any:
     from rich.console import Console
 
-    console = Console()
+    class Pipe(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # rich would exit with 1, which means something else here
+
+    console = Pipe()
     if not console.is_terminal:
         console.width = 120  # a file or a pipe has no edge to fold at
     return console

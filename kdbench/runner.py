@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from kdbench.spec import FINAL, Cohort, Executor, Observer, Outcome, Plan, Value
 from kdbench.store import Store
@@ -29,24 +29,32 @@ def carry_out(
         keep(Outcome(trial, "n/a", reason))
     for number, cohort in enumerate(plan.cohorts, start=1):
         observer.cohort(cohort, number, len(plan.cohorts))
-        ended: set[str] = set()
-        try:
-            teacher = _teacher(cohort, store)
-            for outcome in executor.train(cohort, teacher, observer):
-                ended.add(outcome.trial.id)
-                keep(outcome)
-        except Exception as error:
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            for trial in cohort.trials:
-                if trial.id not in ended:
-                    keep(Outcome(trial, "failed", f"its cohort could not be trained: {reason}"))
+        for outcome in _outcomes(cohort, store, executor, observer):
+            keep(outcome)
+
+
+def _outcomes(cohort: Cohort, store: Store, executor: Executor, observer: Observer) -> Iterator[Outcome]:
+    """One outcome a trial, whatever breaks in training. What breaks in keeping them is not training's failure."""
+    waiting = {trial.id: trial for trial in cohort.trials}
+    try:
+        for outcome in executor.train(cohort, _teacher(cohort, store), observer):
+            del waiting[outcome.trial.id]
+            yield outcome
+    except BrokenPipeError:  # nobody reads the progress any more
+        raise
+    except Exception as error:
+        reason = f"its cohort could not be trained: {type(error).__name__}: {error}".splitlines()[0]
+        for trial in waiting.values():
+            yield Outcome(trial, "failed", reason)
 
 
 def _teacher(cohort: Cohort, store: Store) -> Mapping[str, object] | None:
     """The state dict of a teacher that was trained here; None where there is none or it comes from a file."""
     if cohort.teacher is None or cohort.teacher.trial is None:
         return None
-    record = store.record(cohort.teacher.trial)
-    if record is not None and record.status != "done":
+    record = store.find(cohort.teacher.trial)
+    if record is None:
+        raise RuntimeError(f"its teacher {cohort.teacher.arch} has no record")
+    if record.status != "done":
         raise RuntimeError(f"its teacher {cohort.teacher.arch} {record.status}: {record.reason}")
-    return store.weights(cohort.teacher.trial)
+    return store.weights(record)

@@ -119,7 +119,7 @@ class Teacher:
     """Where a cohort's teacher comes from: a vanilla trial or a file."""
 
     arch: str
-    trial: str | None = None  # id of the vanilla trial
+    trial: str | None = None  # fingerprint of the vanilla trial
     file: str | None = None  # path; not part of any fingerprint
     sha256: str | None = None  # of the file
 

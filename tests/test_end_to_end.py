@@ -146,32 +146,46 @@ def test_a_teacher_file_is_used_and_named(tmp_path: Path) -> None:
             assert len(trial["teacher"]["sha256"]) == 64  # type: ignore[index]
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("undisturbed")
+    bench(*INTERRUPTED, out=out)
+    return out
+
+
+INTERRUPTED = ["--methods", "kd", *COMMON[:4], "--epochs", "6", "--seeds", "1"]
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_study_goes_on(tmp_path: Path, number: signal.Signals, code: int) -> None:
+def test_an_interrupted_study_goes_on(tmp_path: Path, undisturbed: Path, number: signal.Signals, code: int) -> None:
     out = tmp_path / "out"
-    argv = [
-        sys.executable,
-        "bench.py",
-        "--methods",
-        "kd",
-        *COMMON[:4],
-        "--epochs",
-        "40",
-        "--seeds",
-        "1",
-        "--out",
-        str(out),
-    ]
+    argv = [sys.executable, "bench.py", *INTERRUPTED, "--out", str(out)]
     running = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not list(out.glob("checkpoints/*.pt")) and time.monotonic() < deadline:
-        time.sleep(0.05)
+        time.sleep(0.02)
     os.kill(running.pid, number)
     _, error = running.communicate(timeout=60)
     assert running.returncode == code
     assert error.strip() == "kdbench: interrupted; the same command goes on after the last whole epoch"
     assert not records(out)
     assert list(out.glob("checkpoints/*.pt"))
+
+    assert "3 to train" in bench(*INTERRUPTED, out=out)
+    assert not list(out.glob("checkpoints/*"))
+    whole, resumed = records(undisturbed), records(out)
+    assert whole.keys() == resumed.keys()
+    for name in whole:
+        for key in ("status", "top1", "top5", "best_top1", "best_epoch", "teacher_top1"):
+            assert whole[name][key] == resumed[name][key]
+        weights = [torch.load(folder / "runs" / f"{name[:-5]}.pt") for folder in (undisturbed, out)]
+        assert all(torch.equal(weights[0][each], weights[1][each]) for each in weights[0])
+
+
+def test_a_reader_that_leaves_is_no_failed_trial(tmp_path: Path) -> None:
+    argv = f"{sys.executable} bench.py {' '.join(INTERRUPTED)} --out {tmp_path} | true"
+    subprocess.run(["bash", "-c", argv], cwd=ROOT, capture_output=True, check=True, timeout=120)
+    assert not [record for record in records(tmp_path).values() if record["status"] == "failed"]
 
 
 def test_a_failed_trial_is_shown_and_sets_the_exit_code(tmp_path: Path) -> None:

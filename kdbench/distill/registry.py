@@ -5,20 +5,23 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib
+import importlib.util
 import inspect
 import pkgutil
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import MISSING, fields, is_dataclass
 from functools import cache, partial
 from importlib.metadata import entry_points
-from types import ModuleType
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from kdbench.distill.distiller import Distiller, Hyper, Shapes
 from kdbench.spec import MethodInfo, Setting, Value
 
 D = TypeVar("D", bound=type[Distiller[Any]])
+
+_CONTRACT = ("kdbench.distill.distiller", "kdbench.distill.registry", "kdbench.models.output", "kdbench.data.batches")
+"""What methods import but do not compute with; a change there is a change of protocol."""
 
 _METHODS: dict[str, type[Distiller[Any]]] = {}
 _CORE: set[str] = set()
@@ -33,10 +36,12 @@ def register(name: str, hyper: type[Hyper], *, paper: str, core: bool = False) -
         core: whether `--methods all` includes it: the ICD paper's own comparison.
 
     Raises:
+        TypeError: if `hyper` is no frozen dataclass of plain settings that inherits `Hyper`.
         ValueError: if the name is taken, is not lower-case letters, digits and underscores, or not its file's name.
     """
 
     def add(cls: D) -> D:
+        settings_of(hyper)
         if name in _METHODS:
             raise ValueError(f"the method name {name!r} is taken by {_METHODS[name].__module__}")
         if not (name.isidentifier() and name == name.lower()):
@@ -116,7 +121,9 @@ def _info(name: str, cls: type[Distiller[Any]]) -> MethodInfo:
 
 
 def settings_of(hyper: type[Hyper]) -> tuple[Setting, ...]:
-    """The fields of a settings dataclass; their help is the string in `Annotated[type, "help"]`."""
+    """The fields of a settings dataclass; their help is the string in `Annotated[type, "help"]`. Raises TypeError."""
+    if not (is_dataclass(hyper) and issubclass(hyper, Hyper)):
+        raise TypeError(f"{hyper.__name__} must be a dataclass that inherits Hyper")
     hints = get_type_hints(hyper, include_extras=True)
     found = []
     for item in fields(hyper):
@@ -124,8 +131,9 @@ def settings_of(hyper: type[Hyper]) -> tuple[Setting, ...]:
         kind, notes = (get_args(hint)[0], get_args(hint)[1:]) if get_origin(hint) is Annotated else (hint, ())
         if kind not in (bool, int, float, str):
             raise TypeError(f"{hyper.__name__}.{item.name} must be bool, int, float or str, not {kind}")
-        default: Any = item.default
-        found.append(Setting(item.name, kind.__name__, default, str(notes[0]) if notes else ""))
+        if item.default is MISSING:
+            raise TypeError(f"{hyper.__name__}.{item.name} must have a plain default value")
+        found.append(Setting(item.name, kind.__name__, kind(item.default), str(notes[0]) if notes else ""))
     return tuple(found)
 
 
@@ -138,22 +146,45 @@ def obstacle(name: str, settings: Mapping[str, Value], shapes: Shapes) -> str | 
 
 
 def code_hash(cls: type[Distiller[Any]]) -> str:
-    """Hash of what a method computes with: its file, the files beside it that it imports, and the shared losses that it
-    names. Comments, docstrings and formatting are left out, so that only an edit that may change a result counts."""
-    losses = importlib.import_module("kdbench.distill.losses")
+    """Hash of what a method computes with: its file, the files beside it that it imports, and the shared parts of
+    `kdbench.distill` that it names. Comments, docstrings and formatting are left out: only an edit that may change a
+    result counts."""
     package = cls.__module__.rpartition(".")[0]
-    parts: dict[str, str] = {"soft_kl": _normal(inspect.getsource(losses.soft_kl))}  # the harness adds it to any method
-    waiting = [sys.modules[cls.__module__]]
+    shared = importlib.import_module("kdbench.distill")
+    parts = {"soft_kl": _normal(inspect.getsource(shared.soft_kl))}  # the harness may add it to any method
+    waiting = [cls.__module__]
     while waiting:
-        module = waiting.pop()
-        parts[module.__name__] = _normal(inspect.getsource(module))
-        for value in vars(module).values():
-            home = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
-            if home == losses.__name__ and not isinstance(value, ModuleType):
-                parts[value.__qualname__] = _normal(inspect.getsource(value))
-            elif home and package and home.startswith(f"{package}.") and home not in parts and home in sys.modules:
-                waiting.append(sys.modules[home])
+        name = waiting.pop()
+        if name in parts:
+            continue
+        parts[name] = _normal(inspect.getsource(importlib.import_module(name)))
+        for home, word in _imports(parts[name], package):
+            if package and f"{home}.".startswith(f"{package}."):
+                waiting += [each for each in (home, f"{home}.{word}") if each != package and _is_module(each)]
+            elif home == shared.__name__:
+                value = getattr(shared, word, None)
+                if getattr(value, "__module__", None) not in (None, *_CONTRACT):
+                    parts[f"{home}.{word}"] = _normal(inspect.getsource(value))  # type: ignore[arg-type]
     return hashlib.sha256(repr(sorted(parts.items())).encode()).hexdigest()[:16]
+
+
+def _imports(source: str, package: str) -> list[tuple[str, str]]:
+    """(module, name) of every import statement, wherever it stands; relative ones are those of `package`."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom):
+            home = ".".join(filter(None, [package if node.level else "", node.module]))
+            found += [(home, alias.name) for alias in node.names]
+        elif isinstance(node, ast.Import):
+            found += [alias.name.rpartition(".")[::2] for alias in node.names]
+    return found
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def _normal(source: str) -> str:

@@ -76,7 +76,12 @@ def load_checkpoint(path: Path | str, arch: str, classes: int, size: int) -> dic
     fitted = {}
     for key, expected in zoo.layout(arch, classes, size).items():
         # Files older than torch 0.4.1 lack the counts of batches, which nothing here reads.
-        tensor = weights.get(key, torch.zeros(expected.shape)).detach().to(expected.dtype)
+        tensor = weights.get(key, torch.zeros(expected.shape)).detach()
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_complex():
+            raise UserError(
+                f"{path} holds no plain weights: {key} is sparse, complex or empty; save it as real numbers"
+            )
+        tensor = tensor.to(expected.dtype)
         if not tensor.isfinite().all():
             raise UserError(f"{path} holds non-finite weights ({key})")
         fitted[key] = tensor

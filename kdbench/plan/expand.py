@@ -23,7 +23,7 @@ class Request:
 
 
 def expand(request: Request, catalogue: Catalogue, standing: Collection[str]) -> Plan:
-    """All trials of a request; `standing` are the ids of records that need no training.
+    """All trials of a request; `standing` are the fingerprints of records that need no training.
 
     Vanilla trials come first, one cohort a seed: teachers (seed 0, unless they come from a file) and students.
     Then one cohort for each pair and seed.
@@ -34,8 +34,8 @@ def expand(request: Request, catalogue: Catalogue, standing: Collection[str]) ->
     verdicts: list[tuple[Trial, str]] = []
 
     def add(seed: int, teacher: Teacher | None, trials: list[Trial]) -> None:
-        done.extend(trial for trial in trials if trial.id in standing)
-        if todo := [trial for trial in trials if trial.id not in standing]:
+        done.extend(trial for trial in trials if trial.fingerprint in standing)
+        if todo := [trial for trial in trials if trial.fingerprint not in standing]:
             cohorts.append(Cohort(request.data, request.recipe, seed, request.precision, teacher, tuple(todo)))
 
     make = _Maker(request, catalogue)
@@ -48,15 +48,15 @@ def expand(request: Request, catalogue: Catalogue, standing: Collection[str]) ->
 
     for pair in request.pairs:
         origin = request.files.get(pair.teacher)
-        teacher = origin or Teacher(pair.teacher, trial=make.trial(vanilla, pair.teacher, None, 0).id)
+        teacher = origin or Teacher(pair.teacher, trial=make.trial(vanilla, pair.teacher, None, 0).fingerprint)
         served: list[Method] = []
         for method in request.methods:
             if method.name == VANILLA:
                 continue
             if reason := catalogue.obstacle(method.name, method.settings, pair, request.data):
                 refused = [make.trial(method, pair.student, teacher, seed) for seed in request.seeds]
-                done.extend(trial for trial in refused if trial.id in standing)
-                verdicts.extend((trial, reason) for trial in refused if trial.id not in standing)
+                done.extend(trial for trial in refused if trial.fingerprint in standing)
+                verdicts.extend((trial, reason) for trial in refused if trial.fingerprint not in standing)
             else:
                 served.append(method)
         for seed in request.seeds:

@@ -141,7 +141,7 @@ def _value(word: str, setting: Setting, method: str) -> Value:
             case "int":
                 return int(word)
             case "float":
-                return float(word)
+                return float(word) + 0.0  # -0 is 0
             case _:
                 return word
     except (KeyError, ValueError):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdbench.spec import Epoch, Record, UserError
+from kdbench.store.files import write_whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,23 +28,26 @@ class Report:
     paths: tuple[Path, ...]
 
 
-def write_report(records: Sequence[Record], curve: Callable[[str], Sequence[Epoch]], out: Path) -> Report:
+def write_report(
+    records: Sequence[Record], curve: Callable[[str], Sequence[Epoch]], out: Path, asked: Collection[str] = ()
+) -> Report:
     """Write `tables/accuracy.csv`, `tables/accuracy.md` and `charts/*.png|svg` under `out`, each file whole.
 
     `curve` gives the epochs of a trial by its id; where it fails, the charts by epoch do without that trial.
+    Where a row has several variants, one of `asked` is shown, else the newest.
     """
     from kdbench.report import markdown, tables
     from kdbench.report.groups import select
 
-    selection = select(records)
-    frame = tables.accuracy(records)
-    notes = tables.footnotes(records)
+    selection = select(records, asked)
+    frame = tables.accuracy(records, asked)
+    notes = tables.footnotes(records, asked)
     curves, unread = _read_curves(selection, curve)
     if unread:
         notes.append(f"Charts by epoch do without {unread} finished trial{'s' * (unread > 1)}: no epochs to be read.")
     paths = [
-        _write(out / "tables" / "accuracy.csv", _csv(frame)),
-        _write(out / "tables" / "accuracy.md", markdown.document(frame, notes).encode()),
+        write_whole(out / "tables" / "accuracy.csv", _csv(frame)),
+        write_whole(out / "tables" / "accuracy.md", markdown.document(frame, notes).encode()),
     ]
     if selection.groups:
         paths += _charts(frame, selection, curves, out / "charts")
@@ -91,7 +94,7 @@ def _charts(frame: pd.DataFrame, selection: Selection, curves: dict[str, Sequenc
             for kind, figure in figures.items():
                 if figure is not None:
                     files = style.save(figure).items()
-                    paths += [_write(folder / f"{kind}.{name}.{ending}", content) for ending, content in files]
+                    paths += [write_whole(folder / f"{kind}.{name}.{ending}", content) for ending, content in files]
     return paths
 
 
@@ -105,15 +108,3 @@ def _file_name(dataset: str, recipe: str, taken: set[str]) -> str:
         name = f"{plain}-{number}"
     taken.add(name.lower())
     return name
-
-
-def _write(path: Path, content: bytes) -> Path:
-    """The whole file or the old one: never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -83,14 +83,17 @@ def newest(records: Iterable[Record]) -> Record:
     return max(records, key=lambda record: (finished(record), record.trial.id))
 
 
-def _current(records: Sequence[Record]) -> tuple[Record, ...]:
-    """The seeds of the variant that was finished last."""
-    variant = newest(records).trial.variant
+def _current(records: Sequence[Record], asked: Collection[str]) -> tuple[Record, ...]:
+    """The seeds of the variant that was asked for, else of the one that was finished last."""
+    variant = newest([record for record in records if record.trial.variant in asked] or records).trial.variant
     return tuple(sorted((r for r in records if r.trial.variant == variant), key=lambda record: record.trial.seed))
 
 
-def select(records: Sequence[Record]) -> Selection:
-    """Sort records into groups. Within a table only the newest protocol is kept: protocols are never mixed."""
+def select(records: Sequence[Record], asked: Collection[str] = ()) -> Selection:
+    """Sort records into groups. Within a table only the newest protocol is kept: protocols are never mixed.
+
+    Where a row has several variants, one of `asked` (`Trial.variant`s) is shown, else the one finished last.
+    """
     tables: defaultdict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in records:
         tables[table_of(record)].append(record)
@@ -100,7 +103,7 @@ def select(records: Sequence[Record]) -> Selection:
     for table in sorted(tables):
         protocol = max(record.protocol for record in tables[table])
         mine = [record for record in tables[table] if record.protocol == protocol]
-        shown = _groups(table, mine)
+        shown = _groups(table, mine, asked)
         groups += shown
         used = {record.trial.id for group in shown for record in group.records}
         students, masters = {group.student for group in shown}, {group.teacher for group in shown}
@@ -113,7 +116,7 @@ def select(records: Sequence[Record]) -> Selection:
     return Selection(tuple(groups), tuple(superseded), tuple(teachers))
 
 
-def _groups(table: tuple[str, str], records: Sequence[Record]) -> list[Group]:
+def _groups(table: tuple[str, str], records: Sequence[Record], asked: Collection[str]) -> list[Group]:
     distilled: defaultdict[tuple[str, str, str], list[Record]] = defaultdict(list)
     vanilla: defaultdict[str, list[Record]] = defaultdict(list)
     for record in records:
@@ -122,14 +125,16 @@ def _groups(table: tuple[str, str], records: Sequence[Record]) -> list[Group]:
             vanilla[trial.arch].append(record)
         else:
             distilled[trial.teacher.arch, trial.arch, trial.method].append(record)
-    groups = [Group(*table, *row, _current(of_row)) for row, of_row in distilled.items()]
+    groups = [Group(*table, *row, _current(of_row, asked)) for row, of_row in distilled.items()]
     pairs = {(group.teacher, group.student) for group in groups}
     for teacher, student in pairs:
         of_pair = [r for group in groups if (group.teacher, group.student) == (teacher, student) for r in group.records]
         wanted = conditions(newest(of_pair).trial)
         fitting = [record for record in vanilla.get(student, ()) if conditions(record.trial) == wanted]
         if fitting:
-            groups.append(Group(*table, teacher, student, VANILLA, _current(fitting)))
+            groups.append(Group(*table, teacher, student, VANILLA, _current(fitting, asked)))
     in_pairs = {arch for pair in pairs for arch in pair}
-    groups += [Group(*table, "", arch, VANILLA, _current(of)) for arch, of in vanilla.items() if arch not in in_pairs]
+    groups += [
+        Group(*table, "", arch, VANILLA, _current(of, asked)) for arch, of in vanilla.items() if arch not in in_pairs
+    ]
     return sorted(groups, key=lambda group: (pair_key(group.teacher, group.student), method_key(group.method)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
@@ -47,13 +47,13 @@ class _Row:
     reason: str = ""
 
 
-def accuracy(records: Sequence[Record]) -> pd.DataFrame:
+def accuracy(records: Sequence[Record], asked: Collection[str] = ()) -> pd.DataFrame:
     """The long form: one row per (dataset, recipe, teacher, student, method), with the columns COLUMNS.
 
     Text that is absent is empty, numbers that are absent are NaN. Vanilla records appear in every pair whose student
     they are; the teacher's row shows the one network that taught. Variants are never averaged (see `groups`).
     """
-    return _frame(_rows(select(records), records))
+    return _frame(_rows(select(records, asked), records))
 
 
 def _frame(rows: Sequence[_Row]) -> pd.DataFrame:
@@ -63,11 +63,11 @@ def _frame(rows: Sequence[_Row]) -> pd.DataFrame:
 
 
 def _rows(selection: Selection, records: Sequence[Record]) -> list[_Row]:
-    by_id = {record.trial.id: record for record in records}
+    by_fingerprint = {record.trial.fingerprint: record for record in records}
     rows: list[_Row] = []
     for groups in _by_pair(selection.groups).values():
         if groups[0].teacher:
-            rows += _teacher_row(groups, by_id)
+            rows += _teacher_row(groups, by_fingerprint)
         rows += [_row(group) for group in groups]
     return rows
 
@@ -242,11 +242,11 @@ def method_order(rows: Sequence[dict[str, Any]]) -> list[str]:
     return sorted(dict.fromkeys(str(row["method"]) for row in rows), key=method_key)
 
 
-def footnotes(records: Sequence[Record]) -> list[str]:
+def footnotes(records: Sequence[Record], asked: Collection[str] = ()) -> list[str]:
     """All that a reader must know beside the cells, as plain sentences."""
     if not records:
         return []
-    selection = select(records)
+    selection = select(records, asked)
     rows = _rows(selection, records)
     notes = [
         "Cells: top-1 accuracy (%) on the test split after the last epoch, mean ± sample standard deviation "
@@ -267,7 +267,7 @@ def footnotes(records: Sequence[Record]) -> list[str]:
         prefix = f"{table[0]}, {table[1]}: " if several else ""
         groups = [group for group in selection.groups if (group.dataset, group.recipe) == table]
         counts = {row.n for row in rows if (row.dataset, row.recipe) == table and row.method != TEACHER and row.n}
-        sentences = [*_spread(counts), *_mixtures(groups), *_teachers(groups)]
+        sentences = [*_spread(counts), *_mixtures(groups), *_codes(groups), *_teachers(groups)]
         sentences += _ends(groups, [record for record in selection.teachers if table_of(record) == table])
         sentences += _superseded([record for record in selection.superseded if table_of(record) == table])
         notes += [prefix + sentence for sentence in sentences]
@@ -312,6 +312,18 @@ def _schedule(trial: Trial) -> tuple[object, ...]:
     recipe = trial.recipe
     fixed = (recipe.epochs, recipe.batch_size, recipe.momentum, recipe.weight_decay, recipe.milestones, recipe.decay)
     return *fixed, recipe.size, recipe.pad, trial.lr
+
+
+def _codes(groups: Sequence[Group]) -> list[str]:
+    """Forms of one method that were trained before and after an edit of its file."""
+    codes: defaultdict[str, dict[str, None]] = defaultdict(dict)
+    for group in groups:
+        codes[group.records[0].trial.base][group.records[0].trial.code] = None
+    return [
+        f"{base}: its rows were trained with {len(found)} versions of its code; run them again to compare them."
+        for base, found in codes.items()
+        if len(found) > 1
+    ]
 
 
 def _teachers(groups: Sequence[Group]) -> list[str]:

@@ -11,19 +11,36 @@ import json
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from kdbench.spec import FINAL, PROTOCOL, DataInfo, Epoch, Outcome, Recipe, Record, Teacher, Trial, UserError, Value
+from kdbench.spec import (
+    FINAL,
+    PROTOCOL,
+    DataInfo,
+    Epoch,
+    Outcome,
+    Recipe,
+    Record,
+    Teacher,
+    Trial,
+    UserError,
+    Value,
+    file_sha256,
+)
 from kdbench.store.files import write_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 log = logging.getLogger("kdbench")
+
+FOLDERS = ("runs", "checkpoints", "tables", "charts")
+"""All that is written under a results folder."""
 
 
 class Store:
@@ -36,10 +53,12 @@ class Store:
     def require_writable(self) -> None:
         """Raises UserError, before any work is done, if results could not be written here."""
         try:
-            self.runs.mkdir(parents=True, exist_ok=True)
-            probe = self.runs / f".probe{os.getpid()}"
-            probe.write_text("")
-            probe.unlink()
+            for name in FOLDERS:
+                folder = self.root / name
+                folder.mkdir(parents=True, exist_ok=True)
+                probe = folder / f".probe{os.getpid()}"
+                probe.write_text("")
+                probe.unlink()
         except OSError as error:
             raise UserError(
                 f"results cannot be written to {self.root}: {error.strerror}; choose another --out"
@@ -75,31 +94,42 @@ class Store:
         return found
 
     def standing(self, rerun: frozenset[str] = frozenset()) -> frozenset[str]:
-        """Ids of trials that need no training; `rerun` names statuses that do not stand this time."""
+        """Fingerprints of trials that need no training; `rerun` names statuses that do not stand this time.
+
+        A network that may serve as teacher stands only while its weights are whole.
+        """
         return frozenset(
-            record.trial.id
+            record.trial.fingerprint
             for record in self.records()
-            if record.status in FINAL - rerun
-            and (record.status != "done" or self._weights_path(record.trial.id).exists())
+            if record.status in FINAL - rerun and (record.status != "done" or self._whole(record))
         )
 
-    def record(self, trial_id: str) -> Record | None:
-        path = self.runs / f"{trial_id}.json"
-        return _read(json.loads(path.read_text("utf-8"))) if path.exists() else None
+    def _whole(self, record: Record) -> bool:
+        path = self._weights_path(record.trial.id)
+        if not path.is_file():
+            return False
+        return record.trial.teacher is not None or file_sha256(path) == record.weights_sha256
+
+    def find(self, fingerprint: str) -> Record | None:
+        """The newest record of the trials with this fingerprint; they differ in labels only."""
+        found = []
+        for path in self.runs.glob(f"*.{fingerprint}.json"):
+            with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
+                found.append(_read(json.loads(path.read_text("utf-8"))))
+        return max(found, key=lambda record: (record.status == "done", record.finished), default=None)
 
     def epochs(self, trial_id: str) -> tuple[Epoch, ...]:
         """What was measured after each epoch. Raises OSError or ValueError if it cannot be read."""
         rows = json.loads((self.runs / f"{trial_id}.epochs.json").read_text("utf-8"))
         return tuple(Epoch(**row) for row in rows)
 
-    def weights(self, trial_id: str) -> dict[str, Tensor]:
+    def weights(self, record: Record) -> dict[str, Tensor]:
         """The final weights of a trial that is done. Raises ValueError if they are not those of the record."""
         from kdbench.store.weights import load_weights
 
-        record = self.record(trial_id)
-        if record is None or record.weights_sha256 is None:
-            raise ValueError(f"there is no finished record of {trial_id}")
-        return load_weights(self._weights_path(trial_id), record.weights_sha256)
+        if record.weights_sha256 is None:
+            raise ValueError(f"{record.trial.id} has no weights")
+        return load_weights(self._weights_path(record.trial.id), record.weights_sha256)
 
     def _weights_path(self, trial_id: str) -> Path:
         return self.runs / f"{trial_id}.pt"

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kdbench.data.batches import Loader
+from kdbench.data.batches import Batch, Loader
 from kdbench.data.sources import ImageSet
 from kdbench.distill.distiller import Shapes
 from kdbench.models import build, features, load_checkpoint
 from kdbench.models.output import Output
-from kdbench.spec import Cohort, Epoch, Observer, Outcome, Trial
+from kdbench.spec import Cohort, Epoch, Observer, Outcome, Trial, file_sha256
 from kdbench.train.checkpoints import Checkpoints, log
 from kdbench.train.environment import on_device
 from kdbench.train.evaluate import EVALUATION_BATCH, accuracy, autocast
@@ -45,17 +46,16 @@ class LocalExecutor:
             teacher_top1, _ = accuracy(guide, loader.evaluation(EVALUATION_BATCH), device, precision)
 
         def ended(student: Student, error: Exception | None = None) -> Outcome:
+            epochs = tuple(student.epochs)
             if error is None:
-                return Outcome(
-                    student.trial,
-                    "done",
-                    epochs=tuple(student.epochs),
-                    teacher_top1=teacher_top1,
-                    facts=student.method.facts(),
-                    weights=student.weights(),
-                )
-            status, reason = _verdict(error, f"epoch {student.epoch}")
-            return Outcome(student.trial, status, reason, tuple(student.epochs), teacher_top1)
+                try:
+                    facts = student.facts()
+                except Exception as late:
+                    error = late
+                else:
+                    return Outcome(student.trial, "done", None, epochs, teacher_top1, facts, student.weights())
+            status, reason = _verdict(error, f"epoch {max(len(epochs), student.epoch)}")
+            return Outcome(student.trial, status, reason, epochs, teacher_top1)
 
         students: list[Student] = []
         for trial in cohort.trials:
@@ -78,14 +78,21 @@ class LocalExecutor:
                 with clock.running():
                     batch = next(batches)
                     target = _forward(guide, batch.images, preact, device, precision)
+                before = _versions(batch, target)
                 for student in list(active):
                     try:
                         with student.clock.running():
                             student.step(batch, target)
+                        if _versions(batch, target) != before:
+                            raise RuntimeError("the method changed its batch or the teacher's output in place")
                     except Exception as error:
                         active.remove(student)
                         students.remove(student)
                         yield ended(student, error)
+                        if _versions(batch, target) != before:  # the others get theirs as they should be
+                            batch = next(islice(loader.epoch(epoch), step, None))
+                            target = _forward(guide, batch.images, preact, device, precision)
+                            before = _versions(batch, target)
                 if not active:
                     break
                 observer.step(cohort, epoch, step + 1, loader.steps)
@@ -110,7 +117,7 @@ class LocalExecutor:
         data = trial.data
         own = features(trial.arch, data.classes, data.size)
         seen = features(trial.teacher.arch, data.classes, data.size) if trial.teacher else own
-        shapes = Shapes(own, seen, data.classes, self.images.train.labels)
+        shapes = Shapes(own, seen, data.classes, self.images.train.labels.clone())
         student = Student(trial, shapes, self.device)
         if state := self.checkpoints.load(trial.id):
             try:
@@ -126,6 +133,8 @@ def _load_teacher(cohort: Cohort, weights: Mapping[str, Tensor] | None, device: 
         return None
     arch, data = cohort.teacher.arch, cohort.data
     if cohort.teacher.file:
+        if file_sha256(Path(cohort.teacher.file)) != cohort.teacher.sha256:
+            raise ValueError(f"{cohort.teacher.file} was changed since this study began")
         weights = load_checkpoint(Path(cohort.teacher.file), arch, data.classes, data.size)
     if weights is None:
         raise ValueError(f"no weights were given for the teacher {arch}")
@@ -133,6 +142,12 @@ def _load_teacher(cohort: Cohort, weights: Mapping[str, Tensor] | None, device: 
         network = build(arch, data.classes, data.size)
     network.load_state_dict(dict(weights))
     return on_device(network, device).eval().requires_grad_(False)
+
+
+def _versions(batch: Batch, target: Output) -> list[int]:
+    """How often each tensor that students share was changed in place; known without asking the device."""
+    shared = [batch.images, batch.labels, batch.indices, target.logits, target.embedding, *target.maps]
+    return [tensor._version for tensor in (*shared, *(target.preact_maps or ()))]
 
 
 @torch.no_grad()

@@ -34,7 +34,8 @@ def pick_device(text: str) -> torch.device:
 def pick_precision(text: str, device: torch.device) -> str:
     """`auto`: bf16 on GPUs that compute in it, else fp32."""
     if text == "auto":
-        return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+        # Older cards emulate bf16, slowly; since compute capability 8.0 they compute in it.
+        return "bf16" if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
     return text
 
 

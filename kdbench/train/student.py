@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from math import isfinite
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from kdbench.distill.objective import objective
 from kdbench.distill.registry import distiller, hyper_of
 from kdbench.models import build
 from kdbench.models.output import Output
-from kdbench.spec import Epoch, Trial, derive_seed
+from kdbench.spec import Epoch, Trial, Value, derive_seed
 from kdbench.train.environment import on_device
 from kdbench.train.evaluate import autocast
 from kdbench.train.schedule import learning_rate
@@ -33,6 +34,7 @@ class Student:
     def __init__(self, trial: Trial, shapes: Shapes, device: torch.device) -> None:
         self.trial, self.device = trial, device
         self.epochs: list[Epoch] = []
+        self.epoch = 0
         self.clock = Stopwatch(device)
         self._key = (trial.method, trial.teacher.arch if trial.teacher else "", trial.arch, trial.seed)
         with torch.random.fork_rng(devices=[]):
@@ -40,8 +42,10 @@ class Student:
             network = build(trial.arch, trial.data.classes, trial.data.size)
             torch.manual_seed(derive_seed("helpers", *self._key))
             generator = torch.Generator(device)
-            method = distiller(trial.base)
-            self.method: Distiller[Any] = method(hyper_of(trial.base, trial.settings), shapes, generator)
+            method, hyper = distiller(trial.base), hyper_of(trial.base, trial.settings)
+            if reason := method.serves(hyper, shapes):
+                raise ValueError(reason)
+            self.method: Distiller[Any] = method(hyper, shapes, generator)
         self.network = on_device(network, device)
         self.method = self.method.to(device)
         self.optimiser = torch.optim.SGD(
@@ -99,6 +103,14 @@ class Student:
             raise Diverged(f"the weights were not finite after epoch {self.epoch}")
         means = (self._sums / self.steps).tolist()
         return dict(zip(self._names, means, strict=True))
+
+    def facts(self) -> dict[str, Value]:
+        """What the method says of itself. Raises TypeError if that cannot be recorded."""
+        found = self.method.facts()
+        for name, value in found.items():
+            if not isinstance(value, bool | int | float | str) or (isinstance(value, float) and not isfinite(value)):
+                raise TypeError(f"facts(): {name} must be a finite number, a word, true or false, not {value!r}")
+        return dict(found)
 
     def state(self) -> dict[str, Any]:
         """All that the next epoch depends on."""

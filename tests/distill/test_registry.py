@@ -3,7 +3,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -77,7 +77,7 @@ def test_all_methods_refuse_what_cannot_be() -> None:
 
 METHOD = '''
 """Doc."""
-from helper_beside.{package}_other import factor
+from helper_beside.{package}_other import factor, OFFSET
 from kdbench.distill import Distiller, Hyper, soft_kl
 
 # a comment
@@ -85,7 +85,7 @@ class Mine(Distiller[Hyper]):
     """Doc."""
     def losses(self, student, teacher, batch, epoch):
         "doc"
-        return {{"x": {number} * factor(student.logits.sum())}}
+        return {{"x": {number} * factor(student.logits.sum()) + OFFSET}}
 '''
 
 
@@ -93,7 +93,7 @@ def _hash(folder: Path, number: str, other: str, name: str) -> str:
     package = folder / name
     package.mkdir()
     (package / "__init__.py").write_text("")
-    (package / "other.py").write_text(f"def factor(x):\n    return {other} * x\n")
+    (package / "other.py").write_text(f"OFFSET = {other}\ndef factor(x):\n    return x\n")
     text = METHOD.replace("helper_beside.{package}_other", f"{name}.other").format(number=number)
     (package / "mine.py").write_text(text)
     cls: Any = importlib.import_module(f"{name}.mine").Mine
@@ -120,7 +120,23 @@ def test_the_hash_sees_edits_and_nothing_else(tmp_path: Path, monkeypatch: pytes
         hashes.append(_hash(tmp_path / folder, number, other, "made_up"))
         monkeypatch.undo()
     assert hashes[0] == hashes[1]
-    assert len(set(hashes)) == 3  # an edited method, and an edited file beside it, count
+    assert len(set(hashes)) == 3  # an edited method, and a constant in a file beside it, count
+
+
+@pytest.mark.usefixtures("clean")
+def test_settings_that_cannot_be_typed_are_refused_at_once() -> None:
+    @dataclass(frozen=True)
+    class Wrong(Hyper):
+        widths: tuple[int, ...] = (1, 2)
+
+    @dataclass(frozen=True)
+    class Listed(Hyper):
+        widths: list[int] = field(default_factory=list)
+
+    wrong = {Wrong: "must be bool, int, float or str", Listed: "must be bool", object: "inherits Hyper"}
+    for hyper, sentence in wrong.items():
+        with pytest.raises(TypeError, match=sentence):
+            register("wrong", hyper, paper="-")(type("Other", (Distiller,), {}))
 
 
 @pytest.mark.usefixtures("clean")

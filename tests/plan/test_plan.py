@@ -55,7 +55,7 @@ def test_light_networks_have_their_own_rate() -> None:
 
 def test_standing_trials_are_left_out_and_a_new_method_trains_alone() -> None:
     before = plan(request("kd"))
-    after = plan(request("kd,one"), frozenset(trial.id for trial in before.waiting))
+    after = plan(request("kd,one"), frozenset(trial.fingerprint for trial in before.waiting))
     assert {trial.method for trial in after.waiting} == {"one"}
     assert len(after.done) == len(before.waiting)
 

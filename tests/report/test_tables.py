@@ -88,7 +88,7 @@ def test_teacher_row_comes_from_what_taught() -> None:
 
 def test_teacher_row_of_students_that_were_never_trained() -> None:
     master = trained(VANILLA, 72.0, pair=("", "resnet56"))
-    of_master = Teacher("resnet56", trial=master.trial.id)
+    of_master = Teacher("resnet56", trial=master.trial.fingerprint)
     verdict = trained("crd", status="n/a", reason="no maps", teacher=of_master)
     assert row([master, verdict], "teacher")["top1_mean"] == 72.0
     assert [r["method"] for r in rows([verdict])] == ["crd"]
@@ -141,6 +141,17 @@ def test_variants_are_never_averaged() -> None:
     assert list(select([*old, *new]).superseded) == old
     assert any(note.startswith("2 superseded records left out") for note in footnotes([*old, *new]))
     assert not any("superseded" in note for note in footnotes(new))
+    # An edit that was taken back: the rows that were asked for are shown, not the ones that were finished last.
+    asked = {old[0].trial.variant}
+    assert accuracy([*old, *new], asked)["top1_mean"].dropna().tolist()[-1] == 60.0
+    assert any(note.startswith("1 superseded record left out") for note in footnotes([*old, *new], asked))
+
+
+def test_forms_of_one_method_from_before_and_after_an_edit_are_marked() -> None:
+    records = [trained("crd", code="new"), trained("crd+kd", code="old"), trained("kd", code="else")]
+    note = "crd: its rows were trained with 2 versions of its code; run them again to compare them."
+    assert note in footnotes(records)
+    assert note not in footnotes(records[:1] + records[2:])
 
 
 def test_protocols_are_never_mixed() -> None:

@@ -37,7 +37,8 @@ def test_what_is_saved_is_read(store: Store) -> None:
     assert (read.top1, read.top5, read.best_top1, read.best_epoch) == (55.0, 95.0, 60.0, 1)
     assert (read.seconds_own, read.seconds_shared, read.seconds_per_epoch) == (3.0, 1.0, 4.0)
     assert store.epochs(TRIAL.id) == EPOCHS
-    weights = store.weights(TRIAL.id)
+    assert store.find(TRIAL.fingerprint) == saved
+    weights = store.weights(saved)
     assert all(torch.equal(weights[name], WEIGHTS[name]) for name in WEIGHTS)
     assert not [path for path in store.runs.iterdir() if "tmp" in path.name]
 
@@ -46,27 +47,31 @@ def test_what_is_saved_is_read(store: Store) -> None:
 def test_trials_that_did_not_end_well_have_no_accuracy(store: Store, status: str) -> None:
     record = store.save(replace(DONE, status=status, reason="why", weights=None, epochs=EPOCHS[:1]), ENVIRONMENT)  # type: ignore[arg-type]
     assert (record.top1, record.best_top1, record.weights_sha256, record.reason) == (None, None, None, "why")
-    assert (TRIAL.id in store.standing()) == (status != "failed")
+    assert (TRIAL.fingerprint in store.standing()) == (status != "failed")
 
 
 def test_what_stands(store: Store) -> None:
     store.save(DONE, ENVIRONMENT)
-    assert store.standing() == {TRIAL.id}
+    assert store.standing() == {TRIAL.fingerprint}
     assert store.standing(frozenset({"done"})) == set()
     (store.runs / f"{TRIAL.id}.pt").unlink()
     assert store.standing() == set()  # its students could not be trained
 
 
 def test_damaged_weights_are_not_used(store: Store) -> None:
-    store.save(DONE, ENVIRONMENT)
-    path = store.runs / f"{TRIAL.id}.pt"
+    vanilla = replace(TRIAL, teacher=None, method="vanilla")
+    saved = store.save(replace(DONE, trial=vanilla), ENVIRONMENT)
+    assert store.standing() == {vanilla.fingerprint}
+    path = store.runs / f"{vanilla.id}.pt"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     with pytest.raises(ValueError, match="damaged"):
-        store.weights(TRIAL.id)
-    with pytest.raises(ValueError, match="no finished record"):
-        store.weights("another")
+        store.weights(saved)
+    assert store.standing() == set()  # the teacher is trained again
+    with pytest.raises(ValueError, match="has no weights"):
+        store.weights(replace(saved, weights_sha256=None))
+    assert store.find("another") is None
 
 
 def test_unreadable_records_are_named_and_left_out(store: Store, caplog: pytest.LogCaptureFixture) -> None:

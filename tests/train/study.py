@@ -44,12 +44,14 @@ class Quiet:
 
     def __init__(self, stop_after: int | None = None) -> None:
         self.stop_after = stop_after
+        self.trained: list[tuple[int, int]] = []  # epoch, students
 
     def cohort(self, cohort: Cohort, number: int, of: int) -> None: ...
     def step(self, cohort: Cohort, epoch: int, step: int, steps: int) -> None: ...
     def outcome(self, outcome: Outcome) -> None: ...
 
     def epoch(self, cohort: Cohort, epoch: int, latest: Mapping[str, Epoch]) -> None:
+        self.trained.append((epoch, len(latest)))
         if epoch == self.stop_after:
             raise KeyboardInterrupt
 
@@ -85,13 +87,15 @@ def teacher_weights() -> dict[str, Tensor]:
     return dict(build("wrn_16_1", IMAGES.info.classes, IMAGES.info.size).state_dict())
 
 
-def train(folder: Path, *trials: Trial, stop_after: int | None = None) -> dict[str, Outcome]:
+def train(
+    folder: Path, *trials: Trial, stop_after: int | None = None, observer: Quiet | None = None
+) -> dict[str, Outcome]:
     """Outcomes by method and architecture; a run that is stopped gives what had ended by then."""
     executor = LocalExecutor(IMAGES, CPU, Checkpoints(folder))
     weights = teacher_weights() if trials[0].teacher else None
     found: dict[str, Outcome] = {}
     try:
-        for outcome in executor.train(cohort(*trials), weights, Quiet(stop_after)):
+        for outcome in executor.train(cohort(*trials), weights, observer or Quiet(stop_after)):
             found[f"{outcome.trial.method}/{outcome.trial.arch}"] = outcome
     except KeyboardInterrupt:
         assert stop_after is not None

@@ -24,7 +24,8 @@ def test_the_device_is_found() -> None:
     device = pick_device("auto")
     assert device.type == "cuda"
     assert pick_device("cuda") == device
-    assert pick_precision("auto", device) == ("bf16" if torch.cuda.is_bf16_supported() else "fp32")
+    major, _ = torch.cuda.get_device_capability(device)
+    assert pick_precision("auto", device) == ("bf16" if major >= 8 else "fp32")
     assert describe(device)["device"] == "cuda"
 
 
@@ -49,7 +50,6 @@ def test_a_cohort_trains_on_the_device(tmp_path: Path, precision: str) -> None:
     for method in METHODS:
         first, same = found[method].epochs[0], here[f"{method}/resnet8"].epochs[0]
         for name, value in same.terms.items():
-            if name.startswith("nce"):
-                continue  # other negatives: the device's own stream
+            # (every image of another class is a negative here, so the draw is the same on both)
             # three steps from equal weights on equal batches: rounding only; bf16 carries 8 bits
             assert first.terms[name] == pytest.approx(value, rel=2e-3 if precision == "fp32" else 5e-2), (method, name)

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.distill import Batch, Distiller, Hyper, Output, Shapes, register, registry
-from tests.train.study import EPOCHS, equal, train, trial
+from tests.train.study import EPOCHS, Quiet, equal, train, trial
 
-FOUR = ("kd", "crd", "icd", "noisy+kd")
+FOUR = ("kd", "crd(nce_k=20)", "icd", "noisy+kd")
 
 
 class _Noisy(Distiller[Hyper]):
@@ -58,6 +58,27 @@ class _Wrecks(Distiller[Hyper]):
         return {"root": (student.logits * 0).abs().sqrt().sum()}
 
 
+class _Vandal(Distiller[Hyper]):
+    """Changes what all students share."""
+
+    def losses(self, student: Output, teacher: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        if epoch == 2:
+            teacher.logits.mul_(100)
+            teacher.embedding.zero_()
+        return {}
+
+
+class _Boastful(Distiller[Hyper]):
+    def facts(self) -> dict[str, bool | int | float | str]:
+        return {"accuracy": float("nan")}
+
+
+class _Picky(Distiller[Hyper]):
+    @classmethod
+    def serves(cls, hyper: Hyper, shapes: Shapes) -> str | None:
+        raise IndexError("no such stage")
+
+
 class _Unborn(Distiller[Hyper]):
     def __init__(self, hyper: Hyper, shapes: Shapes, generator: torch.Generator) -> None:
         raise TypeError("no teacher map fits")
@@ -66,6 +87,7 @@ class _Unborn(Distiller[Hyper]):
 @pytest.fixture(autouse=True)
 def test_methods() -> Iterator[None]:
     made = {"noisy": _Noisy, "raises": _Raises, "explodes": _Explodes, "wrecks": _Wrecks, "unborn": _Unborn}
+    made |= {"vandal": _Vandal, "boastful": _Boastful, "picky": _Picky}
     for name, cls in made.items():
         register(name, Hyper, paper="-")(cls)
     yield
@@ -94,7 +116,9 @@ def test_interrupted_and_resumed(tmp_path: Path, stop_after: int) -> None:
     trials = [trial(method) for method in FOUR]
     whole = train(tmp_path / "whole", *trials)
     assert train(tmp_path / "parts", *trials, stop_after=stop_after) == {}
-    resumed = train(tmp_path / "parts", *trials)
+    observer = Quiet()
+    resumed = train(tmp_path / "parts", *trials, observer=observer)
+    assert observer.trained == [(epoch, len(FOUR)) for epoch in range(stop_after + 1, EPOCHS + 1)]
     for method in FOUR:
         assert equal(whole[f"{method}/resnet8"], resumed[f"{method}/resnet8"])
 
@@ -102,7 +126,9 @@ def test_interrupted_and_resumed(tmp_path: Path, stop_after: int) -> None:
 def test_a_newcomer_joins_an_interrupted_cohort(tmp_path: Path) -> None:
     whole = train(tmp_path / "whole", trial("crd"), trial("icd"))
     train(tmp_path / "parts", trial("crd"), stop_after=2)
-    resumed = train(tmp_path / "parts", trial("crd"), trial("icd"))
+    observer = Quiet()
+    resumed = train(tmp_path / "parts", trial("crd"), trial("icd"), observer=observer)
+    assert observer.trained == [(1, 1), (2, 1), (3, 2)]  # the newcomer catches up alone
     for method in ("crd", "icd"):
         assert equal(whole[f"{method}/resnet8"], resumed[f"{method}/resnet8"])
 
@@ -122,12 +148,15 @@ def test_seeds_differ(tmp_path: Path) -> None:
 
 
 def test_failures_stay_with_their_method(tmp_path: Path) -> None:
-    names = ("kd", "raises", "explodes", "wrecks", "unborn", "icd")
+    names = ("kd", "raises", "vandal", "explodes", "wrecks", "unborn", "boastful", "picky", "icd")
     found = train(tmp_path / "mixed", *(trial(name) for name in names))
     status = {name: found[f"{name}/resnet8"].status for name in names}
     assert status == {
         "kd": "done",
         "raises": "failed",
+        "vandal": "failed",
+        "boastful": "failed",
+        "picky": "failed",
         "explodes": "diverged",
         "wrecks": "diverged",
         "unborn": "failed",
@@ -137,6 +166,9 @@ def test_failures_stay_with_their_method(tmp_path: Path) -> None:
     assert reasons["raises"].startswith("epoch 2: RuntimeError: no such map (test_promises.py, line ")
     assert reasons["explodes"] == "the loss was not finite from epoch 2, step 2 on (term: ratio)"
     assert "epoch 1" in reasons["wrecks"]
+    assert "changed its batch or the teacher's output in place" in reasons["vandal"]
+    assert "facts(): accuracy must be a finite number" in reasons["boastful"]
+    assert reasons["picky"].startswith("before training: IndexError: no such stage")
     assert reasons["unborn"].startswith("before training: TypeError: no teacher map fits (test_promises.py, line ")
     assert len(found["explodes/resnet8"].epochs) == 1
     for name in ("kd", "icd"):
