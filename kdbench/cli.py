@@ -1,4 +1,4 @@
-"""Words -> request -> plan -> records -> report. The commands: run (the default), list, report."""
+"""Words -> request -> plan -> records -> report. The commands: run (the default), list, report, verify."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ batches, from the same initial weights, over several seeds.
 other commands (each has --help):
   list methods|pairs|datasets|models|recipes
   report           rebuild tables and charts from the records of a results folder
+  verify           compare the methods with values computed by their authors' code
 """
 
 EXAMPLES = """\
@@ -59,8 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = words[0] if words and words[0] in COMMANDS else ""
     logging.basicConfig(format="kdbench: %(message)s", level=logging.WARNING)
     logging.getLogger("kdbench").setLevel(logging.INFO)
-    # Threads that spin while they wait make two runs on one machine a hundred times slower. Read when torch is loaded.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # How long threads spin before they sleep, read when torch is loaded. By default so long that two runs on one machine
+    # slow each other down a hundredfold; at this value a lone run is as fast, and two are ten times faster than that.
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     try:
         if words and not command and not words[0].startswith("-"):
             near = difflib.get_close_matches(words[0], COMMANDS, n=1)
@@ -106,13 +108,15 @@ def _run_parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--methods", default="all", help="method expressions, comma-separated; `vanilla` is always included"
     )
-    what.add_argument("--pairs", default="all", help="all, same, cross, or teacher:student,...")
-    what.add_argument("--seeds", default="3", help="how many (3), or which (0,1,7)")
+    what.add_argument("--pairs", default="all", help="all, same, cross, or teacher:student,... (default: all)")
+    what.add_argument("--seeds", default="3", help="how many (3, the default), or which (0,1,7)")
     what.add_argument("--recipe", help="training schedule (default: digits for digits, else paper)")
     what.add_argument("--epochs", type=int, help="shorten or lengthen the recipe; its milestones move along")
     what.add_argument("--lr", type=float, help="initial learning rate of every network")
     data = parser.add_argument_group("images")
-    data.add_argument("--dataset", default="cifar100", help="digits, cifar10, cifar100, folder:PATH, parquet:PATH")
+    data.add_argument(
+        "--dataset", default="cifar100", help="digits, cifar10, cifar100 (default), folder:PATH, parquet:PATH"
+    )
     data.add_argument("--classes", help="label numbers to keep: 0-9 or 3,5,7")
     data.add_argument("--subset", type=int, metavar="N", help="keep N training images, stratified")
     data.add_argument("--size", type=int, help="pixels a side (default: the recipe's)")
@@ -138,8 +142,9 @@ def _run(args: argparse.Namespace) -> int:
     recipe = recipes.recipe(args.recipe or recipes.default(source), epochs=args.epochs, lr=args.lr, size=args.size)
     seeds, chosen_pairs = parse_seeds(args.seeds), pairs.parse(args.pairs, source)
     rerun = _rerun(args.rerun)
-    if args.threads is not None and not 1 <= args.threads <= 1024:
-        raise UserError(f"--threads must be between 1 and 1024, got {args.threads}")
+    processors = os.cpu_count() or 1
+    if args.threads is not None and not 1 <= args.threads <= processors:
+        raise UserError(f"--threads must be between 1 and {processors}, the processors of this machine: {args.threads}")
     classes = parse_classes(args.classes) if args.classes else None
     request = DataRequest(source, recipe.size, classes, args.subset, args.label_column)
 
@@ -168,13 +173,13 @@ def _run(args: argparse.Namespace) -> int:
         Request(images.info, recipe, methods, chosen_pairs, seeds, precision, files), catalogue, store.standing(rerun)
     )
     environment.configure(device, precision, args.threads)
-    _announce(plan, catalogue)
+    checkpoints = Checkpoints(args.out / "checkpoints")
+    _announce(plan, catalogue, sum(checkpoints.exists(trial.id) for trial in plan.waiting))
     if args.dry_run:
         return _estimate(plan, device)
     if plan.cohorts or plan.verdicts:
         from kdbench.progress import progress
 
-        checkpoints = Checkpoints(args.out / "checkpoints")
         executor = LocalExecutor(images, device, checkpoints)
         with progress(_console(), plan) as observer:
             runner.carry_out(plan, store, executor, checkpoints, observer, environment.describe(device))
@@ -187,7 +192,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _rerun(text: str | None) -> frozenset[str]:
-    known = ("done", "diverged", "n/a", "all")
+    known = ("done", "diverged", "failed", "n/a", "all")
     words = [word.strip() for word in text.split(",")] if text else []
     for word in words:
         if word not in known:
@@ -211,7 +216,8 @@ def _catalogue(images: ImageSet | None) -> Catalogue:
     def obstacle(name: str, settings: Mapping[str, Value], pair: Pair, data: DataInfo) -> str | None:
         assert images is not None
         student, teacher = (models.features(arch, data.classes, data.size) for arch in (pair.student, pair.teacher))
-        shapes = Shapes(student, teacher, data.classes, images.train.labels)
+        family = models.info(pair.student).family
+        shapes = Shapes(student, teacher, data.classes, images.train.labels, family)
         return registry.obstacle(name, settings, shapes)
 
     return Catalogue(infos, models.info, obstacle, registry.discover())
@@ -237,12 +243,13 @@ def _teacher_files(args: argparse.Namespace, chosen: Sequence[Pair], data: DataI
     return found
 
 
-def _announce(plan: Plan, catalogue: Catalogue) -> None:
+def _announce(plan: Plan, catalogue: Catalogue, resumed: int) -> None:
     for module, reason in catalogue.broken.items():
         logging.getLogger("kdbench").warning("%s is left out, it failed to import: %s", module, reason)
     print(
         f"{len(plan.trials)} trials: {len(plan.done)} already there, {len(plan.waiting)} to train in "
-        f"{len(plan.cohorts)} cohorts, {len(plan.verdicts)} not applicable",
+        f"{len(plan.cohorts)} cohorts, {len(plan.verdicts)} not applicable"
+        + (f"; {resumed} go on from their checkpoints" if resumed else ""),
         flush=True,
     )
 
@@ -316,6 +323,56 @@ def _console() -> Any:
     if not console.is_terminal:
         console.width = 120  # a file or a pipe has no edge to fold at
     return console
+
+
+# verify
+
+
+def _verify_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python bench.py verify",
+        description="Compare the methods with values computed by their authors' code, in float64 and float32.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--golden", type=Path, required=True, metavar="DIR", help="folder of vectors and their index.json"
+    )
+    parser.add_argument("--require", default="", metavar="NAMES", help="names that must have a case, comma-separated")
+    parser.add_argument("--device", default="cpu", help="auto, cpu, cuda, cuda:N (default: cpu)")
+    return parser
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from rich.table import Table
+
+    from kdbench.distill import registry
+    from kdbench.train.environment import configure, pick_device
+    from kdbench.verify import check, vectors
+
+    registry.discover()
+    device = pick_device(args.device)
+    configure(device, "fp32", None)
+    how = check.mapping()
+    cases = vectors.load(args.golden)
+    known = [case for case in cases if case.method in how]
+    verdicts = [check.check(case, how[case.method], p, device) for case in known for p in vectors.DTYPES]
+
+    table = Table("method", "case", "precision", "loss", "gradient", "verdict", box=None, pad_edge=False)
+    for verdict in verdicts:
+        errors = f"{verdict.loss:.1e}", f"{verdict.gradient:.1e}"
+        word = "ok" if verdict.passed else "; ".join(verdict.problems)
+        table.add_row(verdict.method, verdict.case, verdict.precision, *errors, word)
+    console = _console()
+    console.print(table, highlight=False, markup=False)
+    skipped = list(dict.fromkeys(case.method for case in cases if case.method not in how))
+    if skipped:
+        print(f"no counterpart in kdbench: {', '.join(skipped)}")
+    missing = [name for name in filter(None, args.require.split(",")) if name not in {case.method for case in known}]
+    if missing:
+        print(f"required, and without a case: {', '.join(missing)}")
+    failed = sum(not verdict.passed for verdict in verdicts)
+    print(f"{len(verdicts) - failed} of {len(verdicts)} within tolerance (worst relative errors are shown)")
+    return 1 if failed or missing or not verdicts else 0
 
 
 # list
@@ -399,4 +456,5 @@ COMMANDS: dict[str, tuple[Callable[[], argparse.ArgumentParser], Callable[[argpa
     "": (_run_parser, _run),
     "list": (_list_parser, _list),
     "report": (_report_parser, _report),
+    "verify": (_verify_parser, _verify),
 }

@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from kdbench.spec import Cohort, Epoch, Outcome, Plan, Trial
 
@@ -93,6 +94,7 @@ class LiveProgress:
             *bar, TextColumn("elapsed"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()
         )
         self.inner = Progress(*bar)
+        self.title = ""
         self.work = [_steps(cohort) * len(cohort.trials) for cohort in plan.cohorts]
         self.study = self.bars.add_task("student steps", total=sum(self.work))
         self.task = self.inner.add_task("", total=None)
@@ -107,18 +109,19 @@ class LiveProgress:
         self.live.__exit__(kind, error, tb)
 
     def _view(self) -> Group:
-        return Group(self.bars, self.inner, self.students)
+        return Group(self.bars, Text(self.title), self.inner, self.students)
 
     def cohort(self, cohort: Cohort, number: int, of: int) -> None:
         self.title = f"[{number}/{of}] {cohort.title}, seed {cohort.seed}"
         self.bars.update(self.study, completed=sum(self.work[: number - 1]))  # also where students failed or resumed
-        self.inner.reset(self.task, description=f"{self.title}: starting", total=None)
+        self.inner.reset(self.task, description="starting", total=None)
         self.students = ""
 
     def step(self, cohort: Cohort, epoch: int, step: int, steps: int) -> None:
-        text = f"{self.title}: epoch {epoch}/{cohort.recipe.epochs}"
+        text = f"epoch {epoch}/{cohort.recipe.epochs}" if epoch > 0 else f"pretraining epoch {-epoch}"
         self.inner.update(self.task, description=text, completed=step, total=steps)
-        self.bars.advance(self.study, len(cohort.trials))
+        if epoch > 0:
+            self.bars.advance(self.study, len(cohort.trials))
 
     def epoch(self, cohort: Cohort, epoch: int, latest: Mapping[str, Epoch]) -> None:
         table = Table("student", "top-1 %", "loss", "s an epoch", box=None, title=f"after epoch {epoch}")

@@ -33,6 +33,10 @@ def carry_out(
             keep(outcome)
 
 
+class _NoTeacher(Exception):
+    """A cohort's teacher did not come to be."""
+
+
 def _outcomes(cohort: Cohort, store: Store, executor: Executor, observer: Observer) -> Iterator[Outcome]:
     """One outcome a trial, whatever breaks in training. What breaks in keeping them is not training's failure."""
     waiting = {trial.id: trial for trial in cohort.trials}
@@ -40,6 +44,9 @@ def _outcomes(cohort: Cohort, store: Store, executor: Executor, observer: Observ
         for outcome in executor.train(cohort, _teacher(cohort, store), observer):
             del waiting[outcome.trial.id]
             yield outcome
+    except _NoTeacher as error:
+        for trial in waiting.values():
+            yield Outcome(trial, "failed", str(error))
     except BrokenPipeError:  # nobody reads the progress any more
         raise
     except Exception as error:
@@ -54,7 +61,7 @@ def _teacher(cohort: Cohort, store: Store) -> Mapping[str, object] | None:
         return None
     record = store.find(cohort.teacher.trial)
     if record is None:
-        raise RuntimeError(f"its teacher {cohort.teacher.arch} has no record")
+        raise _NoTeacher(f"its teacher {cohort.teacher.arch} has no record")
     if record.status != "done":
-        raise RuntimeError(f"its teacher {cohort.teacher.arch} {record.status}: {record.reason}")
+        raise _NoTeacher(f"its teacher {cohort.teacher.arch} {record.status}: {record.reason}")
     return store.weights(record)

@@ -109,6 +109,11 @@ class Recipe:
     size: int  # pixels a side
     pad: int  # random crops are drawn from the image padded by this many black pixels
 
+    @property
+    def pretraining_epochs(self) -> int:
+        """Of methods that have a stage before the main one: 30 of 240, as published."""
+        return max(1, round(30 * self.epochs / 240))
+
     def published(self) -> bool:
         """Whether accuracies may stand beside published ones."""
         return self.label == "paper"
@@ -335,7 +340,7 @@ class Observer(Protocol):
     """Watches a cohort being trained; for progress displays."""
 
     def cohort(self, cohort: Cohort, number: int, of: int) -> None: ...
-    def step(self, cohort: Cohort, epoch: int, step: int, steps: int) -> None: ...
+    def step(self, cohort: Cohort, epoch: int, step: int, steps: int) -> None: ...  # pretraining: epochs -1, -2, ...
     def epoch(self, cohort: Cohort, epoch: int, latest: Mapping[str, Epoch]) -> None: ...  # trial id -> its epoch
     def outcome(self, outcome: Outcome) -> None: ...
 

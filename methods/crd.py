@@ -12,15 +12,28 @@ Differs:  K is at most the images of other classes, so that negatives are drawn 
           They are drawn anew for each image on the training device, and scored by one product with the whole memory.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.distill import Batch, Distiller, Hyper, Output, Shapes, register
+from kdbench.distill import (
+    Batch,
+    Distiller,
+    Hyper,
+    OtherClasses,
+    Output,
+    Shapes,
+    initial_memory,
+    mix,
+    no_negatives,
+    register,
+    scores,
+    smallest_pool,
+)
 
 EPS = 1e-7  # inside the logarithms, as in the authors' code
 
@@ -40,36 +53,21 @@ class CRDHyper(Hyper):
             raise ValueError(f"nce_m must be at least 0 and below 1, got {self.nce_m}")
 
 
-def nce(scores: Tensor, images: int) -> Tensor:
+def nce(probabilities: Tensor, images: int) -> Tensor:
     """Noise-contrastive estimation with uniform noise.
 
     Args:
-        scores: P(memory row | anchor), [B, 1 + K]; column 0 is the positive.
+        probabilities: P(memory row | anchor), [B, 1 + K]; column 0 is the positive.
         images: N, the rows of the memory; the noise probability is 1/N.
 
     Returns:
         scalar in nats, summed over the columns and averaged over B.
     """
-    noise = (scores.shape[1] - 1) / images
-    positive, negative = scores[:, 0], scores[:, 1:]
+    noise = (probabilities.shape[1] - 1) / images
+    positive, negative = probabilities[:, 0], probabilities[:, 1:]
     own = torch.log(positive / (positive + noise + EPS))  # [B]
     others = torch.log(noise / (negative + noise + EPS)).sum(dim=1)  # [B]
     return -(own + others).mean()
-
-
-class OtherClasses:
-    """Draws, for each image of a batch, `k` training images of other classes without replacement."""
-
-    def __init__(self, labels: Tensor, k: int) -> None:
-        self.labels, self.k = labels, k
-
-    def __call__(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        """Rows of the training split, [B, k] int64."""
-        if self.labels.device != batch.labels.device:
-            self.labels = self.labels.to(batch.labels.device)
-        keys = torch.rand(len(batch.labels), len(self.labels), generator=generator, device=generator.device)  # [B, N]
-        keys.masked_fill_(self.labels == batch.labels[:, None], -1.0)
-        return keys.topk(self.k, dim=1, sorted=False).indices  # the k largest of equal-law keys: a uniform subset
 
 
 @register("crd", CRDHyper, paper="arXiv:1910.10699", core=True)
@@ -88,58 +86,38 @@ class CRD(Distiller[CRDHyper]):
         super().__init__(hyper, shapes, generator)
         self.embed_student = nn.Linear(shapes.student.embedding, hyper.feat_dim)
         self.embed_teacher = nn.Linear(shapes.teacher.embedding, hyper.feat_dim)
-        bound = 1 / math.sqrt(hyper.feat_dim / 3)  # rows of length 1 on average, as in the authors' code
-        size = (len(shapes.labels), hyper.feat_dim)
-        self.register_buffer("memory_student", torch.empty(size).uniform_(-bound, bound))
-        self.register_buffer("memory_teacher", torch.empty(size).uniform_(-bound, bound))
+        self.register_buffer("memory_student", initial_memory(len(shapes.labels), hyper.feat_dim))
+        self.register_buffer("memory_teacher", initial_memory(len(shapes.labels), hyper.feat_dim))
         self.register_buffer("Z_student", torch.zeros(()))
         self.register_buffer("Z_teacher", torch.zeros(()))
         self.negatives: Callable[[Batch, torch.Generator], Tensor] = OtherClasses(
-            shapes.labels, min(hyper.nce_k, _smallest_pool(shapes))
+            shapes.labels, min(hyper.nce_k, smallest_pool(shapes))
         )
         self._fresh: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
 
     @classmethod
     def serves(cls, hyper: CRDHyper, shapes: Shapes) -> str | None:
-        return None if _smallest_pool(shapes) > 0 else "all training images are of one class: there are no negatives"
+        return no_negatives(shapes)
 
     def losses(self, student: Output, teacher: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
-        anchor_s = _unit(self.embed_student(student.embedding))  # [B, D]
-        anchor_t = _unit(self.embed_teacher(teacher.embedding))
+        anchor_s = F.normalize(self.embed_student(student.embedding))  # [B, D]
+        anchor_t = F.normalize(self.embed_teacher(teacher.embedding))
         rows = torch.cat([batch.indices[:, None], self.negatives(batch, self.generator)], dim=1)  # [B, 1 + K]
-        scores_s, z_student = self._scores(anchor_s, self.memory_teacher, rows, self.Z_student)
-        scores_t, z_teacher = self._scores(anchor_t, self.memory_student, rows, self.Z_teacher)
+        scores_s, z_student = scores(anchor_s, self.memory_teacher, rows, self.Z_student, self.hyper.nce_t)
+        scores_t, z_teacher = scores(anchor_t, self.memory_student, rows, self.Z_teacher, self.hyper.nce_t)
         self._fresh = (anchor_s.detach(), anchor_t.detach(), z_student, z_teacher)
         weight, images = self.hyper.crd_weight, len(self.memory_student)
         return {"nce_student": weight * nce(scores_s, images), "nce_teacher": weight * nce(scores_t, images)}
 
-    def _scores(self, anchor: Tensor, memory: Tensor, rows: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """P(row | anchor), [B, 1 + K], and the Z that it used."""
-        raw = torch.exp((anchor @ memory.T).gather(1, rows) / self.hyper.nce_t)
-        z = torch.where(z > 0, z, raw.detach().mean() * len(memory))
-        return raw / z, z
-
     def after_backward(self, batch: Batch) -> None:
         if self._fresh is None:
             raise RuntimeError("after_backward before losses")
-        new_s, new_t, z_student, z_teacher = self._fresh
+        fresh_s, fresh_t, z_student, z_teacher = self._fresh
         self._fresh = None
         self.Z_student.copy_(z_student)
         self.Z_teacher.copy_(z_teacher)
-        for memory, new in ((self.memory_student, new_s), (self.memory_teacher, new_t)):
-            mixed = self.hyper.nce_m * memory[batch.indices] + (1 - self.hyper.nce_m) * new
-            memory[batch.indices] = _unit(mixed)
+        mix(self.memory_student, batch.indices, fresh_s, self.hyper.nce_m)
+        mix(self.memory_teacher, batch.indices, fresh_t, self.hyper.nce_m)
 
     def facts(self) -> dict[str, bool | int | float | str]:
         return {"negatives": self.negatives.k} if isinstance(self.negatives, OtherClasses) else {}
-
-
-def _unit(rows: Tensor) -> Tensor:
-    """Rows divided by their L2 norm, without the epsilon of `F.normalize`, as in the authors' code."""
-    norms: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    return rows / norms
-
-
-def _smallest_pool(shapes: Shapes) -> int:
-    """Images of other classes, for the most frequent class: so many negatives can be drawn for every image."""
-    return len(shapes.labels) - int(shapes.labels.bincount().max())

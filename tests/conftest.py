@@ -3,7 +3,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does; before torch is loaded
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # as the command line does; before torch is loaded
 
 import pytest
 

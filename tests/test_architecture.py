@@ -23,9 +23,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "train": {"spec", "data", "models", "distill"},
     "store": {"spec"},
     "report": {"spec", "store"},
+    "verify": {"spec", "data", "models", "distill"},
     "progress": {"spec"},
     "runner": {"spec", "data", "train", "store"},
-    "cli": {"spec", "plan", "data", "models", "distill", "train", "store", "report", "progress", "runner"},
+    "cli": {"spec", "plan", "data", "models", "distill", "train", "store", "report", "verify", "progress", "runner"},
 }
 TORCH_FREE = {"spec", "plan", "report", "progress"}
 

@@ -50,6 +50,7 @@ def bad(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
         (["--subset", "20"], ["20 training images", "batch of 64"]),
         (["--rerun", "never"], ["--rerun 'never'"]),
         (["--threads", "0"], ["--threads"]),
+        (["--threads", "100000"], ["--threads", "processors of this machine"]),
         (["--precision", "int8"], ["--precision", "int8"]),
         (["rapport"], ["unknown command 'rapport'", "did you mean 'report'"]),
         (["list", "metods"], ["metods", "methods"]),

@@ -171,7 +171,9 @@ def test_an_interrupted_study_goes_on(tmp_path: Path, undisturbed: Path, number:
     assert not records(out)
     assert list(out.glob("checkpoints/*.pt"))
 
-    assert "3 to train" in bench(*INTERRUPTED, out=out)
+    again = bench(*INTERRUPTED, out=out)
+    assert "3 to train" in again
+    assert "go on from their checkpoints" in again
     assert not list(out.glob("checkpoints/*"))
     whole, resumed = records(undisturbed), records(out)
     assert whole.keys() == resumed.keys()

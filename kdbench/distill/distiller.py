@@ -50,6 +50,19 @@ class Shapes:
     teacher: FeatureShapes
     classes: int
     labels: Tensor  # [N] int64, of the training split; row i is the image whose index in a batch is i
+    student_family: str = ""  # of the architecture, as `list models` names it
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """A stage of its own before the main one: 30 epochs of 240 at a constant rate, with the recipe's optimiser.
+
+    The published scripts have such a stage for the methods that learn from maps first.
+    """
+
+    student: bool = False  # whether all of the student that its last map depends on is trained: not the classifier
+    modules: tuple[nn.Module, ...] = ()  # helper modules that are trained
+    lr: float | None = None  # None: the student's own
 
 
 H = TypeVar("H", bound=Hyper)
@@ -92,6 +105,14 @@ class Distiller(nn.Module, Generic[H]):
 
     def after_backward(self, batch: Batch) -> None:
         """Called once a step after the gradients are there, without gradient tracking: update memories here."""
+
+    def pretraining(self) -> Pretraining | None:
+        """The stage before the main one, if there is one."""
+        return None
+
+    def pretraining_losses(self, student: Output, teacher: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        """The terms of that stage, as in `losses`; no other term is added to them."""
+        raise NotImplementedError(f"{type(self).__name__} declares a pretraining and not its losses")
 
     def facts(self) -> dict[str, bool | int | float | str]:
         """What a reader of the record should know beyond the settings, e.g. how many negatives the data allowed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -122,7 +123,8 @@ def _read(path: Path) -> object:
     if not path.is_file():
         raise UserError(f"{path} is not a file" if path.exists() else f"{path} does not exist")
     try:
-        with torch.serialization.safe_globals(_TOLERATED):
+        with torch.serialization.safe_globals(_TOLERATED), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's advice on odd pickles is not for the user of this file
             return torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error

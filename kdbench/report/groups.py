@@ -83,9 +83,14 @@ def newest(records: Iterable[Record]) -> Record:
     return max(records, key=lambda record: (finished(record), record.trial.id))
 
 
+def _chosen(records: Sequence[Record], asked: Collection[str]) -> Trial:
+    """The newest trial of a variant that was asked for, else the newest of all."""
+    return newest([record for record in records if record.trial.variant in asked] or records).trial
+
+
 def _current(records: Sequence[Record], asked: Collection[str]) -> tuple[Record, ...]:
     """The seeds of the variant that was asked for, else of the one that was finished last."""
-    variant = newest([record for record in records if record.trial.variant in asked] or records).trial.variant
+    variant = _chosen(records, asked).variant
     return tuple(sorted((r for r in records if r.trial.variant == variant), key=lambda record: record.trial.seed))
 
 
@@ -117,14 +122,24 @@ def select(records: Sequence[Record], asked: Collection[str] = ()) -> Selection:
 
 
 def _groups(table: tuple[str, str], records: Sequence[Record], asked: Collection[str]) -> list[Group]:
+    pairs_first = [record for record in records if record.trial.teacher] or records
+    images = _chosen(pairs_first, asked).data.content  # other images under the same label are another table
     distilled: defaultdict[tuple[str, str, str], list[Record]] = defaultdict(list)
     vanilla: defaultdict[str, list[Record]] = defaultdict(list)
+    pupils: defaultdict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in records:
         trial = record.trial
+        if trial.data.content != images:
+            continue
         if trial.teacher is None:
             vanilla[trial.arch].append(record)
         else:
-            distilled[trial.teacher.arch, trial.arch, trial.method].append(record)
+            pupils[trial.teacher.arch, trial.arch].append(record)
+    for column, taught in pupils.items():
+        master = _chosen(taught, asked).teacher  # a column compares what one teacher taught
+        for record in taught:
+            if record.trial.teacher and master and record.trial.teacher.key == master.key:
+                distilled[*column, record.trial.method].append(record)
     groups = [Group(*table, *row, _current(of_row, asked)) for row, of_row in distilled.items()]
     pairs = {(group.teacher, group.student) for group in groups}
     for teacher, student in pairs:

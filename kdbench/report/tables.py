@@ -267,7 +267,7 @@ def footnotes(records: Sequence[Record], asked: Collection[str] = ()) -> list[st
         prefix = f"{table[0]}, {table[1]}: " if several else ""
         groups = [group for group in selection.groups if (group.dataset, group.recipe) == table]
         counts = {row.n for row in rows if (row.dataset, row.recipe) == table and row.method != TEACHER and row.n}
-        sentences = [*_spread(counts), *_mixtures(groups), *_codes(groups), *_teachers(groups)]
+        sentences = [*_spread(counts), *_mixtures(groups), *_codes(groups)]
         sentences += _ends(groups, [record for record in selection.teachers if table_of(record) == table])
         sentences += _superseded([record for record in selection.superseded if table_of(record) == table])
         notes += [prefix + sentence for sentence in sentences]
@@ -324,15 +324,6 @@ def _codes(groups: Sequence[Group]) -> list[str]:
         for base, found in codes.items()
         if len(found) > 1
     ]
-
-
-def _teachers(groups: Sequence[Group]) -> list[str]:
-    notes = []
-    for (*_, teacher, student), of in _by_pair(groups).items():
-        keys = {record.trial.teacher.key for group in of for record in group.records if record.trial.teacher}
-        if len(keys) > 1:
-            notes.append(f"{pair_label(teacher, student)}: the methods learnt from {len(keys)} different teachers.")
-    return notes
 
 
 def _ends(groups: Sequence[Group], teachers: Sequence[Record]) -> list[str]:

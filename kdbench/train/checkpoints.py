@@ -27,6 +27,9 @@ class Checkpoints:
         finally:
             temporary.unlink(missing_ok=True)
 
+    def exists(self, trial_id: str) -> bool:
+        return self._path(trial_id).exists()
+
     def load(self, trial_id: str) -> dict[str, Any] | None:
         """The trial's last state on the CPU, or None; a file that cannot be read is reported and passed over."""
         path = self._path(trial_id)

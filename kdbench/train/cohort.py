@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from kdbench.data.batches import Batch, Loader
 from kdbench.data.sources import ImageSet
 from kdbench.distill.distiller import Shapes
-from kdbench.models import build, features, load_checkpoint
+from kdbench.models import build, features, info, load_checkpoint
 from kdbench.models.output import Output
 from kdbench.spec import Cohort, Epoch, Observer, Outcome, Trial, file_sha256
 from kdbench.train.checkpoints import Checkpoints, log
 from kdbench.train.environment import on_device
 from kdbench.train.evaluate import EVALUATION_BATCH, accuracy, autocast
 from kdbench.train.stopwatch import Stopwatch
-from kdbench.train.student import Diverged, Student
+from kdbench.train.student import Diverged, Student, name_of
 
 
 class LocalExecutor:
@@ -54,7 +54,7 @@ class LocalExecutor:
                     error = late
                 else:
                     return Outcome(student.trial, "done", None, epochs, teacher_top1, facts, student.weights())
-            status, reason = _verdict(error, f"epoch {max(len(epochs), student.epoch)}")
+            status, reason = _verdict(error, name_of(student.epoch))
             return Outcome(student.trial, status, reason, epochs, teacher_top1)
 
         students: list[Student] = []
@@ -65,16 +65,13 @@ class LocalExecutor:
                 _, reason = _verdict(error, "before training")
                 yield Outcome(trial, "failed", reason, teacher_top1=teacher_top1)
 
-        total = cohort.recipe.epochs
-        for epoch in range(1, total + 1):
-            active = [student for student in students if len(student.epochs) == epoch - 1]
-            if not active:
-                continue
+        def steps(epoch: int, active: list[Student]) -> Iterator[Outcome]:
+            """One pass over the training images; students that fail leave `active` and `students`."""
             preact = any(student.method.preact for student in active)
             for student in active:
                 student.begin(epoch)
             batches = loader.epoch(epoch)
-            for step in range(loader.steps):
+            for step in range(loader.steps if active else 0):
                 with clock.running():
                     batch = next(batches)
                     target = _forward(guide, batch.images, preact, device, precision)
@@ -86,9 +83,7 @@ class LocalExecutor:
                         if _versions(batch, target) != before:
                             raise RuntimeError("the method changed its batch or the teacher's output in place")
                     except Exception as error:
-                        active.remove(student)
-                        students.remove(student)
-                        yield ended(student, error)
+                        yield from leave(student, active, error)
                         if _versions(batch, target) != before:  # the others get theirs as they should be
                             batch = next(islice(loader.epoch(epoch), step, None))
                             target = _forward(guide, batch.images, preact, device, precision)
@@ -96,6 +91,29 @@ class LocalExecutor:
                 if not active:
                     break
                 observer.step(cohort, epoch, step + 1, loader.steps)
+
+        def leave(student: Student, active: list[Student], error: Exception) -> Iterator[Outcome]:
+            active.remove(student)
+            students.remove(student)
+            yield ended(student, error)
+
+        for number in range(1, cohort.recipe.pretraining_epochs + 1):
+            active = [student for student in students if student.first and len(student.first.losses) == number - 1]
+            yield from steps(-number, active)
+            clock.total()
+            for student in list(active):
+                try:
+                    student.end_pretraining_epoch()
+                except Exception as error:
+                    yield from leave(student, active, error)
+                else:
+                    self.checkpoints.save(student.trial.id, student.state())
+
+        for epoch in range(1, cohort.recipe.epochs + 1):
+            active = [student for student in students if len(student.epochs) == epoch - 1]
+            if not active:
+                continue
+            yield from steps(epoch, active)
             shared = clock.total()
             for student in list(active):
                 try:
@@ -103,9 +121,7 @@ class LocalExecutor:
                     own = student.clock.total()
                     top1, top5 = accuracy(student.network, loader.evaluation(EVALUATION_BATCH), device, precision)
                 except Exception as error:
-                    active.remove(student)
-                    students.remove(student)
-                    yield ended(student, error)
+                    yield from leave(student, active, error)
                 else:
                     student.epochs.append(Epoch(epoch, student.rate, terms, top1, top5, own, shared))
                     self.checkpoints.save(student.trial.id, student.state())
@@ -117,7 +133,7 @@ class LocalExecutor:
         data = trial.data
         own = features(trial.arch, data.classes, data.size)
         seen = features(trial.teacher.arch, data.classes, data.size) if trial.teacher else own
-        shapes = Shapes(own, seen, data.classes, self.images.train.labels.clone())
+        shapes = Shapes(own, seen, data.classes, self.images.train.labels.clone(), info(trial.arch).family)
         student = Student(trial, shapes, self.device)
         if state := self.checkpoints.load(trial.id):
             try:

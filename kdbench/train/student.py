@@ -7,7 +7,7 @@ from math import isfinite
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdbench.data.batches import Batch
 from kdbench.distill.distiller import Distiller, Shapes
@@ -20,12 +20,33 @@ from kdbench.train.environment import on_device
 from kdbench.train.evaluate import autocast
 from kdbench.train.schedule import learning_rate
 from kdbench.train.stopwatch import Stopwatch
+from kdbench.train.trunk import trunk_modules
 
 NEVER = 2**62
 
 
 class Diverged(Exception):
     """The loss or the weights stopped being finite; the message says where."""
+
+
+def name_of(epoch: int) -> str:
+    """`epoch 3`, or `pretraining epoch 3` for -3."""
+    return f"epoch {epoch}" if epoch >= 0 else f"pretraining epoch {-epoch}"
+
+
+class FirstStage:
+    """A student's pretraining: what it trains, and how far it is."""
+
+    def __init__(self, trunk: list[nn.Module], optimiser: torch.optim.SGD, epochs: int) -> None:
+        self.trunk, self.optimiser, self.epochs = trunk, optimiser, epochs
+        self.losses: list[float] = []  # mean of each epoch so far
+
+    def state(self) -> dict[str, Any]:
+        return {"losses": self.losses, "optimiser": self.optimiser.state_dict()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.losses = list(state["losses"])
 
 
 class Student:
@@ -48,40 +69,64 @@ class Student:
             self.method: Distiller[Any] = method(hyper, shapes, generator)
         self.network = on_device(network, device)
         self.method = self.method.to(device)
-        self.optimiser = torch.optim.SGD(
-            [*self.network.parameters(), *self.method.parameters()],
-            lr=trial.lr,
-            momentum=trial.recipe.momentum,
-            weight_decay=trial.recipe.weight_decay,
-            fused=True,
+        self.optimiser = self._sgd([*self.network.parameters(), *self.method.parameters()], trial.lr)
+        self.first = self._first_stage()
+
+    def _sgd(self, parameters: list[nn.Parameter], rate: float) -> torch.optim.SGD:
+        recipe = self.trial.recipe
+        return torch.optim.SGD(
+            parameters, lr=rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=True
         )
 
+    def _first_stage(self) -> FirstStage | None:
+        plan = self.method.pretraining()
+        if plan is None:
+            return None
+        trunk = trunk_modules(self.network, self.trial.data.size, self.device) if plan.student else []
+        parameters = [each for module in trunk for each in module.parameters(recurse=False)]
+        parameters += [each for module in plan.modules for each in module.parameters()]
+        optimiser = self._sgd(parameters, self.trial.lr if plan.lr is None else plan.lr)
+        return FirstStage(trunk, optimiser, self.trial.recipe.pretraining_epochs)
+
     def begin(self, epoch: int) -> None:
-        """Make ready for an epoch: mode, rate, random streams, meters."""
+        """Make ready for an epoch: mode, rate, random streams, meters. Pretraining epochs are -1, -2, ..."""
         self.epoch, self.steps = epoch, 0
-        self.rate = learning_rate(self.trial.recipe, self.trial.lr, epoch)
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.rate
         self.method.generator.manual_seed(derive_seed("draws", *self._key, epoch))
         self._dropout = derive_seed("dropout", *self._key, epoch)
         self._names: list[str] = []
         self._sums = torch.zeros((), device=self.device)
         self._first_bad = torch.zeros((), device=self.device)
-        self.network.train()
         self.method.train()
+        if epoch < 0:
+            assert self.first is not None
+            self.network.eval()
+            for module in self.first.trunk:
+                module.train()
+            return
+        self.network.train()
+        self.rate = learning_rate(self.trial.recipe, self.trial.lr, epoch)
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.rate
 
     def step(self, batch: Batch, teacher: Output) -> None:
         """One optimiser step on one batch; nothing is read back from the device."""
         torch.manual_seed((self._dropout + self.steps) % 2**63)
         with autocast(self.device, self.trial.precision):
             output: Output = self.network(batch.images, preact=self.method.preact)
-        terms = objective(self.method, output.convert(Tensor.float), teacher, batch, self.epoch)
+        output = output.convert(Tensor.float)
+        if self.epoch < 0:
+            assert self.first is not None
+            terms, optimiser = self.method.pretraining_losses(output, teacher, batch, -self.epoch), self.first.optimiser
+        else:
+            terms, optimiser = objective(self.method, output, teacher, batch, self.epoch), self.optimiser
         torch.stack(list(terms.values())).sum().backward()
         with torch.no_grad():
-            self.method.after_backward(batch)
+            if self.epoch > 0:
+                self.method.after_backward(batch)
             self._meter(terms)
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
+        optimiser.step()
+        self.network.zero_grad(set_to_none=True)
+        self.method.zero_grad(set_to_none=True)
         self.steps += 1
 
     def _meter(self, terms: dict[str, Tensor]) -> None:
@@ -93,14 +138,21 @@ class Student:
         self._sums += values
         self._first_bad = torch.minimum(self._first_bad, torch.where(values.isfinite(), NEVER, self.steps))
 
+    def end_pretraining_epoch(self) -> None:
+        """Note the epoch's loss; its time is no part of a training epoch's. Raises Diverged."""
+        assert self.first is not None
+        self.first.losses.append(sum(self.check().values()))
+        self.clock.total()
+
     def check(self) -> dict[str, float]:
         """The epoch's mean of each term. Raises Diverged, naming the terms that broke first and the step."""
         bad = self._first_bad.tolist()
         if (first := min(bad)) < NEVER:
             names = ", ".join(name for name, step in zip(self._names, bad, strict=True) if step == first)
-            raise Diverged(f"the loss was not finite from epoch {self.epoch}, step {int(first) + 1} on (term: {names})")
+            when = f"{name_of(self.epoch)}, step {int(first) + 1}"
+            raise Diverged(f"the loss was not finite from {when} on (term: {names})")
         if not torch.stack([each.detach().float().abs().sum() for each in self.network.parameters()]).isfinite().all():
-            raise Diverged(f"the weights were not finite after epoch {self.epoch}")
+            raise Diverged(f"the weights were not finite after {name_of(self.epoch)}")
         means = (self._sums / self.steps).tolist()
         return dict(zip(self._names, means, strict=True))
 
@@ -110,6 +162,8 @@ class Student:
         for name, value in found.items():
             if not isinstance(value, bool | int | float | str) or (isinstance(value, float) and not isfinite(value)):
                 raise TypeError(f"facts(): {name} must be a finite number, a word, true or false, not {value!r}")
+        if self.first:
+            found = {**found, "pretraining_epochs": self.first.epochs, "pretraining_loss": self.first.losses[-1]}
         return dict(found)
 
     def state(self) -> dict[str, Any]:
@@ -120,6 +174,7 @@ class Student:
             "network": self.network.state_dict(),
             "method": self.method.state_dict(),
             "optimiser": self.optimiser.state_dict(),
+            "first": self.first.state() if self.first else None,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -130,6 +185,8 @@ class Student:
         self.network.load_state_dict(state["network"])
         self.method.load_state_dict(state["method"])
         self.optimiser.load_state_dict(state["optimiser"])
+        if self.first:
+            self.first.restore(state["first"])
         self.epochs = epochs
 
     def weights(self) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ import torch
 
 from kdbench.distill import Distiller, Hyper, Output, register, registry
 from kdbench.distill.objective import objective
-from tests.methods.golden import batch_of, make
+from tests.methods.build import batch_of, make
 
 
 @dataclass(frozen=True)

@@ -160,11 +160,6 @@ def test_protocols_are_never_mixed() -> None:
     assert any("1 superseded record left out" in note for note in footnotes(records))
 
 
-def test_methods_that_learnt_from_different_teachers_are_marked() -> None:
-    records = [trained("kd", teacher=Teacher("resnet56", trial="a")), trained("crd", teacher=Teacher("resnet56", "b"))]
-    assert "resnet56 → resnet20: the methods learnt from 2 different teachers." in footnotes(records)
-
-
 @pytest.mark.parametrize(
     ("data", "recipe", "compared"),
     [(CIFAR100, PAPER, True), (CIFAR100, SHORT, False), (CIFAR10, PAPER, False), (PART, PAPER, False)],

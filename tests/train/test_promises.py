@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kdbench.distill import Batch, Distiller, Hyper, Output, Shapes, register, registry
 from tests.train.study import EPOCHS, Quiet, equal, train, trial
 
-FOUR = ("kd", "crd(nce_k=20)", "icd", "noisy+kd")
+FOUR = ("ab+kd", "crd(nce_k=20)", "icd", "noisy+kd")
 
 
 class _Noisy(Distiller[Hyper]):

@@ -1,0 +1,1 @@
+"""Golden vectors of the authors' code against the distillers that train."""

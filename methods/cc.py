@@ -1,0 +1,51 @@
+"""Correlation congruence, in the form behind the published tables: products of neighbouring differences.
+
+Paper:    Peng et al., "Correlation Congruence for Knowledge Distillation", arXiv:1904.01802.
+Loss:     delta_i = |embed(student_i) - embed(teacher_i)|, both embeddings linear; the mean over the B - 1 neighbouring
+          images of Σ_d delta_i · delta_(i+1); cc_weight · that.
+Defaults: weight 0.02, embedding 128: RepDistiller's scripts.
+Differs:  from its paper entirely: this is not the distance of two kernel correlation matrices, and it depends on the
+          order of the batch. The teacher's embedding is trained too. The published numbers were made with this form.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from torch import Tensor, nn
+
+from kdbench.distill import Batch, Distiller, Hyper, Output, Shapes, register
+
+
+@dataclass(frozen=True)
+class CCHyper(Hyper):
+    cc_weight: Annotated[float, "multiplies the mean product"] = 0.02
+    feat_dim: Annotated[int, "dimensions of the common embedding"] = 128
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_positive("feat_dim")
+
+
+def neighbouring_products(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean over neighbours in the batch of the inner product of their absolute differences.
+
+    Args:
+        student, teacher: embeddings [B, D], B >= 2.
+    """
+    delta = (student - teacher).abs()
+    return (delta[:-1] * delta[1:]).sum(dim=1).mean()
+
+
+@register("cc", CCHyper, paper="arXiv:1904.01802", core=True)
+class CC(Distiller[CCHyper]):
+    """Two linear embeddings, both trained."""
+
+    def __init__(self, hyper: CCHyper, shapes: Shapes, generator: torch.Generator) -> None:
+        super().__init__(hyper, shapes, generator)
+        self.embed_student = nn.Linear(shapes.student.embedding, hyper.feat_dim)
+        self.embed_teacher = nn.Linear(shapes.teacher.embedding, hyper.feat_dim)
+
+    def losses(self, student: Output, teacher: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        own, target = self.embed_student(student.embedding), self.embed_teacher(teacher.embedding)
+        return {"correlation": self.hyper.cc_weight * neighbouring_products(own, target)}

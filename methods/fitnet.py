@@ -1,0 +1,51 @@
+"""FitNets: a regressor of one student map should equal the teacher's map, the hint.
+
+Paper:    Romero et al., "FitNets: Hints for Thin Deep Nets", arXiv:1412.6550, equation 3.
+Loss:     fitnet_weight · mean over all entries of (ReLU(BN(conv(student map))) - teacher map)².
+Defaults: weight 100, hint layer 2 (0 is the stem): RepDistiller's scripts and code.
+Differs:  one stage: the hint is matched throughout training together with the labels, not in a first stage of its own.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdbench.distill import Batch, ConvRegressor, Distiller, Hyper, Output, Shapes, no_maps, register
+
+
+@dataclass(frozen=True)
+class FitNetHyper(Hyper):
+    fitnet_weight: Annotated[float, "multiplies the mean squared error"] = 100.0
+    hint_layer: Annotated[int, "which map: 0 is the stem, then one a stage"] = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.hint_layer < 0:
+            raise ValueError(f"hint_layer must not be negative, got {self.hint_layer}")
+
+
+@register("fitnet", FitNetHyper, paper="arXiv:1412.6550", core=True)
+class FitNet(Distiller[FitNetHyper]):
+    """`regressor` is trained with the student."""
+
+    def __init__(self, hyper: FitNetHyper, shapes: Shapes, generator: torch.Generator) -> None:
+        super().__init__(hyper, shapes, generator)
+        layer = hyper.hint_layer
+        self.regressor = ConvRegressor(shapes.student.maps[layer], shapes.teacher.maps[layer], relu=True)
+
+    @classmethod
+    def serves(cls, hyper: FitNetHyper, shapes: Shapes) -> str | None:
+        if reason := no_maps(shapes):
+            return reason
+        layer = hyper.hint_layer
+        if layer >= min(len(shapes.student.maps), len(shapes.teacher.maps)):
+            return f"there is no map {layer} in both networks"
+        return ConvRegressor.obstacle(shapes.student.maps[layer], shapes.teacher.maps[layer])
+
+    def losses(self, student: Output, teacher: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        layer = self.hyper.hint_layer
+        error = F.mse_loss(self.regressor(student.maps[layer]), teacher.maps[layer])
+        return {"hint": self.hyper.fitnet_weight * error}

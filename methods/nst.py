@@ -1,0 +1,61 @@
+"""Neuron selectivity transfer: match the distributions of channel activation patterns by maximum mean discrepancy.
+
+Paper:    Huang, Wang, "Like What You Like: Knowledge Distill via Neuron Selectivity Transfer", arXiv:1707.01219,
+          equation 6 with the polynomial kernel of equation 8 (degree 2, offset 0).
+Loss:     For each pair of stages, with every channel of a map flattened and divided by its L2 norm:
+          mean k(t, t') + mean k(s, s') - 2 mean k(s, t), k(a, b) = (a·b)²; nst_weight · the sum over the pairs.
+Defaults: weight 50: RepDistiller's scripts.
+Differs:  the larger map of a pair is average-pooled to the smaller; all stages are used, as in RepDistiller.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdbench.distill import (
+    Batch,
+    Distiller,
+    Hyper,
+    Output,
+    Shapes,
+    no_maps,
+    pool_alike,
+    register,
+    stages,
+    sum_of,
+)
+
+
+@dataclass(frozen=True)
+class NSTHyper(Hyper):
+    nst_weight: Annotated[float, "multiplies the sum over stages of the squared discrepancy"] = 50.0
+
+
+def squared_discrepancy(student: Tensor, teacher: Tensor) -> Tensor:
+    """MMD² between the channels of two maps, averaged over images and pairs of channels (a channel with itself too).
+
+    Args:
+        student, teacher: maps [B, K, H, W]; K and size may differ. Gradients reach `student` only.
+    """
+    student, teacher = pool_alike(student, teacher)
+    own, target = (F.normalize(each.flatten(2), dim=2) for each in (student, teacher.detach()))  # [B, K, H·W]
+    return _kernel(target, target) + _kernel(own, own) - 2 * _kernel(own, target)
+
+
+def _kernel(left: Tensor, right: Tensor) -> Tensor:
+    return (left @ right.transpose(1, 2)).square().mean()
+
+
+@register("nst", NSTHyper, paper="arXiv:1707.01219", core=True)
+class NST(Distiller[NSTHyper]):
+    """No helper modules."""
+
+    @classmethod
+    def serves(cls, hyper: NSTHyper, shapes: Shapes) -> str | None:
+        return no_maps(shapes)
+
+    def losses(self, student: Output, teacher: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        pairs = stages(student.maps, teacher.maps)
+        return {"discrepancy": self.hyper.nst_weight * sum_of(squared_discrepancy(*pair) for pair in pairs)}

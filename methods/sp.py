@@ -1,0 +1,44 @@
+"""Similarity-preserving distillation: images that look alike to the teacher should look alike to the student.
+
+Paper:    Tung, Mori, "Similarity-Preserving Knowledge Distillation", arXiv:1907.09682, equations 1 to 4.
+Loss:     G = F·Fᵀ with F the last map, flattened to [B, K·H·W]; rows of G divided by their L2 norm;
+          sp_weight · ‖G_student - G_teacher‖² / B².
+Defaults: weight 3000: RepDistiller's scripts.
+Differs:  uses the last map only, as the authors' experiments do.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdbench.distill import Batch, Distiller, Hyper, Output, Shapes, no_maps, register
+
+
+@dataclass(frozen=True)
+class SPHyper(Hyper):
+    sp_weight: Annotated[float, "multiplies the squared distance, which is small by construction"] = 3000.0
+
+
+def batch_similarity(student: Tensor, teacher: Tensor) -> Tensor:
+    """Squared Frobenius distance of the row-normalised Gram matrices, divided by B².
+
+    Args:
+        student, teacher: maps of the same images, [B, ...]; shapes may differ beyond B.
+    """
+    rows = [each.flatten(1) for each in (student, teacher)]
+    own, target = (F.normalize(each @ each.T) for each in rows)  # [B, B]
+    return (own - target).square().sum() / len(student) ** 2
+
+
+@register("sp", SPHyper, paper="arXiv:1907.09682", core=True)
+class SP(Distiller[SPHyper]):
+    """No helper modules."""
+
+    @classmethod
+    def serves(cls, hyper: SPHyper, shapes: Shapes) -> str | None:
+        return no_maps(shapes)
+
+    def losses(self, student: Output, teacher: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        return {"similarity": self.hyper.sp_weight * batch_similarity(student.maps[-1], teacher.maps[-1])}

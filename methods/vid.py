@@ -1,0 +1,77 @@
+"""Variational information distillation: the student's maps predict the teacher's, under Gaussians of learned width.
+
+Paper:    Ahn, Hu, Damianou, Lawrence, Dai, "Variational Information Distillation for Knowledge Transfer",
+          arXiv:1904.05835, equations 4 to 6.
+Loss:     For each pair of stages: mu = three 1x1 convolutions with ReLU between, of the student's map; variance a
+          channel = softplus(log_scale) + eps; mean over all entries of ½ ((mu - teacher)² / variance + log variance);
+          vid_weight · the sum over the pairs.
+Defaults: weight 1, initial variance 5, eps 1e-5: RepDistiller's scripts and code.
+Differs:  no batch normalisation in the regressors, whose middle has the teacher's channels, as in RepDistiller.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdbench.distill import Batch, Distiller, Hyper, Output, Shapes, no_maps, pool_alike, register, stages, sum_of
+
+
+@dataclass(frozen=True)
+class VIDHyper(Hyper):
+    vid_weight: Annotated[float, "multiplies the sum over stages of the negative log-likelihood"] = 1.0
+    init_pred_var: Annotated[float, "initial variance"] = 5.0
+    eps: Annotated[float, "lower bound of the variance"] = 1e-5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_positive("eps")
+        if self.init_pred_var <= self.eps:
+            raise ValueError(f"init_pred_var must be above eps, got {self.init_pred_var} and {self.eps}")
+
+
+class Predictor(nn.Module):
+    """Negative log-likelihood of a teacher's map given the student's."""
+
+    def __init__(self, student: int, teacher: int, hyper: VIDHyper) -> None:
+        super().__init__()
+        self.eps = hyper.eps
+        self.regressor = nn.Sequential(
+            nn.Conv2d(student, teacher, 1, bias=False),
+            nn.ReLU(),
+            nn.Conv2d(teacher, teacher, 1, bias=False),
+            nn.ReLU(),
+            nn.Conv2d(teacher, teacher, 1, bias=False),
+        )
+        initial = hyper.init_pred_var - hyper.eps
+        self.log_scale = nn.Parameter(torch.full((teacher,), initial + math.log(-math.expm1(-initial))))
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Scalar, from maps [B, K, H, W]."""
+        student, teacher = pool_alike(student, teacher)
+        variance = (F.softplus(self.log_scale) + self.eps)[:, None, None]  # [K, 1, 1]
+        error = (self.regressor(student) - teacher).square()
+        likelihood: Tensor = (error / variance + variance.log()).mean() / 2
+        return likelihood
+
+
+@register("vid", VIDHyper, paper="arXiv:1904.05835", core=True)
+class VID(Distiller[VIDHyper]):
+    """`vid.i` belongs to the i-th pair of stages."""
+
+    def __init__(self, hyper: VIDHyper, shapes: Shapes, generator: torch.Generator) -> None:
+        super().__init__(hyper, shapes, generator)
+        pairs = stages(shapes.student.maps, shapes.teacher.maps)
+        self.vid = nn.ModuleList(Predictor(student[0], teacher[0], hyper) for student, teacher in pairs)
+
+    @classmethod
+    def serves(cls, hyper: VIDHyper, shapes: Shapes) -> str | None:
+        return no_maps(shapes)
+
+    def losses(self, student: Output, teacher: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        pairs = stages(student.maps, teacher.maps)
+        terms = (predictor(*pair) for predictor, pair in zip(self.vid, pairs, strict=True))
+        return {"likelihood": self.hyper.vid_weight * sum_of(terms)}

@@ -1,0 +1,192 @@
+"""The contract, over the registry: a new file is covered at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from kdbench.distill import Batch, Distiller, Output, Shapes, registry
+from kdbench.distill.objective import objective
+from kdbench.models import build, features, info
+from kdbench.plan import pairs
+from kdbench.spec import VANILLA, Pair, Value
+
+METHODS = sorted(set(registry.infos()) - {VANILLA})
+FORMS: dict[str, list[dict[str, Value]]] = {"rrd": [{"form": "queue"}, {"form": "momentum"}]}
+CLASSES, IMAGES, CPU = 10, 24, torch.device("cpu")
+
+
+def shapes(pair: Pair, size: int) -> Shapes:
+    own, target = (features(arch, CLASSES, size) for arch in (pair.student, pair.teacher))
+    return Shapes(own, target, CLASSES, torch.arange(IMAGES) % CLASSES, info(pair.student).family)
+
+
+def make(name: str, form: dict[str, Value], known: Shapes) -> Distiller[object]:  # type: ignore[type-var]
+    torch.manual_seed(0)
+    hyper = registry.hyper_of(name, form)
+    return registry.distiller(name)(hyper, known, torch.Generator().manual_seed(0))
+
+
+def batch(size: int, count: int = 8, one_class: bool = False) -> Batch:
+    stream = torch.Generator().manual_seed(1)
+    images = torch.randn(count, 3, size, size, generator=stream)
+    return Batch(
+        images, torch.zeros(count, dtype=torch.int64) if one_class else torch.arange(count), torch.arange(count)
+    )
+
+
+def all_terms(method: Distiller[object], own: Output, target: Output, given: Batch) -> dict[str, Tensor]:  # type: ignore[type-var]
+    """Of the pretraining, if there is one, and of a step."""
+    terms = dict(method.pretraining_losses(own, target, given, 1)) if method.pretraining() else {}
+    return {**{f"pretraining {name}": term for name, term in terms.items()}, **objective(method, own, target, given, 1)}
+
+
+def served(name: str, size: int, chosen: tuple[Pair, ...]) -> Iterator[tuple[Pair, Shapes]]:
+    for pair in chosen:
+        known = shapes(pair, size)
+        if not registry.distiller(name).serves(registry.hyper_of(name, {}), known):
+            yield pair, known
+
+
+@pytest.fixture(scope="module")
+def networks() -> dict[tuple[str, int], torch.nn.Module]:
+    found: dict[tuple[str, int], torch.nn.Module] = {}
+    for source, size in (("cifar100", 32), ("digits", 8)):
+        for pair in pairs.sets(source)["all"]:
+            for arch in (pair.teacher, pair.student):
+                torch.manual_seed(0)
+                found.setdefault((arch, size), build(arch, CLASSES, size))
+    return found
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize(("source", "size"), [("cifar100", 32), ("digits", 8)])
+def test_one_step_on_every_pair(source: str, size: int, networks: dict[tuple[str, int], torch.nn.Module]) -> None:
+    """Finite terms; gradients that reach the student and never the teacher; nothing shared is changed."""
+    given = batch(size)
+    for pair in pairs.sets(source)["all"]:
+        known = shapes(pair, size)
+        teacher, student = networks[pair.teacher, size].eval(), networks[pair.student, size].train()
+        target = teacher(given.images, preact=True)  # with its graph: a gradient that leaks into it is seen
+        own = student(given.images, preact=True)
+        for name in METHODS:
+            for form in FORMS.get(name, [{}]):
+                if registry.distiller(name).serves(registry.hyper_of(name, form), known):
+                    continue
+                where = f"{name} {form} on {pair}"
+                method = make(name, form, known)
+                before = [tensor._version for tensor in (given.labels, target.logits, target.embedding, *target.maps)]
+                detached = target.convert(Tensor.detach)
+                terms = all_terms(method, own, detached, given)
+                assert all(term.isfinite() for term in terms.values()), where
+                torch.stack(list(terms.values())).sum().backward(retain_graph=True)
+                method.after_backward(given)
+                gradients = [each.grad for each in student.parameters() if each.grad is not None]
+                assert gradients, where
+                assert all(gradient.isfinite().all() for gradient in gradients), where
+                assert any(gradient.any() for gradient in gradients), where
+                assert all(each.grad is None for each in teacher.parameters()), where
+                after = [tensor._version for tensor in (given.labels, target.logits, target.embedding, *target.maps)]
+                assert before == after, where
+                student.zero_grad(set_to_none=True)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_method_itself_teaches(name: str, networks: dict[tuple[str, int], torch.nn.Module]) -> None:
+    """Without the labels a gradient is left, and another teacher gives another loss."""
+    for form in FORMS.get(name, [{}]):
+        pair, known = next(served(name, 8, pairs.sets("digits")["all"]))
+        given = batch(8)
+        own = networks[pair.student, 8].train()(given.images, preact=True)
+        target = networks[pair.teacher, 8].eval()(given.images, preact=True).convert(Tensor.detach)
+        other = target.convert(lambda tensor: tensor.flip(0) * 1.5)
+        values = []
+        for seen in (target, other):
+            terms = all_terms(make(name, form, known), own, seen, given)
+            terms.pop("ce", None)
+            value = torch.stack(list(terms.values())).sum()
+            networks[pair.student, 8].zero_grad(set_to_none=True)
+            value.backward(retain_graph=True)
+            assert any(each.grad is not None and each.grad.any() for each in networks[pair.student, 8].parameters())
+            values.append(value.item())
+        assert values[0] != values[1]
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("case", ["two images", "one class", "large", "zeros"])
+def test_odd_batches_stay_finite(name: str, case: str) -> None:
+    _, known = next(served(name, 8, pairs.sets("digits")["all"]))
+    count = 2 if case == "two images" else 8
+    given = batch(8, count, one_class=case == "one class")
+    stream = torch.Generator().manual_seed(2)
+
+    def output(side: str) -> Output:
+        of = known.student if side == "student" else known.teacher
+        scale = {"large": 6e4, "zeros": 0.0}.get(case, 1.0)
+        make = lambda *shape: (torch.randn(count, *shape, generator=stream) * scale).requires_grad_(side == "student")  # noqa: E731
+        maps = tuple(make(*shape) for shape in of.maps)
+        return Output(make(CLASSES), maps, make(of.embedding), tuple(make(*shape) for shape in of.maps))
+
+    for form in FORMS.get(name, [{}]):
+        method, own, target = make(name, form, known), output("student"), output("teacher")
+        terms = all_terms(method, own, target, given)
+        assert all(term.isfinite() for term in terms.values()), (form, terms)
+        torch.stack(list(terms.values())).sum().backward()
+        for each in (own.logits, own.embedding, *own.maps, *(own.preact_maps or ()), *method.parameters()):
+            assert each.grad is None or each.grad.isfinite().all(), form
+
+
+INERT = {
+    ("icd", "init_b"): "a common offset cancels in every softmax",
+    ("rrd", "nce_t"): "belongs to the momentum form",
+    ("rrd", "nce_m"): "belongs to the momentum form",
+}
+
+
+TELLING: dict[str, Value] = {
+    "form": "momentum",
+    "nce_k": 5,
+    "max_tau": 1.0,  # a bound acts only when it is reached
+    "nce_t_t": 0.5,  # near 0.02 a teacher's own row outweighs a queue of noise beyond float32
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_setting_does_something(name: str) -> None:
+    """Changed alone, with all weights non-zero, it changes a term of the first two calls, or the initial state."""
+    _, known = next(served(name, 8, pairs.sets("digits")["all"]))
+    stream = torch.Generator().manual_seed(3)
+
+    def output(of_teacher: bool) -> Output:
+        of = known.teacher if of_teacher else known.student
+        draw = lambda *shape: torch.randn(8, *shape, generator=stream)  # noqa: E731
+        maps = tuple(draw(*shape) for shape in of.maps)
+        return Output(draw(CLASSES), maps, draw(of.embedding), tuple(draw(*shape) for shape in of.maps))
+
+    calls = [(output(False), output(True)) for _ in range(2)]
+    base: dict[str, Value] = {"ce_weight": 1.0, "kd_weight": 1.0}
+
+    def trace(settings: dict[str, Value]) -> list[float]:
+        method = make(name, settings, known)
+        seen = [float(tensor.double().abs().sum()) for tensor in method.state_dict().values()]
+        for own, target in calls:
+            terms = all_terms(method, own, target, batch(8))
+            seen += [term.item() for term in terms.values()]
+            method.after_backward(batch(8))
+        return seen
+
+    before = trace(base)
+    for setting in registry.infos()[name].settings:
+        value = base.get(setting.name, setting.default)
+        changed: Value
+        if setting.name in TELLING:
+            changed = TELLING[setting.name]
+        elif setting.kind == "int":
+            changed = max(1, int(value) // 2) if int(value) > 2 else int(value) - 1
+        else:
+            changed = float(value) * 0.9 + (0.05 if not value else 0.0)
+        same = trace({**base, setting.name: changed}) == before
+        assert same == ((name, setting.name) in INERT and setting.name != "init_b"), setting.name

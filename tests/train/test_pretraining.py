@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from kdbench.distill import registry
+from kdbench.models import build, names
+from kdbench.spec import Pair
+from kdbench.train.trunk import trunk_modules
+from tests.methods.test_every_method import shapes
+from tests.train.study import EPOCHS, Quiet, equal, train, trial
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "models.json").read_text("utf-8"))["archs"]
+
+
+@pytest.mark.parametrize("arch", names())
+def test_the_first_stage_trains_what_the_published_code_trains(arch: str) -> None:
+    network = build(arch, 10, 32)
+    found = trunk_modules(network, 32, torch.device("cpu"))
+    children = dict(network.named_children())
+    wanted = [children[name] for name in GOLDEN[arch]["feat_modules"] if name in children]
+    owners = [module for child in wanted for module in child.modules() if list(module.parameters(recurse=False))]
+    assert {id(module) for module in found} == {id(module) for module in owners}
+
+
+@pytest.mark.parametrize("method", ["ab", "ft", "vid", "rrd", "rrd(form=momentum,nce_k=20)"])
+def test_methods_with_state_alone_in_company_and_resumed(tmp_path: Path, method: str) -> None:
+    trials = [trial(name) for name in (method, "crd(nce_k=20)", "fitnet")]
+    key = f"{trials[0].method}/resnet8"
+    together = train(tmp_path / "together", *trials)
+    assert together[key].status == "done", together[key].reason
+    alone = train(tmp_path / "alone", trials[0])
+    assert equal(alone[key], together[key])
+    train(tmp_path / "parts", *trials, stop_after=1)
+    observer = Quiet()
+    resumed = train(tmp_path / "parts", *trials, observer=observer)
+    assert [epoch for epoch, _ in observer.trained] == list(range(2, EPOCHS + 1))
+    assert equal(resumed[key], together[key])
+    assert together[key].facts == alone[key].facts == resumed[key].facts
+    if method in ("ab", "ft"):
+        assert together[key].facts["pretraining_epochs"] == 1
+        assert 0 < float(together[key].facts["pretraining_loss"]) < 1e6
+
+
+def test_a_pair_that_cannot_be_served_says_why() -> None:
+    reason = registry.obstacle("fsp", {}, shapes(Pair("wrn_16_2", "resnet8"), 8))
+    assert (
+        reason
+        == "it needs equal channels, and the maps have [16, 16, 32, 64] (student) and [16, 32, 64, 128] (teacher)"
+    )
+    one = shapes(Pair("vgg8", "vgg8"), 8)
+    assert registry.obstacle("ft", {}, one) == "all maps that it compares are 1x1, where its loss is identically zero"
+    assert registry.obstacle("at", {}, one) is None  # its earlier maps are larger
+
+
+def test_the_first_stage_changes_where_the_main_one_starts(tmp_path: Path) -> None:
+    found = train(tmp_path, trial("ab"), trial("icd(icd_weight=0)"))
+    first, plain = (found[f"{name}/resnet8"] for name in ("ab", "icd(icd_weight=0)"))
+    assert set(first.epochs[0].terms) == {"ce"}
+    assert first.epochs[0].terms["ce"] != plain.epochs[0].terms["ce"]
