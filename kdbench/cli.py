@@ -60,8 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = words[0] if words and words[0] in COMMANDS else ""
     logging.basicConfig(format="kdbench: %(message)s", level=logging.WARNING)
     logging.getLogger("kdbench").setLevel(logging.INFO)
-    # How long threads spin before they sleep, read when torch is loaded. By default so long that two runs on one machine
-    # slow each other down a hundredfold; at this value a lone run is as fast, and two are ten times faster than that.
+    # How long threads spin before they sleep, read when torch is loaded. By default so long that two runs on one
+    # machine slow each other down a hundredfold; at this value a lone run is as fast, and two run ten times faster.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     try:
         if words and not command and not words[0].startswith("-"):
