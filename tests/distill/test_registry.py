@@ -174,3 +174,22 @@ def test_the_objective_is_the_same_for_every_method() -> None:
     for cls, sentence in ((Greedy, "needs another name"), (Vector, "must be a scalar")):
         with pytest.raises(ValueError, match=sentence):
             objective(cls(Hyper(), None, torch.Generator()), student, teacher, batch, 1)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("clean")
+def test_methods_of_other_packages_come_in_by_entry_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Point:
+        def __init__(self, value: str, load: Any) -> None:
+            self.value, self.load = value, load
+
+    def good() -> None:
+        register("theirs", Hyper, paper="-")(type("Theirs", (Distiller,), {"__module__": "their_package.anything"}))
+
+    def bad() -> None:
+        raise ImportError("no module named their_other")
+
+    points = [Point("their_package.anything", good), Point("their_other.method", bad)]
+    monkeypatch.setattr(registry, "entry_points", lambda group: points if group == "kdbench.methods" else [])
+    broken = registry.discover.__wrapped__()
+    assert registry.distiller("theirs").name == "theirs"
+    assert broken == {"their_other.method": "ImportError: no module named their_other"}
