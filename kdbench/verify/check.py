@@ -76,9 +76,7 @@ class _Run:
     def _method(self) -> Distiller[Any]:
         name = self.how.get("method", self.vectors.method)
         call = self.vectors.calls()[0]
-        count = (
-            self.vectors.hyper[self.how["rows"]] if "rows" in self.how else len(self._array(self._labels_name(call)))
-        )
+        count = self.vectors.hyper[self.how["rows"]] if "rows" in self.how else len(self._array(self._some_input()))
         labels = torch.arange(count)  # every image of another class: any row may be a negative
         shapes = Shapes(self._shapes("student", call), self._shapes("teacher", call), int(count), labels)
         method = distiller(name)(hyper_of(name, self.settings), shapes, torch.Generator(self.device))
@@ -93,8 +91,8 @@ class _Run:
         method.load_state_dict(state)
         return method.train()
 
-    def _labels_name(self, call: str) -> str:
-        """Some array whose length is the batch."""
+    def _some_input(self) -> str:
+        """The name of an array whose length is the batch."""
         words = self.how.get("student", {})
         name = next(iter(words.values()))
         return next(array for array in self.vectors.arrays if array.startswith(f"in.{name}"))
