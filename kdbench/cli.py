@@ -15,7 +15,19 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from kdbench.plan import pairs, recipes
 from kdbench.plan.words import parse_classes, parse_seeds
-from kdbench.spec import Catalogue, DataInfo, DataRequest, Pair, Plan, Record, Teacher, UserError, Value, file_sha256
+from kdbench.spec import (
+    PRETRAINED,
+    Catalogue,
+    DataInfo,
+    DataRequest,
+    Pair,
+    Plan,
+    Record,
+    Teacher,
+    UserError,
+    Value,
+    file_sha256,
+)
 
 if TYPE_CHECKING:
     from kdbench.data.sources import ImageSet
@@ -148,7 +160,7 @@ def _run(args: argparse.Namespace) -> int:
     classes = parse_classes(args.classes) if args.classes else None
     request = DataRequest(source, recipe.size, classes, args.subset, args.label_column)
 
-    from kdbench import runner  # torch from here on
+    from kdbench import models, runner  # torch from here on
     from kdbench.data.sources import prepare
     from kdbench.plan.expand import Request, expand
     from kdbench.plan.expressions import parse
@@ -161,17 +173,23 @@ def _run(args: argparse.Namespace) -> int:
     precision = environment.pick_precision(args.precision, device)
     catalogue = _catalogue(None)
     methods = parse(args.methods, catalogue)
-    for pair in chosen_pairs:
-        catalogue.model(pair.teacher), catalogue.model(pair.student)
+    canonical = [Pair(catalogue.model(p.teacher).name, catalogue.model(p.student).name) for p in chosen_pairs]
+    chosen_pairs = tuple(dict.fromkeys(canonical))
     store = Store(args.out)
     if not args.dry_run:
         store.require_writable()
     images = prepare(request, args.data_dir or _data_dir())
     catalogue = _catalogue(images)
+    for arch in dict.fromkeys(name for pair in chosen_pairs for name in (pair.teacher, pair.student)):
+        models.features(arch, images.info.classes, images.info.size)  # or one sentence on what does not fit
     files = _teacher_files(args, chosen_pairs, images.info)
     plan = expand(
         Request(images.info, recipe, methods, chosen_pairs, seeds, precision, files), catalogue, store.standing(rerun)
     )
+    if not args.dry_run:
+        for arch in dict.fromkeys(trial.arch for trial in plan.waiting if trial.arch.endswith(PRETRAINED)):
+            print(f"weights of {arch}: taken from the cache, or fetched ...", flush=True)
+            models.fetch(arch, images.info.classes, images.info.size)
     environment.configure(device, precision, args.threads)
     checkpoints = Checkpoints(args.out / "checkpoints")
     _announce(plan, catalogue, sum(checkpoints.exists(trial.id) for trial in plan.waiting))
@@ -437,6 +455,7 @@ def _list_models(_: str) -> Rows:
         info, profile = models.info(name), models.profile(name, 100, 32)
         cost = f"{profile.parameters / 1e6:.2f} M", f"{profile.macs / 1e6:.1f} M"
         rows.append((name, info.family, *cost, f"{info.smallest}x{info.smallest}"))
+    rows.append(("timm/NAME", "timm", "", "", ""))
     return ("model", "family", "parameters", "multiply-accumulates at 32x32", "smallest input"), rows
 
 

@@ -21,6 +21,12 @@ PROTOCOL = 1
 VANILLA = "vanilla"
 """The method of a network trained on the labels alone: every teacher, and every student's baseline."""
 
+PRETRAINED = ":pretrained"
+"""Ends the name of a model that starts from the weights its package offers."""
+
+Statistics = tuple[tuple[float, float, float], tuple[float, float, float]]
+"""Mean and standard deviation of pixels scaled to [0, 1]."""
+
 Value = bool | int | float | str
 Status = Literal["done", "diverged", "failed", "n/a"]
 FINAL: frozenset[str] = frozenset({"done", "diverged", "n/a"})
@@ -101,7 +107,7 @@ class Recipe:
     epochs: int
     batch_size: int
     lr: float  # of an ordinary network
-    lr_light: float  # of MobileNetV2 and the ShuffleNets, which diverge at `lr`
+    lr_light: float  # of MobileNetV2, the ShuffleNets and token models, which diverge at `lr`
     momentum: float
     weight_decay: float
     milestones: tuple[float, ...]  # epochs of this schedule after which the rate drops; real numbers
@@ -262,6 +268,7 @@ class ModelInfo:
     family: str
     light: bool  # trained at Recipe.lr_light
     smallest: int  # smallest input, pixels a side
+    statistics: Statistics | None = None  # what its images are normalised with; None: those of the data set
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ Loss:     Embeddings are linear and L2-normalised. With similarities of student 
           are CRD's scores exp(similarity / nce_t) / Z, so that exponentials are taken twice.
 Defaults: weight 1, embedding 128, queue or negatives 16,384, temperatures 0.1 (student) and 0.02 (teacher),
           momentum 0.5, nce_t 0.07: the authors' scripts of 2025 (giakoumoglou/distillers).
-Differs:  from its docstring and from the paper's text, whose temperatures disagree with the scripts (0.02 and 0.1); the
+Differs:  in the temperatures: those of the paper's text disagree with the authors' scripts (0.02 and 0.1). The
           published table of July 2024 may come from the form of that year: 0.04 and 0.1, similarities first, then the
           queue. The teacher's embedding receives no gradient and stays as it was drawn. Where the batch does not
           divide the queue, entries wrap around its end; the authors' code refuses such sizes.

@@ -112,7 +112,7 @@ def test_an_edited_loss_trains_again_and_nothing_else(study: Path, tmp_path: Pat
 def test_a_new_file_is_a_new_method(tmp_path: Path) -> None:
     """The example of CONTRIBUTING.md, in one new file."""
     text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
-    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    example, *_ = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     example = "\n".join(line.removeprefix("   ") for line in example.splitlines()) + "\n"
     package = tmp_path / "their_methods"
     package.mkdir()
@@ -198,3 +198,48 @@ def test_a_failed_trial_is_shown_and_sets_the_exit_code(tmp_path: Path) -> None:
     assert "not finite" in row["reason"]
     again = bench("--methods", "kd,icd(icd_weight=1e38)", *COMMON[:-1], "1", out=tmp_path, code=1)
     assert "4 already there, 0 to train" in again
+
+
+PRETRAINED = "timm/mobilenetv3_small_050:pretrained"
+SMALL = ["--dataset", "digits", "--size", "32", "--subset", "128", "--epochs", "1", "--seeds", "1", "--methods", "kd"]
+
+
+def test_pretrained_weights_are_timms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a hub cache as a download leaves it, without any connection; a second start needs it no more."""
+    import timm
+    from safetensors.torch import save_file
+
+    repository = tmp_path / "hub" / "models--timm--mobilenetv3_small_050.lamb_in1k"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("a" * 40)
+    snapshot = repository / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    torch.manual_seed(0)
+    weights = timm.create_model("mobilenetv3_small_050").state_dict()
+    save_file(weights, snapshot / "model.safetensors")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+    out = tmp_path / "out"
+    command = [*SMALL, "--pairs", f"{PRETRAINED}:resnet8", "--lr", "1e-6"]
+    bench(*command, out=out)
+    (teacher,) = (path for path in (out / "runs").glob("*mobilenetv3*vanilla*.pt"))
+    trained = torch.load(teacher, weights_only=True)
+    # Two steps at a rate of 1e-6 leave the weights that it started from, but for its new classifier.
+    torch.testing.assert_close(trained["conv_stem.weight"], weights["conv_stem.weight"], rtol=0, atol=1e-4)
+    assert trained["classifier.weight"].shape[0] == 10
+    assert any(row["teacher"] == "timm/mobilenetv3_small_050.lamb_in1k:pretrained" for row in rows(out))
+
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "empty"))
+    assert "3 already there, 0 to train" in bench(*command, out=out)
+
+
+def test_weights_that_cannot_be_fetched_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    command = [sys.executable, "bench.py", *SMALL, "--pairs", f"{PRETRAINED}:resnet8", "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    (sentence,) = done.stderr.splitlines()
+    assert sentence.startswith("kdbench: the weights of timm/mobilenetv3_small_050.lamb_in1k could not be fetched (")
+    assert not list((tmp_path / "out").rglob("*.json"))

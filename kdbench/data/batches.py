@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from kdbench.data.imageset import ImageSet
-from kdbench.spec import UserError, derive_seed
+from kdbench.spec import Statistics, UserError, derive_seed
 
 
 @dataclass(frozen=True)
@@ -19,12 +19,29 @@ class Batch:
     images: Tensor  # float32 [B, 3, H, W], channels-last, normalised
     labels: Tensor  # int64 [B]
     indices: Tensor  # int64 [B], rows of the training split (in evaluation: of the test split)
+    others: Mapping[Statistics, Tensor] = field(default_factory=dict)  # images as some models want them
+
+    def images_for(self, statistics: Statistics | None) -> Tensor:
+        """The images normalised as a model asks; None: with the mean and std of the data set."""
+        return self.images if statistics is None else self.others[statistics]
 
 
 class Loader:
-    """Serves one data set on one device. Raises UserError if the training split is smaller than one batch."""
+    """Serves one data set on one device; each batch also under every one of the `others`' means and deviations.
 
-    def __init__(self, images: ImageSet, *, batch_size: int, pad: int, device: torch.device, seed: int) -> None:
+    Raises UserError if the training split is smaller than one batch.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        *,
+        batch_size: int,
+        pad: int,
+        device: torch.device,
+        seed: int,
+        others: Collection[Statistics] = (),
+    ) -> None:
         count, height, width, _ = images.train.images.shape
         if count < batch_size:
             raise UserError(
@@ -38,7 +55,8 @@ class Loader:
         self._train_labels = images.train.labels.to(device)
         self._test, self._test_labels = images.test.images.to(device), images.test.labels.to(device)
         self._rows, self._columns = torch.arange(height, device=device), torch.arange(width, device=device)
-        self._mean, self._std = torch.tensor(images.info.mean).to(device), torch.tensor(images.info.std).to(device)
+        self._own = torch.tensor((images.info.mean, images.info.std)).to(device)  # [2, 3]
+        self._others = {each: torch.tensor(each).to(device) for each in others}
 
     @property
     def steps(self) -> int:
@@ -54,7 +72,7 @@ class Loader:
             rows = top[here, None] + self._rows  # [B, H]
             columns = left[here, None] + torch.where(mirrored[here, None] > 0, self._columns.flip(0), self._columns)
             crops = self._train[index[:, None, None], rows[:, :, None], columns[:, None, :]]  # [B, H, W, 3]
-            yield Batch(normalise(crops, self._mean, self._std), self._train_labels[index], index)
+            yield self._batch(crops, self._train_labels[index], index)
 
     def _draw(self, number: int) -> Tensor:
         """Order, crops and flips of an epoch, int64 [4, N]; drawn on the CPU, so that no device has its own."""
@@ -71,7 +89,11 @@ class Loader:
             here = slice(start, start + batch_size)
             labels = self._test_labels[here]
             indices = torch.arange(start, start + len(labels), device=self.device)
-            yield Batch(normalise(self._test[here], self._mean, self._std), labels, indices)
+            yield self._batch(self._test[here], labels, indices)
+
+    def _batch(self, pixels: Tensor, labels: Tensor, indices: Tensor) -> Batch:
+        others = {each: normalise(pixels, *values) for each, values in self._others.items()}
+        return Batch(normalise(pixels, *self._own), labels, indices, others)
 
 
 def normalise(images: Tensor, mean: Tensor | Sequence[float], std: Tensor | Sequence[float]) -> Tensor:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from kdbench.models import zoo
@@ -27,7 +28,7 @@ _STATE_KEYS = (  # where training scripts put the state dict, most usual first
     "model_ema",
 )
 _WRAPPERS = ("module.", "_orig_mod.")  # prefixes of DataParallel and of compiled models
-_SUFFIXES = (".pth", ".pt")
+_SUFFIXES = (".pth", ".pt", ".safetensors")
 _LAST_EPOCH = "ckpt_epoch_240"
 
 
@@ -93,7 +94,7 @@ def find_checkpoint(directory: Path | str, arch: str) -> Path:
     """The file of `arch` in a folder of teachers.
 
     In this order: `ARCH.pth`, `ARCH_best.pth`; else, in the one folder called `ARCH` or `ARCH_anything`,
-    `ckpt_epoch_240.pth`, `ARCH_best.pth`. `.pt` will do as well.
+    `ckpt_epoch_240.pth`, `ARCH_best.pth`. `.pt` and `.safetensors` will do as well.
     Raises UserError if there is none, or if two folders have one.
     """
     directory = Path(directory)
@@ -113,7 +114,7 @@ def find_checkpoint(directory: Path | str, arch: str) -> Path:
     if not found:
         raise UserError(
             f"{directory} holds no checkpoint of {arch}; looked for {arch}.pth, {arch}_best.pth, "
-            f"{arch}*/{_LAST_EPOCH}.pth and {arch}*/{arch}_best.pth, each also as .pt"
+            f"{arch}*/{_LAST_EPOCH}.pth and {arch}*/{arch}_best.pth, each also as .pt or .safetensors"
         )
     return found[0]
 
@@ -125,6 +126,8 @@ def _read(path: Path) -> object:
     try:
         with torch.serialization.safe_globals(_TOLERATED), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's advice on odd pickles is not for the user of this file
+            if path.suffix == ".safetensors":
+                return load_file(path)
             return torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error

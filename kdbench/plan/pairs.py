@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kdbench.spec import Pair, UserError, unknown
+from kdbench.spec import PRETRAINED, Pair, UserError, unknown
 
 
 def _pairs(*words: str) -> tuple[Pair, ...]:
@@ -48,13 +48,24 @@ def parse(text: str, source: str) -> tuple[Pair, ...]:
     named = sets(source)
     found: list[Pair] = []
     for word in (part.strip() for part in text.split(",")):
-        teacher, colon, student = word.partition(":")
+        models = _models(word)
         if word in named:
             found.extend(named[word])
-        elif not colon:
+        elif len(models) == 1:
             raise unknown("pair", word, named, "write teacher:student, or see `python bench.py list pairs`")
-        elif not teacher or not student or ":" in student:
+        elif len(models) > 2 or not all(models):
             raise UserError(f"the pair {word!r} is not of the form teacher:student")
         else:
-            found.append(Pair(teacher, student))
+            found.append(Pair(*models))
     return tuple(dict.fromkeys(found))
+
+
+def _models(word: str) -> list[str]:
+    """The names between the colons; `:pretrained` belongs to the name before it."""
+    names: list[str] = []
+    for part in word.split(":"):
+        if f":{part}" == PRETRAINED and names:
+            names[-1] += PRETRAINED
+        else:
+            names.append(part)
+    return names

@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdbench.data.batches import Batch, Loader
 from kdbench.data.sources import ImageSet
 from kdbench.distill.distiller import Shapes
-from kdbench.models import build, features, info, load_checkpoint
+from kdbench.models import features, info
 from kdbench.models.output import Output
-from kdbench.spec import Cohort, Epoch, Observer, Outcome, Trial, file_sha256
+from kdbench.spec import Cohort, Epoch, Observer, Outcome, Trial
 from kdbench.train.checkpoints import Checkpoints, log
-from kdbench.train.environment import on_device
-from kdbench.train.evaluate import EVALUATION_BATCH, accuracy, autocast
+from kdbench.train.evaluate import EVALUATION_BATCH
+from kdbench.train.guide import Guide
 from kdbench.train.stopwatch import Stopwatch
 from kdbench.train.student import Diverged, Student, name_of
 
@@ -35,15 +35,20 @@ class LocalExecutor:
 
         Raises: whatever breaks what they share (data, teacher, device memory).
         """
-        device, precision = self.device, cohort.precision
+        device = self.device
+        archs = {trial.arch for trial in cohort.trials} | ({cohort.teacher.arch} if cohort.teacher else set())
+        statistics = {info(arch).statistics for arch in archs}
         loader = Loader(
-            self.images, batch_size=cohort.recipe.batch_size, pad=cohort.recipe.pad, device=device, seed=cohort.seed
+            self.images,
+            batch_size=cohort.recipe.batch_size,
+            pad=cohort.recipe.pad,
+            device=device,
+            seed=cohort.seed,
+            others=[each for each in statistics if each],
         )
-        guide = _load_teacher(cohort, teacher, device)
+        guide = Guide(cohort, teacher, device)
         clock = Stopwatch(device)
-        teacher_top1 = None
-        if guide:
-            teacher_top1, _ = accuracy(guide, loader.evaluation(EVALUATION_BATCH), device, precision)
+        teacher_top1 = guide.top1(loader.evaluation(EVALUATION_BATCH))
 
         def ended(student: Student, error: Exception | None = None) -> Outcome:
             epochs = tuple(student.epochs)
@@ -74,7 +79,7 @@ class LocalExecutor:
             for step in range(loader.steps if active else 0):
                 with clock.running():
                     batch = next(batches)
-                    target = _forward(guide, batch.images, preact, device, precision)
+                    target = guide(batch, preact)
                 before = _versions(batch, target)
                 for student in list(active):
                     try:
@@ -86,7 +91,7 @@ class LocalExecutor:
                         yield from leave(student, active, error)
                         if _versions(batch, target) != before:  # the others get theirs as they should be
                             batch = next(islice(loader.epoch(epoch), step, None))
-                            target = _forward(guide, batch.images, preact, device, precision)
+                            target = guide(batch, preact)
                             before = _versions(batch, target)
                 if not active:
                     break
@@ -119,7 +124,7 @@ class LocalExecutor:
                 try:
                     terms = student.check()
                     own = student.clock.total()
-                    top1, top5 = accuracy(student.network, loader.evaluation(EVALUATION_BATCH), device, precision)
+                    top1, top5 = student.accuracy(loader.evaluation(EVALUATION_BATCH))
                 except Exception as error:
                     yield from leave(student, active, error)
                 else:
@@ -144,36 +149,10 @@ class LocalExecutor:
         return student
 
 
-def _load_teacher(cohort: Cohort, weights: Mapping[str, Tensor] | None, device: torch.device) -> nn.Module | None:
-    if cohort.teacher is None:
-        return None
-    arch, data = cohort.teacher.arch, cohort.data
-    if cohort.teacher.file:
-        if file_sha256(Path(cohort.teacher.file)) != cohort.teacher.sha256:
-            raise ValueError(f"{cohort.teacher.file} was changed since this study began")
-        weights = load_checkpoint(Path(cohort.teacher.file), arch, data.classes, data.size)
-    if weights is None:
-        raise ValueError(f"no weights were given for the teacher {arch}")
-    with torch.random.fork_rng(devices=[]):
-        network = build(arch, data.classes, data.size)
-    network.load_state_dict(dict(weights))
-    return on_device(network, device).eval().requires_grad_(False)
-
-
 def _versions(batch: Batch, target: Output) -> list[int]:
     """How often each tensor that students share was changed in place; known without asking the device."""
-    shared = [batch.images, batch.labels, batch.indices, target.logits, target.embedding, *target.maps]
-    return [tensor._version for tensor in (*shared, *(target.preact_maps or ()))]
-
-
-@torch.no_grad()
-def _forward(guide: nn.Module | None, images: Tensor, preact: bool, device: torch.device, precision: str) -> Output:
-    if guide is None:
-        nothing = images.new_empty(0)
-        return Output(nothing, (), nothing)
-    with autocast(device, precision):
-        output: Output = guide(images, preact=preact)
-    return output.convert(Tensor.float)
+    shared = [batch.images, batch.labels, batch.indices, *batch.others.values(), target.logits, target.embedding]
+    return [tensor._version for tensor in (*shared, *target.maps, *(target.preact_maps or ()))]
 
 
 def _verdict(error: Exception, when: str) -> tuple[Any, str]:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from kdbench.data.batches import Batch
+from kdbench.spec import Statistics
 
 EVALUATION_BATCH = 500
 
@@ -19,14 +20,23 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
 
 
 @torch.no_grad()
-def accuracy(network: nn.Module, batches: Iterable[Batch], device: torch.device, precision: str) -> tuple[float, float]:
-    """Top-1 and top-5 accuracy in per cent, in evaluation mode; with fewer than five classes top-5 counts them all."""
+def accuracy(
+    network: nn.Module,
+    batches: Iterable[Batch],
+    device: torch.device,
+    precision: str,
+    statistics: Statistics | None = None,
+) -> tuple[float, float]:
+    """Top-1 and top-5 accuracy in per cent, in evaluation mode; with fewer than five classes top-5 counts them all.
+
+    `statistics` are those that the network's images are normalised with; None: the data set's.
+    """
     network.eval()
     hits = torch.zeros(2, dtype=torch.int64, device=device)
     seen = 0
     for batch in batches:
         with autocast(device, precision):
-            logits = network(batch.images).logits
+            logits = network(batch.images_for(statistics)).logits
         found = logits.topk(min(5, logits.shape[1]), dim=1).indices == batch.labels[:, None]  # [B, 5]
         hits += torch.stack([found[:, 0].sum(), found.sum()])
         seen += len(batch.labels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from math import isfinite
 from typing import Any
@@ -13,11 +14,11 @@ from kdbench.data.batches import Batch
 from kdbench.distill.distiller import Distiller, Shapes
 from kdbench.distill.objective import objective
 from kdbench.distill.registry import distiller, hyper_of
-from kdbench.models import build
+from kdbench.models import build, info
 from kdbench.models.output import Output
 from kdbench.spec import Epoch, Trial, Value, derive_seed
 from kdbench.train.environment import on_device
-from kdbench.train.evaluate import autocast
+from kdbench.train.evaluate import accuracy, autocast
 from kdbench.train.schedule import learning_rate
 from kdbench.train.stopwatch import Stopwatch
 from kdbench.train.trunk import trunk_modules
@@ -54,6 +55,7 @@ class Student:
 
     def __init__(self, trial: Trial, shapes: Shapes, device: torch.device) -> None:
         self.trial, self.device = trial, device
+        self.statistics = info(trial.arch).statistics
         self.epochs: list[Epoch] = []
         self.epoch = 0
         self.clock = Stopwatch(device)
@@ -112,7 +114,7 @@ class Student:
         """One optimiser step on one batch; nothing is read back from the device."""
         torch.manual_seed((self._dropout + self.steps) % 2**63)
         with autocast(self.device, self.trial.precision):
-            output: Output = self.network(batch.images, preact=self.method.preact)
+            output: Output = self.network(batch.images_for(self.statistics), preact=self.method.preact)
         output = output.convert(Tensor.float)
         if self.epoch < 0:
             assert self.first is not None
@@ -155,6 +157,10 @@ class Student:
             raise Diverged(f"the weights were not finite after {name_of(self.epoch)}")
         means = (self._sums / self.steps).tolist()
         return dict(zip(self._names, means, strict=True))
+
+    def accuracy(self, batches: Iterable[Batch]) -> tuple[float, float]:
+        """Top-1 and top-5 in per cent."""
+        return accuracy(self.network, batches, self.device, self.trial.precision, self.statistics)
 
     def facts(self) -> dict[str, Value]:
         """What the method says of itself. Raises TypeError if that cannot be recorded."""

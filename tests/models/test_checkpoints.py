@@ -324,7 +324,7 @@ def test_find_nothing(there: str, tmp_path: Path) -> None:
         find_checkpoint(tmp_path, "resnet32")
     assert str(caught.value) == (
         f"{tmp_path} holds no checkpoint of resnet32; looked for resnet32.pth, resnet32_best.pth, "
-        "resnet32*/ckpt_epoch_240.pth and resnet32*/resnet32_best.pth, each also as .pt"
+        "resnet32*/ckpt_epoch_240.pth and resnet32*/resnet32_best.pth, each also as .pt or .safetensors"
     )
 
 

@@ -51,3 +51,45 @@ def test_arithmetic_of_a_network_small_enough_to_count() -> None:
     stage2 = 4 * (9 * 16 * 32 + 9 * 32 * 32 + 16 * 32)
     stage3 = 1 * (9 * 32 * 64 + 9 * 64 * 64 + 32 * 64)
     assert models.profile("resnet8", 10, 4).macs == stem + stage1 + stage2 + stage3 + 64 * 10
+
+
+class Point:
+    """An entry point of an installed package."""
+
+    value = "their_package:net"
+
+    def __init__(self, name: str, content: object) -> None:
+        self.name, self.content = name, content
+
+    def load(self) -> object:
+        if isinstance(self.content, Exception):
+            raise self.content
+        return self.content
+
+
+def test_models_of_other_packages_come_in_by_entry_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = models.Architecture(
+        ModelInfo("theirnet", "theirs", light=True, smallest=16), zoo._OWN["resnet8"].construct
+    )
+    points = [Point("theirnet", theirs), Point("broken", ImportError("no torch")), Point("odd", theirs)]
+    monkeypatch.setattr(zoo, "entry_points", lambda group: points if group == "kdbench.models" else [])
+    assert models.names()[-3:] == ["theirnet", "broken", "odd"]
+    assert models.info("theirnet").light
+    assert models.features("theirnet", 7, 16).embedding == 64
+    with pytest.raises(UserError, match=r"^theirnet needs images of at least 16x16 pixels; got 8x8$"):
+        models.build("theirnet", 7, 8)
+    with pytest.raises(UserError, match=r"^the model broken of their_package:net cannot be imported: no torch$"):
+        models.info("broken")
+    with pytest.raises(UserError, match=r"^their_package:net is not the kdbench.models.Architecture of 'odd'$"):
+        models.info("odd")
+    with pytest.raises(UserError, match="did you mean 'theirnet'"):
+        models.info("theirnett")
+
+
+def test_restoring_draws_nothing_and_fetches_nothing() -> None:
+    torch.manual_seed(0)
+    weights = models.build("resnet8", 7, 16).state_dict()
+    before = torch.get_rng_state()
+    network = models.restore("resnet8", 7, 16, weights)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(network.state_dict()[name], tensor) for name, tensor in weights.items())

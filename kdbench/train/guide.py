@@ -1,0 +1,55 @@
+"""The teacher of a cohort: loaded once, never trained, one forward pass a batch for all students."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kdbench.data.batches import Batch
+from kdbench.models import info, load_checkpoint, restore
+from kdbench.models.output import Output
+from kdbench.spec import Cohort, file_sha256
+from kdbench.train.environment import on_device
+from kdbench.train.evaluate import accuracy, autocast
+
+
+class Guide:
+    """A frozen network in evaluation mode; vanilla cohorts have one that says nothing.
+
+    Raises ValueError if the weights are missing or their file was changed, UserError if the file does not fit.
+    """
+
+    def __init__(self, cohort: Cohort, weights: Mapping[str, Tensor] | None, device: torch.device) -> None:
+        self.device, self.precision = device, cohort.precision
+        self.network = None
+        teacher, data = cohort.teacher, cohort.data
+        if teacher is None:
+            return
+        if teacher.file:
+            if file_sha256(Path(teacher.file)) != teacher.sha256:
+                raise ValueError(f"{teacher.file} was changed since this study began")
+            weights = load_checkpoint(Path(teacher.file), teacher.arch, data.classes, data.size)
+        if weights is None:
+            raise ValueError(f"no weights were given for the teacher {teacher.arch}")
+        network = restore(teacher.arch, data.classes, data.size, weights)
+        self.network = on_device(network, device).eval().requires_grad_(False)
+        self.statistics = info(teacher.arch).statistics
+
+    def top1(self, batches: Iterable[Batch]) -> float | None:
+        """Accuracy in per cent, None without a network."""
+        if self.network is None:
+            return None
+        return accuracy(self.network, batches, self.device, self.precision, self.statistics)[0]
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch, preact: bool) -> Output:
+        """What the teacher says of a batch, in float32; empty tensors without a network."""
+        if self.network is None:
+            nothing = batch.images.new_empty(0)
+            return Output(nothing, (), nothing)
+        with autocast(self.device, self.precision):
+            output: Output = self.network(batch.images_for(self.statistics), preact=preact)
+        return output.convert(Tensor.float)

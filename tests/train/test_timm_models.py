@@ -1,0 +1,119 @@
+"""timm's models in the real harness, at 64x64, as teacher and as student."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from kdbench import models
+from kdbench.data.batches import Loader
+from kdbench.data.imageset import ImageSet, Split
+from kdbench.distill import Shapes, registry
+from kdbench.spec import DataInfo, Outcome, Teacher, Trial, Value
+from kdbench.train.checkpoints import Checkpoints
+from kdbench.train.cohort import LocalExecutor
+from tests.train import study
+
+ARCHS = [
+    "timm/resnet18",
+    "timm/mobilenetv3_small_100",
+    "timm/convnext_atto",
+    "timm/vit_tiny_patch16_224",
+    "timm/efficientnet_b0",
+    "timm/regnety_002",
+]
+METHODS = ["kd", "at", "rkd", "sp", "crd", "icd"]
+CLASSES, TRAIN, TEST, SIZE = 4, 12, 4, 64
+RECIPE = replace(study.RECIPE, label="toy", epochs=1, batch_size=6, size=SIZE, milestones=(1.0,))
+
+
+def images() -> ImageSet:
+    stream = torch.Generator().manual_seed(0)
+
+    def split(count: int) -> Split:
+        pixels = torch.randint(0, 256, (count, SIZE, SIZE, 3), dtype=torch.uint8, generator=stream)
+        return Split(pixels, torch.arange(count) % CLASSES)
+
+    info = DataInfo("toy64", "1" * 64, CLASSES, TRAIN, TEST, SIZE, (0.5,) * 3, (0.25,) * 3, flip=True)
+    return ImageSet(info, split(TRAIN), split(TEST), tuple("abcd"))
+
+
+def trial(expression: str, teacher: str, student: str) -> Trial:
+    base = study.trial(expression, arch=student, teacher=teacher)
+    return replace(base, data=images().info, recipe=RECIPE)
+
+
+def train(folder: Path, teacher: str, student: str, *methods: str) -> dict[str, Outcome]:
+    torch.manual_seed(0)
+    weights = dict(models.build(teacher, CLASSES, SIZE).state_dict())
+    cohort = study.cohort(*(trial(method, teacher, student) for method in methods))
+    executor = LocalExecutor(images(), study.CPU, Checkpoints(folder))
+    return {outcome.trial.method: outcome for outcome in executor.train(cohort, weights, study.Quiet())}
+
+
+def reason(method: str, teacher: str, student: str, **settings: Value) -> str | None:
+    own, target = (models.features(arch, CLASSES, SIZE) for arch in (student, teacher))
+    labels = torch.arange(TRAIN) % CLASSES
+    return registry.obstacle(method, settings, Shapes(own, target, CLASSES, labels, models.info(student).family))
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_trained_in_both_roles(tmp_path: Path, arch: str, role: str) -> None:
+    teacher, student = (arch, "resnet8") if role == "teacher" else ("resnet8", arch)
+    assert not any(reason(method, teacher, student) for method in METHODS)
+    for method, outcome in train(tmp_path, teacher, student, *METHODS).items():
+        assert outcome.status == "done", f"{method}: {outcome.reason}"
+        assert outcome.weights is not None
+        assert all(tensor.isfinite().all() for tensor in outcome.weights.values() if tensor.is_floating_point())
+
+
+def test_a_pair_of_both_kinds(tmp_path: Path) -> None:
+    outcomes = train(tmp_path, "timm/vit_tiny_patch16_224", "timm/mobilenetv3_small_100", *METHODS)
+    assert {outcome.status for outcome in outcomes.values()} == {"done"}
+
+
+def test_what_they_cannot_serve_says_why() -> None:
+    assert reason("ab", "timm/resnet18", "resnet8") == "a network of this pair has no maps before the activation"
+    assert reason("fsp", "timm/resnet18", "timm/convnext_atto") is not None
+    assert reason("fsp", "timm/resnet34", "timm/resnet18") is None
+
+
+def test_alone_as_in_company(tmp_path: Path) -> None:
+    """Random parts of timm's layers (stochastic depth, dropout) are keyed like all others."""
+    pair = "resnet8", "timm/efficientnet_b0"
+    company = train(tmp_path / "a", *pair, "kd", "sp")
+    alone = train(tmp_path / "b", *pair, "sp")
+    assert study.equal(company["sp"], alone["sp"])
+
+
+def test_each_network_sees_its_own_normalisation() -> None:
+    own = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+    loader = Loader(images(), batch_size=6, pad=4, device=study.CPU, seed=0, others=[own])
+    for batch in (next(loader.epoch(1)), next(loader.evaluation(4))):
+        mean, std = (torch.tensor(each).view(3, 1, 1) for each in own)
+        pixels = batch.images * 0.25 + 0.5  # the data set's own mean and deviation undone
+        torch.testing.assert_close(batch.images_for(own), (pixels - mean) / std, rtol=1e-5, atol=1e-5)
+        assert batch.images_for(None) is batch.images
+
+
+def test_teacher_and_student_of_one_cohort_each_see_theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A teacher that wants other pixels than its student gets them: its outputs then equal those it gives alone."""
+    from kdbench.train import guide as room
+
+    wanted = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+    plain = models.info("resnet8")
+    monkeypatch.setattr(room, "info", lambda _name: replace(plain, statistics=wanted))
+    torch.manual_seed(0)
+    network = models.build("resnet8", CLASSES, SIZE)
+    cohort = replace(study.cohort(trial("kd", "resnet8", "resnet8")), teacher=Teacher("resnet8", trial="t"))
+    guide = room.Guide(cohort, dict(network.state_dict()), study.CPU)
+    loader = Loader(images(), batch_size=6, pad=4, device=study.CPU, seed=0, others=[wanted])
+    batch = next(loader.epoch(1))
+    with torch.no_grad():
+        expected = network.eval()(batch.images_for(wanted)).logits
+    torch.testing.assert_close(guide(batch, preact=False).logits, expected)
+    assert not torch.allclose(network(batch.images).logits, expected)
