@@ -170,7 +170,7 @@ def _run(args: argparse.Namespace) -> int:
     from kdbench.train.cohort import LocalExecutor
 
     device = environment.pick_device(args.device)
-    precision = environment.pick_precision(args.precision, device)
+    precision = environment.pick_precision(args.precision, device, recipe.size)
     catalogue = _catalogue(None)
     methods = parse(args.methods, catalogue)
     canonical = [Pair(catalogue.model(p.teacher).name, catalogue.model(p.student).name) for p in chosen_pairs]
@@ -194,7 +194,7 @@ def _run(args: argparse.Namespace) -> int:
     checkpoints = Checkpoints(args.out / "checkpoints")
     _announce(plan, catalogue, sum(checkpoints.exists(trial.id) for trial in plan.waiting))
     if args.dry_run:
-        return _estimate(plan, device)
+        return _estimate(plan, images, device)
     if plan.cohorts or plan.verdicts:
         from kdbench.progress import progress
 
@@ -272,7 +272,7 @@ def _announce(plan: Plan, catalogue: Catalogue, resumed: int) -> None:
     )
 
 
-def _estimate(plan: Plan, device: Any) -> int:
+def _estimate(plan: Plan, images: ImageSet, device: Any) -> int:
     from kdbench.plan.estimate import duration, seconds
     from kdbench.train.calibrate import calibrate
 
@@ -284,10 +284,8 @@ def _estimate(plan: Plan, device: Any) -> int:
     for trial, reason in plan.verdicts:
         print(f"  n/a {trial.teacher.arch if trial.teacher else ''}:{trial.arch} {trial.method}: {reason}")
     if plan.cohorts:
-        first = plan.cohorts[0]
-        archs = [trial.arch for trial in plan.waiting] + [c.teacher.arch for c in plan.cohorts if c.teacher]
-        print("measuring a few steps of each network ...", flush=True)
-        costs = calibrate(archs, first.data, first.recipe, device, first.precision)
+        print("measuring a few steps of each network and each method ...", flush=True)
+        costs = calibrate(plan, images, device)
         print(f"estimated time on this device: {duration(seconds(plan, costs))}")
     return 0
 

@@ -290,6 +290,15 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class Costs:
+    """What the estimate of a plan rests on, measured on the device of the study."""
+
+    archs: Mapping[str, Cost]
+    methods: Mapping[str, float] = field(default_factory=dict)  # expression -> seconds an image beside its student's
+    pretrain: frozenset[str] = frozenset()  # expressions with a stage before the main one
+
+
+@dataclass(frozen=True)
 class Epoch:
     """What is known of one student after one epoch."""
 
@@ -313,6 +322,9 @@ class Outcome:
     teacher_top1: float | None = None
     facts: Mapping[str, Value] = field(default_factory=dict)  # what the method says of itself, e.g. negatives drawn
     weights: Mapping[str, Any] | None = None
+    cost: Mapping[str, Value] = field(default_factory=dict)
+    """extra_parameters (trained beside the student), extra_mib (the method's parameters and buffers), peak_mib (of the
+    process on its device while the cohort trained) and cohort_size (the students that this is the peak of)."""
 
 
 @dataclass(frozen=True)

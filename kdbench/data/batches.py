@@ -25,10 +25,15 @@ class Batch:
         """The images normalised as a model asks; None: with the mean and std of the data set."""
         return self.images if statistics is None else self.others[statistics]
 
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All that it holds, in an order of its own."""
+        return (self.images, self.labels, self.indices, *self.others.values())
+
 
 class Loader:
     """Serves one data set on one device; each batch also under every one of the `others`' means and deviations.
 
+    `limit` is for measurements: an epoch ends after so many batches.
     Raises UserError if the training split is smaller than one batch.
     """
 
@@ -41,6 +46,7 @@ class Loader:
         device: torch.device,
         seed: int,
         others: Collection[Statistics] = (),
+        limit: int | None = None,
     ) -> None:
         count, height, width, _ = images.train.images.shape
         if count < batch_size:
@@ -54,14 +60,11 @@ class Loader:
         self._train[:, pad : pad + height, pad : pad + width] = images.train.images.to(device)
         self._train_labels = images.train.labels.to(device)
         self._test, self._test_labels = images.test.images.to(device), images.test.labels.to(device)
+        self.steps = min(count // batch_size, limit or count)
+        """Batches an epoch; the last incomplete one is dropped."""
         self._rows, self._columns = torch.arange(height, device=device), torch.arange(width, device=device)
         self._own = torch.tensor((images.info.mean, images.info.std)).to(device)  # [2, 3]
         self._others = {each: torch.tensor(each).to(device) for each in others}
-
-    @property
-    def steps(self) -> int:
-        """Batches an epoch; the last incomplete one is dropped."""
-        return len(self._train) // self.batch_size
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """The batches of an epoch: shuffled, cropped at random from the padded image, mirrored half of the time."""

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from kdbench.spec import Cost, Plan
+from kdbench.spec import Costs, Plan
 
 
-def seconds(plan: Plan, costs: Mapping[str, Cost]) -> float:
-    """Training and the evaluation after every epoch; what a method adds to its student's step is not counted."""
+def seconds(plan: Plan, costs: Costs) -> float:
+    """First stages, training, and the evaluation after every epoch."""
     total = 0.0
     for cohort in plan.cohorts:
-        steps = cohort.data.train // cohort.recipe.batch_size * cohort.recipe.batch_size
-        students = [costs[trial.arch] for trial in cohort.trials]
-        epoch = steps * sum(cost.train for cost in students) + cohort.data.test * sum(cost.forward for cost in students)
-        if cohort.teacher:
-            epoch += steps * costs[cohort.teacher.arch].forward
-        total += epoch * cohort.recipe.epochs
+        images = cohort.data.train // cohort.recipe.batch_size * cohort.recipe.batch_size
+        shared = costs.archs[cohort.teacher.arch].forward if cohort.teacher else 0.0
+        train = {t.id: costs.archs[t.arch].train + costs.methods.get(t.method, 0.0) for t in cohort.trials}
+        check = sum(costs.archs[trial.arch].forward for trial in cohort.trials)
+        total += cohort.recipe.epochs * (images * (shared + sum(train.values())) + cohort.data.test * check)
+        if early := [train[trial.id] for trial in cohort.trials if trial.method in costs.pretrain]:
+            total += cohort.recipe.pretraining_epochs * images * (shared + sum(early))
     return total
 
 

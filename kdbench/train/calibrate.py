@@ -1,23 +1,80 @@
-"""What one image costs on this device: a few real steps of each architecture."""
+"""What one image costs on this device: a few real steps of each architecture, and of each method once."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 
 import torch
 import torch.nn.functional as F
 
+from kdbench.data.imageset import ImageSet, Split
 from kdbench.models import build
-from kdbench.spec import Cost, DataInfo, Recipe
+from kdbench.spec import PRETRAINED, Cohort, Cost, Costs, DataInfo, Epoch, Outcome, Plan, Recipe
+from kdbench.train.checkpoints import Checkpoints
+from kdbench.train.cohort import LocalExecutor
 from kdbench.train.environment import on_device
 from kdbench.train.evaluate import autocast
 
 REPETITIONS = 3
 
 
-def calibrate(
+class _Unwatched:
+    """An observer that looks away."""
+
+    def cohort(self, cohort: Cohort, number: int, of: int) -> None: ...
+    def step(self, cohort: Cohort, epoch: int, step: int, steps: int) -> None: ...
+    def epoch(self, cohort: Cohort, epoch: int, latest: Mapping[str, Epoch]) -> None: ...
+    def outcome(self, outcome: Outcome) -> None: ...
+
+
+def calibrate(plan: Plan, images: ImageSet, device: torch.device) -> Costs:
+    """Architectures alone; what a method adds to its student comes from the first cohort that has it."""
+    first = plan.cohorts[0]
+    archs = [trial.arch for trial in plan.waiting] + [each.teacher.arch for each in plan.cohorts if each.teacher]
+    costs = architectures(archs, first.data, first.recipe, device, first.precision)
+    methods: dict[str, float] = {}
+    pretrain: set[str] = set()
+    for cohort in plan.cohorts:
+        new = [trial for trial in cohort.trials if trial.method not in methods]
+        if cohort.teacher and new:
+            own, early = _methods(cohort.only(new), images, device)
+            train = {trial.method: costs[trial.arch].train for trial in new}
+            methods |= {method: max(0.0, seconds - train[method]) for method, seconds in own.items()}
+            pretrain |= early
+    return Costs(costs, methods, frozenset(pretrain))
+
+
+def _methods(cohort: Cohort, images: ImageSet, device: torch.device) -> tuple[dict[str, float], set[str]]:
+    """Seconds an image of each student under its method, by the real executor; and which methods have a first stage.
+
+    A random teacher costs what a trained one does. The first of two epochs of a few steps is not counted.
+    """
+    assert cohort.teacher is not None
+    arch, data = cohort.teacher.arch.removesuffix(PRETRAINED), cohort.data  # nothing is fetched for an estimate
+    teacher = replace(cohort.teacher, arch=arch, file=None, sha256=None)
+    schedule = replace(cohort.recipe, epochs=2)
+    trials = tuple(
+        replace(trial, recipe=schedule, teacher=teacher, arch=trial.arch.removesuffix(PRETRAINED))
+        for trial in cohort.trials
+    )
+    short = replace(cohort, recipe=schedule, teacher=teacher, trials=trials)
+    few = replace(images, test=Split(images.test.images[:1], images.test.labels[:1]))
+    with torch.random.fork_rng(devices=[]):
+        weights = build(arch, data.classes, data.size).state_dict()
+    with TemporaryDirectory() as folder:
+        executor = LocalExecutor(few, device, Checkpoints(Path(folder)), limit=REPETITIONS)
+        outcomes = [each for each in executor.train(short, weights, _Unwatched()) if each.epochs]
+    count = REPETITIONS * schedule.batch_size
+    own = {each.trial.method: each.epochs[-1].seconds_own / count for each in outcomes}
+    return own, {each.trial.method for each in outcomes if "pretraining_epochs" in each.facts}
+
+
+def architectures(
     archs: Iterable[str], data: DataInfo, recipe: Recipe, device: torch.device, precision: str
 ) -> dict[str, Cost]:
     """Medians of a few steps after one that is not counted, on random images."""
@@ -27,7 +84,7 @@ def calibrate(
     costs = {}
     for arch in dict.fromkeys(archs):
         with torch.random.fork_rng(devices=[]):
-            network = on_device(build(arch, data.classes, data.size), device)
+            network = on_device(build(arch.removesuffix(PRETRAINED), data.classes, data.size), device)
         optimiser = torch.optim.SGD(network.parameters(), lr=1e-6, momentum=recipe.momentum, fused=True)
 
         def train(network: torch.nn.Module = network, optimiser: torch.optim.Optimizer = optimiser) -> None:

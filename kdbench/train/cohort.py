@@ -4,135 +4,106 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterator, Mapping
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kdbench.data.batches import Batch, Loader
+from kdbench.data.batches import Loader
 from kdbench.data.sources import ImageSet
 from kdbench.distill.distiller import Shapes
 from kdbench.models import features, info
-from kdbench.models.output import Output
-from kdbench.spec import Cohort, Epoch, Observer, Outcome, Trial
+from kdbench.spec import Cohort, Epoch, Observer, Outcome, Status, Trial
 from kdbench.train.checkpoints import Checkpoints, log
+from kdbench.train.environment import forget_peak, peak_mib
 from kdbench.train.evaluate import EVALUATION_BATCH
 from kdbench.train.guide import Guide
-from kdbench.train.stopwatch import Stopwatch
+from kdbench.train.replay import worth_recording
+from kdbench.train.shared import Shared
 from kdbench.train.student import Diverged, Student, name_of
 
 
 class LocalExecutor:
-    """Trains cohorts in this process on one device."""
+    """Trains cohorts in this process on one device; for measurements with epochs of at most `limit` steps."""
 
-    def __init__(self, images: ImageSet, device: torch.device, checkpoints: Checkpoints) -> None:
-        self.images, self.device, self.checkpoints = images, device, checkpoints
+    def __init__(
+        self, images: ImageSet, device: torch.device, checkpoints: Checkpoints, limit: int | None = None
+    ) -> None:
+        self.images, self.device, self.checkpoints, self.limit = images, device, checkpoints, limit
 
     def train(self, cohort: Cohort, teacher: Mapping[str, Tensor] | None, observer: Observer) -> Iterator[Outcome]:
         """Outcomes in the order in which trials end. One student's failure leaves the others as they would be alone.
 
         Raises: whatever breaks what they share (data, teacher, device memory).
         """
-        device = self.device
+        forget_peak(self.device)
         archs = {trial.arch for trial in cohort.trials} | ({cohort.teacher.arch} if cohort.teacher else set())
         statistics = {info(arch).statistics for arch in archs}
         loader = Loader(
             self.images,
             batch_size=cohort.recipe.batch_size,
             pad=cohort.recipe.pad,
-            device=device,
+            device=self.device,
             seed=cohort.seed,
             others=[each for each in statistics if each],
+            limit=self.limit,
         )
-        guide = Guide(cohort, teacher, device)
-        clock = Stopwatch(device)
-        teacher_top1 = guide.top1(loader.evaluation(EVALUATION_BATCH))
+        guide = Guide(cohort, teacher, self.device)
+        yield from _Company(self, cohort, loader, guide, observer).train()
 
-        def ended(student: Student, error: Exception | None = None) -> Outcome:
-            epochs = tuple(student.epochs)
-            if error is None:
-                try:
-                    facts = student.facts()
-                except Exception as late:
-                    error = late
-                else:
-                    return Outcome(student.trial, "done", None, epochs, teacher_top1, facts, student.weights())
-            status, reason = _verdict(error, name_of(student.epoch))
-            return Outcome(student.trial, status, reason, epochs, teacher_top1)
 
-        students: list[Student] = []
-        for trial in cohort.trials:
+class _Company:
+    """The students of a cohort on their way."""
+
+    def __init__(
+        self, executor: LocalExecutor, cohort: Cohort, loader: Loader, guide: Guide, observer: Observer
+    ) -> None:
+        self.images, self.device, self.checkpoints = executor.images, executor.device, executor.checkpoints
+        self.cohort, self.loader, self.observer = cohort, loader, observer
+        self.shared = Shared(loader, guide, self.device)
+        self.teacher_top1 = guide.top1(loader.evaluation(EVALUATION_BATCH))
+        self.students: list[Student] = []
+
+    def train(self) -> Iterator[Outcome]:
+        for trial in self.cohort.trials:
             try:
-                students.append(self._student(trial))
+                self.students.append(self._student(trial))
             except Exception as error:
                 _, reason = _verdict(error, "before training")
-                yield Outcome(trial, "failed", reason, teacher_top1=teacher_top1)
+                yield Outcome(trial, "failed", reason, teacher_top1=self.teacher_top1)
 
-        def steps(epoch: int, active: list[Student]) -> Iterator[Outcome]:
-            """One pass over the training images; students that fail leave `active` and `students`."""
-            preact = any(student.method.preact for student in active)
-            for student in active:
-                student.begin(epoch)
-            batches = loader.epoch(epoch)
-            for step in range(loader.steps if active else 0):
-                with clock.running():
-                    batch = next(batches)
-                    target = guide(batch, preact)
-                before = _versions(batch, target)
-                for student in list(active):
-                    try:
-                        with student.clock.running():
-                            student.step(batch, target)
-                        if _versions(batch, target) != before:
-                            raise RuntimeError("the method changed its batch or the teacher's output in place")
-                    except Exception as error:
-                        yield from leave(student, active, error)
-                        if _versions(batch, target) != before:  # the others get theirs as they should be
-                            batch = next(islice(loader.epoch(epoch), step, None))
-                            target = guide(batch, preact)
-                            before = _versions(batch, target)
-                if not active:
-                    break
-                observer.step(cohort, epoch, step + 1, loader.steps)
-
-        def leave(student: Student, active: list[Student], error: Exception) -> Iterator[Outcome]:
-            active.remove(student)
-            students.remove(student)
-            yield ended(student, error)
-
-        for number in range(1, cohort.recipe.pretraining_epochs + 1):
-            active = [student for student in students if student.first and len(student.first.losses) == number - 1]
-            yield from steps(-number, active)
-            clock.total()
+        for number in range(1, self.cohort.recipe.pretraining_epochs + 1):
+            active = [each for each in self.students if each.first and len(each.first.losses) == number - 1]
+            yield from self._steps(-number, active)
+            self.shared.clock.mean()
             for student in list(active):
                 try:
                     student.end_pretraining_epoch()
                 except Exception as error:
-                    yield from leave(student, active, error)
+                    yield self._leave(student, active, error)
                 else:
                     self.checkpoints.save(student.trial.id, student.state())
 
-        for epoch in range(1, cohort.recipe.epochs + 1):
-            active = [student for student in students if len(student.epochs) == epoch - 1]
+        for epoch in range(1, self.cohort.recipe.epochs + 1):
+            active = [student for student in self.students if len(student.epochs) == epoch - 1]
             if not active:
                 continue
-            yield from steps(epoch, active)
-            shared = clock.total()
+            yield from self._steps(epoch, active)
+            shared = self.shared.clock.mean() * self.loader.steps
             for student in list(active):
                 try:
                     terms = student.check()
-                    own = student.clock.total()
-                    top1, top5 = student.accuracy(loader.evaluation(EVALUATION_BATCH))
+                    own = student.own_seconds()
+                    top1, top5 = student.accuracy(self.loader.evaluation(EVALUATION_BATCH))
                 except Exception as error:
-                    yield from leave(student, active, error)
+                    yield self._leave(student, active, error)
                 else:
                     student.epochs.append(Epoch(epoch, student.rate, terms, top1, top5, own, shared))
                     self.checkpoints.save(student.trial.id, student.state())
-            observer.epoch(cohort, epoch, {student.trial.id: student.epochs[-1] for student in active})
-        for student in students:
-            yield ended(student)
+            self.observer.epoch(self.cohort, epoch, {each.trial.id: each.epochs[-1] for each in active})
+        for student in self.students:
+            yield self._ended(student)
 
     def _student(self, trial: Trial) -> Student:
         data = trial.data
@@ -148,11 +119,46 @@ class LocalExecutor:
                 return Student(trial, shapes, self.device)
         return student
 
+    def _steps(self, epoch: int, active: list[Student]) -> Iterator[Outcome]:
+        """One pass over the training images; students that fail leave."""
+        shared, steps = self.shared, self.loader.steps if active else 0
+        replayed = worth_recording(self.device, steps)
+        for student in active:
+            student.begin(epoch, replayed)
+        shared.begin(epoch, any(student.method.preact for student in active), replayed)
+        for step in range(1, steps + 1):
+            shared.advance()
+            for student in list(active):
+                try:
+                    student.step(shared.batch, shared.target)
+                    if shared.spoilt():
+                        raise RuntimeError("the method changed its batch or the teacher's output in place")
+                except Exception as error:
+                    yield self._leave(student, active, error)
+                    if shared.spoilt():
+                        shared.mend()
+            for student in active:
+                student.join()
+            if not active:
+                break
+            self.observer.step(self.cohort, epoch, step, steps)
 
-def _versions(batch: Batch, target: Output) -> list[int]:
-    """How often each tensor that students share was changed in place; known without asking the device."""
-    shared = [batch.images, batch.labels, batch.indices, *batch.others.values(), target.logits, target.embedding]
-    return [tensor._version for tensor in (*shared, *target.maps, *(target.preact_maps or ()))]
+    def _leave(self, student: Student, active: list[Student], error: Exception) -> Outcome:
+        active.remove(student)
+        self.students.remove(student)
+        return self._ended(student, error)
+
+    def _ended(self, student: Student, error: Exception | None = None) -> Outcome:
+        status: Status = "done"
+        facts, weights, reason = {}, None, None
+        try:
+            if error:
+                raise error
+            facts, weights = student.facts(), student.weights()
+        except Exception as final:
+            status, reason = _verdict(final, name_of(student.epoch))
+        cost = student.cost() | {"peak_mib": peak_mib(self.device), "cohort_size": len(self.cohort.trials)}
+        return Outcome(student.trial, status, reason, tuple(student.epochs), self.teacher_top1, facts, weights, cost)
 
 
 def _verdict(error: Exception, when: str) -> tuple[Any, str]:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import platform
+import resource
+import sys
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -31,12 +35,19 @@ def pick_device(text: str) -> torch.device:
     return device
 
 
-def pick_precision(text: str, device: torch.device) -> str:
-    """`auto`: bf16 on GPUs that compute in it, else fp32."""
-    if text == "auto":
-        # Older cards emulate bf16, slowly; since compute capability 8.0 they compute in it.
-        return "bf16" if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
-    return text
+BF16_FLAGS = {"amx_bf16", "avx512_bf16", "bf16"}  # of /proc/cpuinfo on x86 and Arm: multiplies bf16 natively
+BF16_PIXELS = 32  # on smaller images conversion costs a CPU more than it saves: docs/performance.md
+
+
+def pick_precision(text: str, device: torch.device, size: int) -> str:
+    """`auto`: bf16 on what computes in it natively (a CPU: for images of at least 32 pixels a side), else fp32."""
+    if text != "auto":
+        return text
+    if device.type == "cuda":
+        native = torch.cuda.get_device_capability(device) >= (8, 0)  # older cards emulate it, slowly
+    else:
+        native = size >= BF16_PIXELS and not BF16_FLAGS.isdisjoint(_cpuinfo("flags", "Features").split())
+    return "bf16" if native else "fp32"
 
 
 def configure(device: torch.device, precision: str, threads: int | None) -> None:
@@ -49,6 +60,23 @@ def configure(device: torch.device, precision: str, threads: int | None) -> None
         exact = precision == "fp32"
         torch.backends.cuda.matmul.allow_tf32 = not exact
         torch.backends.cudnn.allow_tf32 = not exact
+
+
+def forget_peak(device: torch.device) -> None:
+    """Let `peak_mib` begin anew, where the system can (on a CPU: Linux)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_mib(device: torch.device) -> float:
+    """Most memory held at once: tensors on a CUDA device, else the resident set of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on macOS
+    return size / 2 ** (20 if sys.platform == "darwin" else 10)
 
 
 def on_device(network: nn.Module, device: torch.device) -> nn.Module:
@@ -72,11 +100,17 @@ def describe(device: torch.device) -> dict[str, Value]:
 
 
 def _processor() -> str:
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def _cpuinfo(*names: str) -> str:
+    """The first line of /proc/cpuinfo with one of these names; empty where there is none."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
             for line in lines:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
+                name, _, value = line.partition(":")
+                if name.strip() in names:
+                    return value.strip()
     except OSError:
         pass
-    return platform.processor() or platform.machine()
+    return ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -52,4 +53,6 @@ class Guide:
             return Output(nothing, (), nothing)
         with autocast(self.device, self.precision):
             output: Output = self.network(batch.images_for(self.statistics), preact=preact)
-        return output.convert(Tensor.float)
+        output = output.convert(Tensor.float)
+        # Maps are changed here, once for all students, and not in the time of the first that reads them.
+        return replace(output, maps=tuple(output.maps), preact_maps=output.preact_maps and tuple(output.preact_maps))

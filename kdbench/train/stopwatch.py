@@ -10,11 +10,11 @@ import torch
 
 
 class Stopwatch:
-    """Adds up the seconds that its regions take on the device; on CUDA by events, read once by `total`."""
+    """Adds up the seconds that its regions take on the device; on CUDA by events, read once by `mean`."""
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
-        self._seconds = 0.0
+        self._seconds: list[float] = []
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     @contextmanager
@@ -28,12 +28,12 @@ class Stopwatch:
         else:
             started = time.perf_counter()
             yield
-            self._seconds += time.perf_counter() - started
+            self._seconds.append(time.perf_counter() - started)
 
-    def total(self) -> float:
-        """Seconds since the last call; waits for the device."""
+    def mean(self) -> float:
+        """Seconds of a region since the last call, 0 without any; waits for the device."""
         if self._cuda:
             torch.cuda.synchronize()
-            self._seconds = sum(begin.elapsed_time(end) for begin, end in self._events) / 1000
-        seconds, self._seconds, self._events = self._seconds, 0.0, []
-        return seconds
+            self._seconds = [begin.elapsed_time(end) / 1000 for begin, end in self._events]
+        seconds, self._seconds, self._events = self._seconds, [], []
+        return sum(seconds) / len(seconds) if seconds else 0.0

@@ -19,11 +19,14 @@ from kdbench.models.output import Output
 from kdbench.spec import Epoch, Trial, Value, derive_seed
 from kdbench.train.environment import on_device
 from kdbench.train.evaluate import accuracy, autocast
+from kdbench.train.replay import Replay
 from kdbench.train.schedule import learning_rate
 from kdbench.train.stopwatch import Stopwatch
 from kdbench.train.trunk import trunk_modules
 
 NEVER = 2**62
+TIMED = 24
+"""Steps of a replayed epoch up to which students take turns and are timed; after these they run at the same time."""
 
 
 class Diverged(Exception):
@@ -90,14 +93,16 @@ class Student:
         optimiser = self._sgd(parameters, self.trial.lr if plan.lr is None else plan.lr)
         return FirstStage(trunk, optimiser, self.trial.recipe.pretraining_epochs)
 
-    def begin(self, epoch: int) -> None:
+    def begin(self, epoch: int, replayed: bool) -> None:
         """Make ready for an epoch: mode, rate, random streams, meters. Pretraining epochs are -1, -2, ..."""
         self.epoch, self.steps = epoch, 0
+        self._replay = Replay(self.trial.method, self._compute, self.device) if replayed else None
         self.method.generator.manual_seed(derive_seed("draws", *self._key, epoch))
         self._dropout = derive_seed("dropout", *self._key, epoch)
         self._names: list[str] = []
         self._sums = torch.zeros((), device=self.device)
         self._first_bad = torch.zeros((), device=self.device)
+        self._at = torch.zeros((), dtype=torch.int64, device=self.device)  # the step, where recordings can read it
         self.method.train()
         if epoch < 0:
             assert self.first is not None
@@ -111,8 +116,26 @@ class Student:
             group["lr"] = self.rate
 
     def step(self, batch: Batch, teacher: Output) -> None:
-        """One optimiser step on one batch; nothing is read back from the device."""
+        """One optimiser step on one batch; nothing is read back from the device. Its tensors are ready after `join`."""
         torch.manual_seed((self._dropout + self.steps) % 2**63)
+        self.steps += 1
+        if self._replay is None:
+            with self.clock.running():
+                self._compute(batch, teacher)
+        elif self._replay.plain or self._replay.calls >= TIMED:
+            self._replay(self.method.generator, batch, teacher)
+        else:  # alone, so that its time is its own
+            with self.clock.running():
+                self._replay(self.method.generator, batch, teacher)
+                self._replay.join()
+
+    def join(self) -> None:
+        """What follows waits for the step."""
+        if self._replay:
+            self._replay.join()
+
+    def _compute(self, batch: Batch, teacher: Output) -> None:
+        """A step's work on the device."""
         with autocast(self.device, self.trial.precision):
             output: Output = self.network(batch.images_for(self.statistics), preact=self.method.preact)
         output = output.convert(Tensor.float)
@@ -129,7 +152,6 @@ class Student:
         optimiser.step()
         self.network.zero_grad(set_to_none=True)
         self.method.zero_grad(set_to_none=True)
-        self.steps += 1
 
     def _meter(self, terms: dict[str, Tensor]) -> None:
         values = torch.stack(list(terms.values())).detach().double()  # [terms]
@@ -138,13 +160,18 @@ class Student:
             self._sums = torch.zeros_like(values)
             self._first_bad = torch.full_like(values, NEVER)
         self._sums += values
-        self._first_bad = torch.minimum(self._first_bad, torch.where(values.isfinite(), NEVER, self.steps))
+        self._first_bad.copy_(torch.minimum(self._first_bad, torch.where(values.isfinite(), NEVER, self._at)))
+        self._at += 1
+
+    def own_seconds(self) -> float:
+        """Of the epoch: its mean step times its steps; waits for the device."""
+        return self.clock.mean() * self.steps
 
     def end_pretraining_epoch(self) -> None:
         """Note the epoch's loss; its time is no part of a training epoch's. Raises Diverged."""
         assert self.first is not None
         self.first.losses.append(sum(self.check().values()))
-        self.clock.total()
+        self.clock.mean()
 
     def check(self) -> dict[str, float]:
         """The epoch's mean of each term. Raises Diverged, naming the terms that broke first and the step."""
@@ -171,6 +198,12 @@ class Student:
         if self.first:
             found = {**found, "pretraining_epochs": self.first.epochs, "pretraining_loss": self.first.losses[-1]}
         return dict(found)
+
+    def cost(self) -> dict[str, Value]:
+        """What the method holds beside its student."""
+        trained = sum(each.numel() for each in self.method.parameters())
+        held = sum(each.nbytes for each in (*self.method.parameters(), *self.method.buffers()))
+        return {"extra_parameters": trained, "extra_mib": held / 2**20}
 
     def state(self) -> dict[str, Any]:
         """All that the next epoch depends on."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,7 +17,7 @@ OTHERS = [name for name in models.names() if name not in VGGS]
 ONE_A_FAMILY = ["resnet8", "ResNet50", "wrn_16_1", "vgg8", "MobileNetV2", "ShuffleV1", "ShuffleV2"]
 
 
-def shapes(tensors: tuple[Tensor, ...]) -> tuple[tuple[int, ...], ...]:
+def shapes(tensors: Sequence[Tensor]) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(tensor.shape[1:]) for tensor in tensors)
 
 

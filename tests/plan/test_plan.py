@@ -9,7 +9,7 @@ from kdbench.plan.estimate import duration, seconds
 from kdbench.plan.expand import Request, expand
 from kdbench.plan.expressions import parse
 from kdbench.plan.words import parse_classes, parse_seeds
-from kdbench.spec import Cost, Pair, Plan, Teacher, UserError
+from kdbench.spec import Cost, Costs, Pair, Plan, Teacher, UserError
 from tests.plan.catalogue import CATALOGUE, DATA
 
 
@@ -158,5 +158,9 @@ def test_the_estimate_adds_up() -> None:
     images = 1000 // 64 * 64
     vanilla = images * (0.3 + 0.03) + 100 * (0.1 + 0.01)
     pair = images * (0.03 + 0.1) + 100 * 0.01
-    assert seconds(made, costs) == pytest.approx(240 * (vanilla + pair))
+    assert seconds(made, Costs(costs)) == pytest.approx(240 * (vanilla + pair))
+    extra = images * 0.005
+    assert seconds(made, Costs(costs, {"kd": 0.005})) == pytest.approx(240 * (vanilla + pair + extra))
+    early = 30 * images * (0.03 + 0.1)  # 30 epochs of 240, without evaluation
+    assert seconds(made, Costs(costs, {}, frozenset({"kd"}))) == pytest.approx(240 * (vanilla + pair) + early)
     assert [duration(value) for value in (5, 600, 12000, 400000)] == ["5 s", "10 min", "3 h 20 min", "4.6 days"]

@@ -25,7 +25,7 @@ def test_the_device_is_found() -> None:
     assert device.type == "cuda"
     assert pick_device("cuda") == device
     major, _ = torch.cuda.get_device_capability(device)
-    assert pick_precision("auto", device) == ("bf16" if major >= 8 else "fp32")
+    assert pick_precision("auto", device, 8) == ("bf16" if major >= 8 else "fp32")
     assert describe(device)["device"] == "cuda"
 
 

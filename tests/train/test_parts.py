@@ -8,6 +8,7 @@ from kdbench.data.batches import Batch
 from kdbench.models.output import Output
 from kdbench.plan.recipes import recipe
 from kdbench.spec import UserError
+from kdbench.train import environment
 from kdbench.train.environment import describe, pick_device, pick_precision
 from kdbench.train.evaluate import accuracy
 from kdbench.train.schedule import learning_rate
@@ -66,7 +67,24 @@ def test_devices_that_are_not_there() -> None:
 
 def test_precision_and_environment() -> None:
     cpu = torch.device("cpu")
-    assert (pick_precision("auto", cpu), pick_precision("bf16", cpu)) == ("fp32", "bf16")
+    assert [pick_precision(text, cpu, 8) for text in ("auto", "bf16", "fp32")] == ["fp32", "bf16", "fp32"]
     found = describe(cpu)
     assert found["torch"] == torch.__version__
     assert found["threads"] == torch.get_num_threads()
+
+
+@pytest.mark.parametrize(
+    ("flags", "size", "precision"),
+    [
+        ("fpu avx512f avx512_bf16", 32, "bf16"),
+        ("fpu amx_bf16 amx_tile", 64, "bf16"),
+        ("fpu avx512_bf16", 31, "fp32"),
+        ("fpu avx512f avx512_vbmi", 32, "fp32"),
+        ("", 32, "fp32"),
+    ],
+)
+def test_precision_follows_the_processor(
+    flags: str, size: int, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "_cpuinfo", lambda *_names: flags)
+    assert pick_precision("auto", torch.device("cpu"), size) == precision
