@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kdbench.data.batches import Batch
 from kdbench.models import info, load_checkpoint, restore
+from kdbench.models.fold import fold
 from kdbench.models.output import Output
 from kdbench.spec import Cohort, file_sha256
 from kdbench.train.environment import on_device
@@ -37,6 +38,7 @@ class Guide:
             raise ValueError(f"no weights were given for the teacher {teacher.arch}")
         network = restore(teacher.arch, data.classes, data.size, weights)
         self.network = on_device(network, device).eval().requires_grad_(False)
+        self._fast = fold(self.network)
         self.statistics = info(teacher.arch).statistics
 
     def top1(self, batches: Iterable[Batch]) -> float | None:
@@ -52,7 +54,7 @@ class Guide:
             nothing = batch.images.new_empty(0)
             return Output(nothing, (), nothing)
         with autocast(self.device, self.precision):
-            output: Output = self.network(batch.images_for(self.statistics), preact=preact)
+            output: Output = self._fast(batch.images_for(self.statistics), preact=preact)
         output = output.convert(Tensor.float)
         # Maps are changed here, once for all students, and not in the time of the first that reads them.
         return replace(output, maps=tuple(output.maps), preact_maps=output.preact_maps and tuple(output.preact_maps))
