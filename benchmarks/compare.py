@@ -167,7 +167,7 @@ class Bench:
         gc.collect()  # what is left of the run before
         forget_peak(self.device)
         result = work()
-        self.peaks[side] = max(self.peaks[side], peak_mib(self.device))
+        self.peaks[side] = max(self.peaks[side], peak_mib(self.device) or 0.0)
         return result
 
 

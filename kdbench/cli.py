@@ -317,12 +317,15 @@ def _report(args: argparse.Namespace) -> int:
 
 def _show(records: Sequence[Record], store: Store, shown: Sequence[Record]) -> None:
     """Write everything that is derived from the folder's records; print the tables of those shown."""
-    from kdbench.report import tables, write_report
-    from kdbench.report.terminal import render
+    from kdbench.report import cost, tables, write_report
+    from kdbench.report.terminal import render, render_costs
 
     report = write_report(records, store.epochs, store.root, {record.trial.variant for record in shown})
     console = _console()
-    for part in render(tables.accuracy(shown), tables.footnotes(shown), console.width):
+    for part in (
+        *render_costs(cost.costs(shown), console.width),
+        *render(tables.accuracy(shown), tables.footnotes(shown), console.width),
+    ):
         console.print(part)
     for folder in dict.fromkeys(path.parent for path in report.paths):
         print(f"written: {folder}/")

@@ -346,6 +346,7 @@ class Record:
     environment: Mapping[str, Value]  # versions, device, threads, host
     weights_sha256: str | None
     finished: str  # ISO 8601, UTC
+    cost: Mapping[str, Value] = field(default_factory=dict)  # as in Outcome
 
     @property
     def seconds_per_epoch(self) -> float | None:

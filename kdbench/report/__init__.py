@@ -31,23 +31,26 @@ class Report:
 def write_report(
     records: Sequence[Record], curve: Callable[[str], Sequence[Epoch]], out: Path, asked: Collection[str] = ()
 ) -> Report:
-    """Write `tables/accuracy.csv`, `tables/accuracy.md` and `charts/*.png|svg` under `out`, each file whole.
+    """Write `tables/{accuracy,cost}.{csv,md}` and `charts/*.png|svg` under `out`, each file whole.
 
     `curve` gives the epochs of a trial by its id; where it fails, the charts by epoch do without that trial.
     Where a row has several variants, one of `asked` is shown, else the newest.
     """
-    from kdbench.report import markdown, tables
+    from kdbench.report import cost, markdown, tables
     from kdbench.report.groups import select
 
     selection = select(records, asked)
     frame = tables.accuracy(records, asked)
+    spent = cost.costs(records, asked)
     notes = tables.footnotes(records, asked)
     curves, unread = _read_curves(selection, curve)
     if unread:
         notes.append(f"Charts by epoch do without {unread} finished trial{'s' * (unread > 1)}: no epochs to be read.")
     paths = [
         write_whole(out / "tables" / "accuracy.csv", _csv(frame)),
-        write_whole(out / "tables" / "accuracy.md", markdown.document(frame, notes).encode()),
+        write_whole(out / "tables" / "cost.csv", _csv(spent)),
+        write_whole(out / "tables" / "accuracy.md", markdown.accuracy_document(frame, notes).encode()),
+        write_whole(out / "tables" / "cost.md", markdown.cost_document(spent).encode()),
     ]
     if selection.groups:
         paths += _charts(frame, selection, curves, out / "charts")
@@ -71,10 +74,8 @@ def _read_curves(
 
 def _csv(frame: pd.DataFrame) -> bytes:
     """Numbers to 4 decimals, empty cells empty. Text that a spreadsheet would run gets a leading apostrophe."""
-    from kdbench.report.tables import TEXT
-
     safe = frame.round(4)
-    for name in TEXT:
+    for name in frame.columns[frame.dtypes == "object"]:
         safe[name] = [f"'{text}" if re.match(r"[=+\-@\t\r]", text) else text for text in map(str, frame[name])]
     return str(safe.to_csv(index=False, lineterminator="\n")).encode()
 

@@ -1,14 +1,15 @@
-"""The accuracy tables as a Markdown document."""
+"""The tables as Markdown documents."""
 
 from __future__ import annotations
 
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 
-from kdbench.report.tables import tables, wide
+from kdbench.report import cost
+from kdbench.report.tables import layout, rows_of, tables, wide
 
 EMPTY = "No results yet: no trial has been recorded."
 
@@ -19,11 +20,29 @@ def escape(text: str) -> str:
     return re.sub(r"[\\`*\[\]|~#$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\\g<0>", line)
 
 
-def document(frame: pd.DataFrame, notes: Sequence[str]) -> str:
+def accuracy_document(frame: pd.DataFrame, notes: Sequence[str]) -> str:
+    """The accuracy tables and their notes."""
+
+    def table(dataset: str, recipe: str) -> pd.DataFrame:
+        return wide(frame, dataset, recipe, bold=lambda text: f"**{text}**", second="<br>")
+
+    return _document("Top-1 accuracy (%)", frame, table, notes)
+
+
+def cost_document(frame: pd.DataFrame) -> str:
+    """The cost tables and what they mean."""
+
+    def table(dataset: str, recipe: str) -> pd.DataFrame:
+        return layout(rows_of(frame, dataset, recipe), cost.cell)
+
+    return _document("Cost of a training epoch", frame, table, [cost.NOTE] if len(frame) else [])
+
+
+def _document(title: str, frame: pd.DataFrame, table: Callable[[str, str], pd.DataFrame], notes: Sequence[str]) -> str:
     """A heading and a table per (dataset, recipe), then the notes."""
-    lines = ["# Top-1 accuracy (%)", ""]
+    lines = [f"# {title}", ""]
     for dataset, recipe in tables(frame):
-        lines += [f"## {escape(dataset)}, {escape(recipe)}", "", *_table(frame, dataset, recipe), ""]
+        lines += [f"## {escape(dataset)}, {escape(recipe)}", "", *_lines(table(dataset, recipe)), ""]
     if len(frame) == 0:
         lines += [EMPTY, ""]
     if notes:
@@ -31,8 +50,7 @@ def document(frame: pd.DataFrame, notes: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def _table(frame: pd.DataFrame, dataset: str, recipe: str) -> list[str]:
-    table = wide(frame, dataset, recipe, bold=lambda text: f"**{text}**", second="<br>")
+def _lines(table: pd.DataFrame) -> list[str]:
     rows = [["", *(escape(str(pair)) for pair in table.columns)], ["---"] * (1 + len(table.columns))]
     for label, cells in zip(table.index, table.to_numpy().tolist(), strict=True):
         rows.append([escape(str(label)), *(str(text) for text in cells)])

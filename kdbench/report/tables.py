@@ -222,19 +222,29 @@ def wide(
     """
     rows = rows_of(frame, dataset, recipe)
     winners = best(rows)
-    by_place = {(row["teacher"], row["student"], row["method"]): row for row in rows}
-    pairs = list(dict.fromkeys((row["teacher"], row["student"]) for row in rows))
-    methods = method_order(rows)
 
-    def text(teacher: str, student: str, method: str) -> str:
-        row = by_place.get((teacher, student, method))
-        if row is None:
-            return MISSING
-        own = bold(cell(row)) if (teacher, student, method) in winners else cell(row)
+    def text(row: dict[str, Any]) -> str:
+        own = bold(cell(row)) if place(row) in winners else cell(row)
         return own + second + beside(row) if second is not None and beside(row) else own
 
-    columns = {pair_label(*pair): [text(*pair, method) for method in methods] for pair in pairs}
+    return layout(rows, text)
+
+
+def layout(rows: Sequence[dict[str, Any]], text: Callable[[dict[str, Any]], str]) -> pd.DataFrame:
+    """One table's rows as text: a row a method, a column a pair."""
+    by_place = {place(row): row for row in rows}
+    pairs = list(dict.fromkeys((row["teacher"], row["student"]) for row in rows))
+    methods = method_order(rows)
+    columns = {
+        pair_label(*pair): [text(row) if (row := by_place.get((*pair, method))) else MISSING for method in methods]
+        for pair in pairs
+    }
     return pd.DataFrame(columns, index=[row_label(method) for method in methods], dtype="object")
+
+
+def place(row: dict[str, Any]) -> tuple[str, str, str]:
+    """Where a row stands in its table: (teacher, student, method)."""
+    return row["teacher"], row["student"], row["method"]
 
 
 def method_order(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -333,7 +343,7 @@ def _ends(groups: Sequence[Group], teachers: Sequence[Record]) -> list[str]:
     for record in (*shown, *teachers):  # a vanilla record may come more than once
         if record.status != "done":
             cells = places[record.status, _one_line(record.reason)]
-            cells.setdefault(_place(record), {})[record.trial.id] = record
+            cells.setdefault(_described(record), {})[record.trial.id] = record
     notes = []
     for (status, reason), cells in sorted(places.items(), key=lambda item: WORST.index(item[0][0])):
         seeds = {place: "" if status == "n/a" else f", {_seeds(list(of.values()))}" for place, of in cells.items()}
@@ -341,7 +351,7 @@ def _ends(groups: Sequence[Group], teachers: Sequence[Record]) -> list[str]:
     return notes
 
 
-def _place(record: Record) -> str:
+def _described(record: Record) -> str:
     teacher = record.trial.teacher
     return f"{record.trial.method}, {pair_label(teacher.arch if teacher else '', record.trial.arch)}"
 
@@ -353,5 +363,5 @@ def _superseded(records: Sequence[Record]) -> list[str]:
     many = len(records) > 1
     return [
         f"{len(records)} superseded record{'s' if many else ''} left out: made with other code, settings, teacher, "
-        f"data or protocol than the newest ({_listed(map(_place, ordered), separator='; ')})."
+        f"data or protocol than the newest ({_listed(map(_described, ordered), separator='; ')})."
     ]

@@ -1,8 +1,9 @@
-"""The accuracy tables for a terminal. Nothing is cut off: what does not fit beside goes below."""
+"""The tables for a terminal. Nothing is cut off: what does not fit beside goes below."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -11,7 +12,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from kdbench.report.tables import MISSING, beside, best, cell, method_order, row_label, rows_of, tables
+from kdbench.report import cost
+from kdbench.report.tables import MISSING, beside, best, cell, method_order, place, row_label, rows_of, tables
 
 WIDTH = 100
 _EDGES = 3  # a column's padding and its rule
@@ -23,9 +25,25 @@ def render(frame: pd.DataFrame, notes: Sequence[str], width: int = WIDTH) -> lis
     """One table per (dataset, recipe), split into several where its pairs are wider than `width`; then the notes."""
     parts: list[RenderableType] = []
     for dataset, recipe in tables(frame):
-        parts += _tables(dataset, recipe, rows_of(frame, dataset, recipe), width)
+        rows = rows_of(frame, dataset, recipe)
+        title = f"{dataset}, {recipe}: top-1 accuracy (%)"
+        parts += _tables(title, rows, width, partial(_cell, winners=best(rows)))
     if not parts:
         parts.append(Text("No results yet."))
+    return parts + _notes(notes)
+
+
+def render_costs(frame: pd.DataFrame, width: int = WIDTH) -> list[RenderableType]:
+    """The cost tables, in the same layout."""
+    parts: list[RenderableType] = []
+    for dataset, recipe in tables(frame):
+        title = f"{dataset}, {recipe}: cost of a training epoch"
+        parts += _tables(title, rows_of(frame, dataset, recipe), width, lambda row: Text(cost.cell(row)))
+    return parts + _notes([cost.NOTE] if parts else [])
+
+
+def _notes(notes: Sequence[str]) -> list[RenderableType]:
+    parts: list[RenderableType] = []
     if notes:
         lines = Table.grid(padding=(0, 1, 0, 0))
         lines.add_column(no_wrap=True)
@@ -40,36 +58,35 @@ def _is_key(note: str) -> bool:
     return note.startswith("Bold:")
 
 
-def _tables(dataset: str, recipe: str, rows: Sequence[dict[str, Any]], width: int) -> list[RenderableType]:
+def _tables(
+    title: str, rows: Sequence[dict[str, Any]], width: int, text: Callable[[dict[str, Any]], Text]
+) -> list[RenderableType]:
     methods = method_order(rows)
-    winners = best(rows)
-    by_place = {(row["teacher"], row["student"], row["method"]): row for row in rows}
+    by_place = {place(row): row for row in rows}
     first = [Text("method"), *(Text(row_label(method)) for method in methods)]
     columns: list[list[Text]] = []
     for teacher, student in dict.fromkeys((row["teacher"], row["student"]) for row in rows):
         column = [Text(f"{teacher} →\n{student}" if teacher else f"\n{student}")]
         column += [
-            _cell(by_place.get((teacher, student, method)), (teacher, student, method) in winners) for method in methods
+            text(row) if (row := by_place.get((teacher, student, method))) else Text(MISSING) for method in methods
         ]
         columns.append(column)
     chunks = _chunks(columns, width - min(_wide(first), int(width * _LABEL)) - _EDGES - 1)
     parts: list[RenderableType] = []
     for number, chunk in enumerate(chunks, 1):
-        title = f"{dataset}, {recipe}: top-1 accuracy (%)" + (f", part {number} of {len(chunks)}" if chunks[1:] else "")
+        heading = title + (f", part {number} of {len(chunks)}" if chunks[1:] else "")
         table = Table(box=box.SIMPLE_HEAD, show_edge=True, pad_edge=True)
         table.add_column(first[0], overflow="fold", max_width=int(width * _LABEL), vertical="top")
         for column in chunk:
             table.add_column(column[0], overflow="fold")
-        for place in range(1, len(first)):
-            table.add_row(first[place], *(column[place] for column in chunk))
-        parts.append(Group(Text(title, style="bold", overflow="fold"), table))
+        for line in range(1, len(first)):
+            table.add_row(first[line], *(column[line] for column in chunk))
+        parts.append(Group(Text(heading, style="bold", overflow="fold"), table))
     return parts
 
 
-def _cell(row: dict[str, Any] | None, winner: bool) -> Text:
-    if row is None:
-        return Text(MISSING)
-    text = Text(cell(row) + _BEST, style="bold") if winner else Text(cell(row))
+def _cell(row: dict[str, Any], winners: Collection[tuple[str, str, str]]) -> Text:
+    text = Text(cell(row) + _BEST, style="bold") if place(row) in winners else Text(cell(row))
     if beside(row):
         text.append(f"\n{beside(row)}", style="not bold")
     return text

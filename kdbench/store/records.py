@@ -159,6 +159,7 @@ def _record(outcome: Outcome, environment: Mapping[str, Value], weights_sha256: 
         environment=dict(environment),
         weights_sha256=weights_sha256,
         finished=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        cost=dict(outcome.cost),
     )
 
 

@@ -157,7 +157,9 @@ class _Company:
             facts, weights = student.facts(), student.weights()
         except Exception as final:
             status, reason = _verdict(final, name_of(student.epoch))
-        cost = student.cost() | {"peak_mib": peak_mib(self.device), "cohort_size": len(self.cohort.trials)}
+        cost = student.cost() | {"cohort_size": len(self.cohort.trials)}
+        if (peak := peak_mib(self.device)) is not None:
+            cost["peak_mib"] = peak
         return Outcome(student.trial, status, reason, tuple(student.epochs), self.teacher_top1, facts, weights, cost)
 
 

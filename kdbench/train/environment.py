@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import resource
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -71,10 +70,14 @@ def forget_peak(device: torch.device) -> None:
             Path("/proc/self/clear_refs").write_text("5")
 
 
-def peak_mib(device: torch.device) -> float:
-    """Most memory held at once: tensors on a CUDA device, else the resident set of this process."""
+def peak_mib(device: torch.device) -> float | None:
+    """Most memory held at once: tensors on a CUDA device, else the resident set of this process, where it is known."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
     size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on macOS
     return size / 2 ** (20 if sys.platform == "darwin" else 10)
 

@@ -34,6 +34,8 @@ def trained(
     protocol: int = PROTOCOL,
     environment: dict[str, Value] | None = None,
     finished: str = "2026-01-01T00:00:00Z",
+    own: float = 1.5,
+    cost: dict[str, Value] | None = None,
 ) -> Record:
     """One record; vanilla ones train the pair's second architecture without its first."""
     master = None if method == VANILLA else teacher or Teacher(pair[0], trial=f"vanilla-{pair[0]}")
@@ -50,12 +52,13 @@ def trained(
         best_top1=value + 0.5 if value is not None else None,
         best_epoch=recipe.epochs - 1 if known else None,
         teacher_top1=None if method == VANILLA or status == "n/a" else teacher_top1,
-        seconds_own=1.5 if known else None,
+        seconds_own=own if known else None,
         seconds_shared=1.0 if known else None,
         facts={},
         environment=environment or ({} if status == "n/a" else {"torch": "2.11.0", "device": "cpu", "threads": 2}),
         weights_sha256="f" * 64 if known else None,
         finished=finished,
+        cost=cost or {},
     )
 
 

@@ -8,7 +8,7 @@ import re
 from rich.console import Console
 
 from kdbench.report import published
-from kdbench.report.markdown import document, escape
+from kdbench.report.markdown import accuracy_document, escape
 from kdbench.report.tables import accuracy, footnotes
 from kdbench.report.terminal import render
 from kdbench.spec import VANILLA, Record
@@ -66,7 +66,7 @@ def test_terminal_marks_the_best_without_colour_and_says_so() -> None:
 def test_every_end_and_its_reason_is_in_every_output() -> None:
     records = ends()
     terminal = " ".join(shown(records).split())
-    markdown = document(accuracy(records), footnotes(records))
+    markdown = accuracy_document(accuracy(records), footnotes(records))
     for words in ("failed", "diverged", "n/a", "total is not finite in epoch 3", "maps of unequal size"):
         assert words in terminal
         assert words in markdown
@@ -83,7 +83,7 @@ def test_markdown_escapes_labels_and_reasons() -> None:
         "&lt;script&gt; \\| \\`a\\` \\*b\\* \\[c\\](d) wrn_40_2 \\_e\\_ \\~f\\~ \\$g\\$ \\\\ &amp;amp; \\#h"
     )
     records = [*ends(), trained("kd", pair=("a|b", "<i>"))]
-    text = document(accuracy(records), footnotes(records))
+    text = accuracy_document(accuracy(records), footnotes(records))
     assert "<script>" not in text
     assert "<i>" not in text
     header = next(line for line in text.splitlines() if line.startswith("|"))
@@ -93,7 +93,7 @@ def test_markdown_escapes_labels_and_reasons() -> None:
 
 def test_markdown_table() -> None:
     records = [trained(VANILLA, 69.0), trained("kd", 70.0), trained("kd", 71.0, 1), trained("crd", 70.5, recipe=SHORT)]
-    lines = document(accuracy(records), footnotes(records)).splitlines()
+    lines = accuracy_document(accuracy(records), footnotes(records)).splitlines()
     assert lines[:9] == [
         "# Top-1 accuracy (%)",
         "",
@@ -112,9 +112,9 @@ def test_markdown_table() -> None:
 def test_no_published_column_where_nothing_is_published() -> None:
     records = [trained("kd", 70.0, data=CIFAR10)]
     assert "publ." not in shown(records)
-    assert "publ." not in document(accuracy(records), footnotes(records))
+    assert "publ." not in accuracy_document(accuracy(records), footnotes(records))
 
 
 def test_without_records() -> None:
     assert shown([]).strip() == "No results yet."
-    assert "No results yet" in document(accuracy([]), [])
+    assert "No results yet" in accuracy_document(accuracy([]), [])

@@ -31,6 +31,8 @@ def test_files(tmp_path: Path) -> None:
     assert names == {
         "tables/accuracy.csv",
         "tables/accuracy.md",
+        "tables/cost.csv",
+        "tables/cost.md",
         *(f"charts/{kind}.cifar100.paper.{ending}" for kind in ("accuracy", "curves") for ending in ("png", "svg")),
     }
     assert {path for path in tmp_path.rglob("*") if path.is_file()} == set(report.paths)  # nothing temporary is left
@@ -56,7 +58,7 @@ def test_without_records(tmp_path: Path) -> None:
     report = written([], tmp_path)
     assert (tmp_path / "tables" / "accuracy.csv").read_text(encoding="utf-8") == ",".join(COLUMNS) + "\n"
     assert "No results yet" in (tmp_path / "tables" / "accuracy.md").read_text(encoding="utf-8")
-    assert len(report.paths) == 2
+    assert len(report.paths) == 4
     assert report.notes == ()
 
 

@@ -1,0 +1,89 @@
+"""Records -> the cost table: what a training epoch of each method takes, beside its plain student's."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from statistics import median
+from typing import Any
+
+import pandas as pd
+
+from kdbench.report.groups import Group, newest, select
+from kdbench.spec import VANILLA, Record
+
+COLUMNS = {
+    **dict.fromkeys(("dataset", "recipe", "teacher", "student", "method", "device", "precision"), "object"),
+    "n": "int64",
+    **dict.fromkeys(("seconds_per_epoch", "times_vanilla", "seconds_own", "seconds_shared"), "float64"),
+    **dict.fromkeys(("images_per_second", "extra_parameters", "extra_mib", "peak_mib", "cohort_size"), "float64"),
+}
+"""The columns of the long form and of cost.csv, and what they hold."""
+
+NOTE = (
+    "Cost: seconds of a training epoch had the student been trained alone, teacher and data included, and how many "
+    "times the plain student's; medians over epochs and seeds on one device. Memory and parameters are in cost.csv."
+)
+
+
+def costs(records: Sequence[Record], asked: Collection[str] = ()) -> pd.DataFrame:
+    """One row per (dataset, recipe, teacher, student, method) that was trained, with the columns COLUMNS.
+
+    Seconds of different devices, threads or precisions are never averaged: those of the newest record count.
+    `times_vanilla` compares with the plain student on the same device, and is NaN where there is none.
+    """
+    groups = select(records, asked).groups
+    plain = {_column(group): group for group in groups if group.method == VANILLA}
+    rows = [row for group in groups if (row := _row(group, plain.get(_column(group))))]
+    return pd.DataFrame({name: pd.Series([row[name] for row in rows], dtype=of) for name, of in COLUMNS.items()})
+
+
+def cell(row: dict[str, Any]) -> str:
+    """`16.1 s (1.31×)`, or the seconds alone for the plain student and where there is none."""
+    seconds = f"{row['seconds_per_epoch']:.3g} s"
+    many = row["times_vanilla"]
+    return seconds if many is None or row["method"] == VANILLA else f"{seconds} ({many:.2f}×)"
+
+
+def _column(group: Group) -> tuple[str, str, str, str]:
+    return group.dataset, group.recipe, group.teacher, group.student
+
+
+def _conditions(record: Record) -> tuple[object, ...]:
+    machine = record.environment
+    return machine.get("device"), machine.get("threads"), machine.get("torch"), record.trial.precision
+
+
+def _timed(group: Group) -> list[Record]:
+    return [record for record in group.done if record.seconds_per_epoch]
+
+
+def _row(group: Group, plain: Group | None) -> dict[str, Any] | None:
+    timed = _timed(group)
+    if not timed:
+        return None
+    latest = newest(timed)
+    alike = [record for record in timed if _conditions(record) == _conditions(latest)]
+    seconds = _median(record.seconds_per_epoch for record in alike)
+    beside = [record for record in _timed(plain) if _conditions(record) == _conditions(latest)] if plain else []
+    vanilla = _median(record.seconds_per_epoch for record in beside)
+    return {
+        **dict(zip(("dataset", "recipe", "teacher", "student"), _column(group), strict=True)),
+        "method": group.method,
+        "device": str(latest.environment.get("device", "")),
+        "precision": latest.trial.precision,
+        "n": len(alike),
+        "seconds_per_epoch": seconds,
+        "times_vanilla": seconds / vanilla if seconds and vanilla else None,
+        "seconds_own": _median(record.seconds_own for record in alike),
+        "seconds_shared": _median(record.seconds_shared for record in alike),
+        "images_per_second": latest.trial.data.train / seconds if seconds else None,
+        **{
+            name: _median(record.cost.get(name) for record in alike)
+            for name in ("extra_parameters", "extra_mib", "peak_mib", "cohort_size")
+        },
+    }
+
+
+def _median(values: Iterable[Any]) -> float | None:
+    known = [float(value) for value in values if value is not None]
+    return median(known) if known else None

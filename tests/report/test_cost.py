@@ -1,0 +1,85 @@
+"""The cost table."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from kdbench.report.cost import COLUMNS, NOTE, cell, costs
+from kdbench.report.markdown import cost_document
+from kdbench.report.tables import rows_of
+from kdbench.report.terminal import render_costs
+from kdbench.spec import VANILLA, Outcome, Record, Value
+from kdbench.store import Store
+from tests.report.factory import trained
+
+OTHER: dict[str, Value] = {"torch": "2.11.0", "device": "cuda:0", "threads": 2}
+
+
+def rows(records: list[Record]) -> dict[str, dict[str, object]]:
+    return {row["method"]: row for row in rows_of(costs(records), "cifar100", "paper")}
+
+
+def test_seconds_are_medians_over_seeds_beside_the_plain_student() -> None:
+    vanilla = trained(VANILLA, own=1.0)  # and 1.0 s shared
+    mine = [trained("crd", seed=seed, own=own) for seed, own in enumerate((2.0, 3.0, 9.0))]
+    found = rows([vanilla, *mine])
+    assert found["crd"]["n"] == 3
+    assert found["crd"]["seconds_per_epoch"] == 4.0
+    assert found["crd"]["times_vanilla"] == 2.0
+    assert found["crd"]["images_per_second"] == 50000 / 4
+    assert cell(found["crd"]) == "4 s (2.00×)"
+    assert cell(found[VANILLA]) == "2 s"
+
+
+def test_devices_and_precisions_are_never_averaged() -> None:
+    old = trained("kd", seed=0, own=100.0, environment=OTHER)
+    new = trained("kd", seed=1, own=2.0, finished="2026-02-01T00:00:00Z")
+    found = rows([old, new, trained(VANILLA, environment=OTHER)])
+    assert found["kd"]["n"] == 1
+    assert found["kd"]["seconds_per_epoch"] == 3.0
+    assert found["kd"]["times_vanilla"] is None  # the plain student was timed elsewhere
+    assert cell(found["kd"]) == "3 s"
+
+
+def test_what_the_method_holds_is_shown_where_it_was_recorded() -> None:
+    held: dict[str, Value] = {"extra_parameters": 10, "extra_mib": 48.5, "peak_mib": 900.0, "cohort_size": 4}
+    found = rows([trained("crd", cost=held), trained("kd")])
+    assert {name: found["crd"][name] for name in held} == held
+    assert found["kd"]["extra_mib"] is None
+
+
+def test_trials_that_were_not_finished_cost_nothing_known() -> None:
+    assert rows([trained("kd", status="failed", reason="x"), trained("fsp", status="n/a", reason="x")]) == {}
+    assert list(costs([]).columns) == list(COLUMNS)
+
+
+def test_documents_show_every_cell_and_say_what_it_is() -> None:
+    frame = costs([trained(VANILLA), trained("kd", own=2.5)])
+    markdown = cost_document(frame)
+    assert "| kd | 3.5 s (1.40×) |" in markdown
+    assert "| Student | 2.5 s |" in markdown
+    assert NOTE in markdown
+    file = io.StringIO()
+    for part in render_costs(frame):
+        Console(file=file, width=100).print(part)
+    assert "cost of a training epoch" in file.getvalue()
+    assert "3.5 s (1.40×)" in file.getvalue()
+    assert render_costs(costs([])) == []
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_records_from_before_costs_were_kept_are_read(tmp_path: Path, known: bool) -> None:
+    store = Store(tmp_path)
+    store.require_writable()
+    kept = store.save(Outcome(trained("kd").trial, "done", cost={"extra_mib": 1.5}), {})
+    path = store.runs / f"{kept.trial.id}.json"
+    if not known:
+        fields = json.loads(path.read_text("utf-8"))
+        del fields["cost"]
+        path.write_text(json.dumps(fields), "utf-8")
+    assert [record.cost for record in store.records()] == [{"extra_mib": 1.5} if known else {}]
