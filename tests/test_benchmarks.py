@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import compare, conventional
+from benchmarks import compare, conventional, precision
 from kdbench.distill import Batch, Output, Shapes
 from kdbench.models import FeatureShapes, features, info
+from kdbench.spec import VANILLA, Record
 from kdbench.train.student import Student
 from methods.crd import CRDHyper
 from tests.methods.build import make, pooled
+from tests.report.factory import trained
 from tests.train.study import CPU, IMAGES, trial
 
 METHODS = "vanilla,crd(nce_k=16),icd,ab"
@@ -136,3 +138,17 @@ def test_a_vanilla_step_is_the_same_on_both_sides() -> None:
     assert run.meters.losses == pytest.approx([student.check()["ce"]], rel=1e-5)
     for left, right in zip(run.network.parameters(), student.network.parameters(), strict=True):
         torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)  # float32, other memory order
+
+
+def test_precisions_are_compared_seed_by_seed() -> None:
+    def records(precision: str, *values: float) -> list[Record]:
+        pupils = [trained("kd", value, seed, precision=precision) for seed, value in enumerate(values)]
+        return [*pupils, trained(VANILLA, 90.0, pair=("", "resnet56"), precision=precision)]
+
+    found = precision.paired(records("bf16", 71.0, 69.0, 73.0), records("fp32", 70.0, 70.0, 70.0))
+    assert list(found) == ["kd"]  # the teacher's own trial is no student's
+    assert found["kd"]["difference"]["each"] == [1.0, -1.0, 3.0]
+    assert found["kd"]["difference"]["mean"] == 1.0
+    assert found["kd"]["difference"]["high"] == pytest.approx(1 + 4.302653 * 2 / math.sqrt(3))  # t(0.975; 2)
+    with pytest.raises(ValueError, match="two seeds"):
+        precision.difference([1.0], [1.0])
