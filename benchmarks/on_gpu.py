@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 520.0  # for everything
 PAIR = "resnet32x4:resnet8x4"
 METHODS = "kd,crd,icd"
+COMPARED = (PAIR, "wrn_40_2:wrn_16_2", "vgg13:vgg8")
 
 
 def machine() -> dict[str, Any]:
@@ -45,13 +46,29 @@ def run(argv: list[str], seconds: float) -> tuple[int, str]:
             [sys.executable, *argv], cwd=ROOT, capture_output=True, text=True, timeout=seconds, check=False
         )
     except subprocess.TimeoutExpired as cut:
-        return 124, (cut.stdout or b"").decode(errors="replace") if isinstance(cut.stdout, bytes) else ""
+        said = cut.stdout or b""  # bytes, whatever `text` says
+        return 124, said.decode(errors="replace") if isinstance(said, bytes) else said
     return done.returncode, done.stdout + done.stderr
 
 
 def tests(seconds: float) -> dict[str, Any]:
     code, output = run(["-m", "pytest", "-q", "-m", "gpu"], seconds)
     return {"exit_code": code, "summary": output.strip().splitlines()[-1:], "output": output[-4000:] if code else ""}
+
+
+def verify(seconds: float) -> dict[str, Any]:
+    code, output = run(["bench.py", "verify", "--golden", "tests/golden/losses", "--device", "cuda"], seconds)
+    return {"exit_code": code, "output": output[-12000:]}
+
+
+def comparison(pair: str, methods: str, seconds: float) -> dict[str, Any]:
+    """`compare.py` on noise: steps enough for the graphs to be recorded and then replayed."""
+    with tempfile.TemporaryDirectory() as folder:
+        written = Path(folder) / "figures.json"
+        argv = ["benchmarks/compare.py", "--pair", pair, "--methods", methods, "--warmup", "20", "--steps", "60"]
+        code, output = run([*argv, "--workers", "8", "--json", str(written)], seconds)
+        figures = json.loads(written.read_text("utf-8")) if written.is_file() else {"output": output[-4000:]}
+        return {"command": "python " + " ".join(argv), "exit_code": code, **figures}
 
 
 def study(images: Path, epochs: int, seconds: float, precision: str) -> dict[str, Any]:
@@ -100,6 +117,9 @@ def main() -> int:
         print(f"{name}: {json.dumps(value)[:600]}", flush=True)
 
     keep("tests", tests(left()))
+    keep("verify", verify(min(60.0, left())))
+    for pair in COMPARED:
+        keep(f"four methods, {pair}", comparison(pair, f"vanilla,{METHODS}", min(120.0, left())))
     if args.images:
         images = args.images.resolve()
         for precision in ("bf16", "fp32"):  # one epoch each: what an epoch costs
