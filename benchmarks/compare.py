@@ -61,6 +61,7 @@ from kdbench.train.checkpoints import Checkpoints
 from kdbench.train.cohort import LocalExecutor
 from kdbench.train.environment import configure, describe, forget_peak, peak_mib, pick_device, pick_precision
 from kdbench.train.guide import Guide
+from kdbench.train.student import Student
 
 TEST_IMAGES = 10  # the executor evaluates the teacher once before it trains; that is not timed
 CLASSES = 100  # of the synthetic images
@@ -141,8 +142,8 @@ class Bench:
             for outcome in executor.train(cohort, self.weights, watch):
                 raise RuntimeError(f"{outcome.trial.method} {outcome.status}: {outcome.reason}")
 
-    def shared(self) -> dict[str, float]:
-        """Seconds a step of what the last cohort's students share, each part measured alone."""
+    def parts(self) -> dict[str, float]:
+        """Seconds a step of the last cohort's parts, each measured alone: what is shared, and all optimisers."""
         cohort, schedule = self.cohorts[-1], self.cohorts[-1].recipe
         guide = Guide(cohort, self.weights, self.device)
         preact = any(registry.distiller(trial.base).preact for trial in cohort.trials)
@@ -160,7 +161,23 @@ class Bench:
             return (time.perf_counter() - started) / float(self.args.steps)
 
         found = {"data": seconds(lambda: next(batches))}
-        return found | ({"teacher": seconds(lambda: guide(batch, preact))} if cohort.teacher else {})
+        if cohort.teacher:
+            found["teacher"] = seconds(lambda: guide(batch, preact))
+        optimisers = [self.student(trial).optimiser for trial in cohort.trials]
+        for group in (group for optimiser in optimisers for group in optimiser.param_groups):
+            for parameter in group["params"]:
+                parameter.grad = torch.zeros_like(parameter)
+        return found | {"optimisers": seconds(lambda: [optimiser.step() for optimiser in optimisers])}
+
+    def student(self, trial: Trial) -> Student:
+        """A student at the beginning of its first epoch."""
+        data, info_of = trial.data, info(trial.arch)
+        own = features(trial.arch, data.classes, data.size)
+        seen = features(trial.teacher.arch, data.classes, data.size) if trial.teacher else own
+        shapes = Shapes(own, seen, data.classes, self.images.train.labels.clone(), info_of.family)
+        student = Student(trial, shapes, self.device)
+        student.begin(1, replayed=False)
+        return student
 
     def _peak(self, side: str, work: Callable[[], float]) -> float:
         """The work's result; notes the peak of memory during it."""
@@ -226,28 +243,29 @@ def measure(args: argparse.Namespace, folder: Path, say: Callable[[str], None]) 
     def compared(name: str) -> dict[str, Any]:
         count = len(groups[name]) * args.batch * args.steps
         left = [sum(spent) for spent in zip(*(own[trial.method] for trial in groups[name]), strict=True)]
-        right = [sum(parts) for parts in ours[name]]
+        right = [sum(spent) for spent in ours[name]]
         return {
             "methods": [trial.method for trial in groups[name]],
-            "conventional_images_per_second": _summary([count / seconds for seconds in left]),
-            "cohort_images_per_second": _summary([count / seconds for seconds in right]),
-            "ratio": _summary([a / b for a, b in zip(left, right, strict=True)]),
+            "conventional_images_per_second": summary([count / seconds for seconds in left]),
+            "cohort_images_per_second": summary([count / seconds for seconds in right]),
+            "ratio": summary([a / b for a, b in zip(left, right, strict=True)]),
         }
 
-    shared, whole = bench.shared(), median(parts[-1] for parts in ours["all"]) / args.steps
+    parts, whole = bench.parts(), median(spent[-1] for spent in ours["all"]) / args.steps
     return {
         "machine": {name: value for name, value in describe(device).items() if name != "host"},
         "date": time.strftime("%Y-%m-%d"),
         "settings": {**vars(args), "json": None, "precision": bench.precision},
         "left_out": bench.left_out,
         "groups": {name: compared(name) for name in groups},
-        "conventional_step_seconds": {name: _summary([each / args.steps for each in own[name]]) for name in own},
-        "cohort_step_seconds": {"whole": whole, **shared, "students": whole - sum(shared.values())},
+        "conventional_step_seconds": {name: summary([each / args.steps for each in own[name]]) for name in own},
+        "cohort_step_seconds": {"whole": whole, **parts, "students": whole - sum(parts.values())},
         "peak_memory_mib": bench.peaks,
     }
 
 
-def _summary(values: Sequence[float]) -> dict[str, Any]:
+def summary(values: Sequence[float]) -> dict[str, Any]:
+    """Median, least, most, and the values themselves."""
     return {"median": median(values), "min": min(values), "max": max(values), "each": list(values)}
 
 

@@ -73,16 +73,19 @@ def main() -> int:
     args = parser.parse_args()
     with TemporaryDirectory() as folder:
         out = Path(folder)
-        argv = ["bench.py", "--methods", args.methods, "--pairs", args.pair, "--subset", args.subset]
-        argv += ["--dataset", f"parquet:{args.images.resolve()}", "--epochs", args.epochs, "--seeds", args.seeds]
-        subprocess.run([sys.executable, *argv, "--precision", "fp32", "--out", str(out / "fp32")], cwd=ROOT, check=True)
-        store = Store(out / "fp32")
-        fp32 = store.records()
+        data = f"parquet:{args.images.resolve()}"
+        argv = [sys.executable, "bench.py", "--pairs", args.pair, "--dataset", data]
+        argv += ["--subset", args.subset, "--epochs", args.epochs]
+        taught = out / "teacher"
+        alone = ["--methods", "kd", "--seeds", "1", "--precision", "fp32", "--out", str(taught)]
+        subprocess.run([*argv, *alone], cwd=ROOT, check=True)
         arch = args.pair.split(":")[0]
-        teacher = next(record for record in fp32 if record.trial.arch == arch and record.trial.teacher is None)
-        weights = out / "fp32" / "runs" / f"{teacher.trial.id}.pt"
-        argv += ["--precision", "bf16", "--teacher", str(weights), "--out", str(out / "bf16")]
-        subprocess.run([sys.executable, *argv], cwd=ROOT, check=True)
+        teacher = next(each for each in Store(taught).records() if each.trial.arch == arch and not each.trial.teacher)
+        argv += ["--methods", args.methods, "--seeds", args.seeds]
+        argv += ["--teacher", str(taught / "runs" / f"{teacher.trial.id}.pt")]
+        for precision in ("fp32", "bf16"):
+            subprocess.run([*argv, "--precision", precision, "--out", str(out / precision)], cwd=ROOT, check=True)
+        fp32 = Store(out / "fp32").records()
         methods = paired(Store(out / "bf16").records(), fp32)
     settings = {name: value for name, value in vars(args).items() if name != "json"} | {"images": args.images.name}
     machine = {name: value for name, value in fp32[0].environment.items() if name != "host"}

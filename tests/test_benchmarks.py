@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import compare, conventional, precision
+from benchmarks import compare, conventional, marginal, precision
 from kdbench.distill import Batch, Output, Shapes
-from kdbench.models import FeatureShapes, features, info
+from kdbench.models import FeatureShapes, build, features, info
 from kdbench.spec import VANILLA, Record
 from kdbench.train.student import Student
 from methods.crd import CRDHyper
@@ -53,7 +53,7 @@ def test_a_tiny_comparison_writes_every_figure(tmp_path: Path) -> None:
         "first 3": names[1:],
     }
     assert list(figures["conventional_step_seconds"]) == names
-    assert set(figures["cohort_step_seconds"]) == {"whole", "data", "teacher", "students"}
+    assert set(figures["cohort_step_seconds"]) == {"whole", "data", "teacher", "optimisers", "students"}
     assert set(figures["peak_memory_mib"]) == {"conventional", "cohort"}
     assert figures["left_out"] == {}
     assert figures["machine"]["threads"] == 1
@@ -152,3 +152,39 @@ def test_precisions_are_compared_seed_by_seed() -> None:
     assert found["kd"]["difference"]["high"] == pytest.approx(1 + 4.302653 * 2 / math.sqrt(3))  # t(0.975; 2)
     with pytest.raises(ValueError, match="two seeds"):
         precision.difference([1.0], [1.0])
+
+
+@pytest.mark.usefixtures("_threads")
+def test_every_method_is_measured_beside_its_parts(tmp_path: Path) -> None:
+    path = tmp_path / "figures.json"
+    words = f"--pair {NETWORKS} --methods {METHODS} --images synthetic:200 --size 8 --batch 8 --warmup 1 --steps 2"
+    assert marginal.main([*words.split(), "--threads", "1", "--device", "cpu", "--json", str(path)]) == 0
+    figures = json.loads(path.read_text("utf-8"))
+    assert set(figures["methods"]) == set(METHODS.split(",")) - {VANILLA}
+    for found in figures["methods"].values():
+        own, parts = (found[key]["median"] for key in ("step_seconds", "parts_seconds"))
+        plain = figures["plain_seconds"]["median"]
+        assert found["over_plain"] == pytest.approx(own / plain)
+        assert found["over_plain_and_parts"] == pytest.approx(own / (plain + parts))
+    assert figures["methods"]["crd(nce_k=16)"]["extra_mib"] > 2 * 200 * 128 * 4 / 2**20  # two memories
+    assert marginal.main([*words.replace("vanilla,", "").split(), "--device", "cpu"]) == 2
+
+
+def test_parts_alone_have_the_losses_of_the_whole_step() -> None:
+    def student() -> Student:
+        pupil = trial("nst")
+        own, seen = (features(arch, IMAGES.info.classes, 8) for arch in (pupil.arch, "wrn_16_1"))
+        found = Student(pupil, Shapes(own, seen, IMAGES.info.classes, IMAGES.train.labels), CPU)
+        found.begin(1, replayed=False)
+        return found
+
+    stream = torch.Generator().manual_seed(0)
+    batch = Batch(torch.randn(16, 3, 8, 8, generator=stream), torch.arange(16) % 4, torch.arange(16))
+    with torch.no_grad():
+        target = build("wrn_16_1", 4, 8)(batch.images)
+    whole, parts = student(), student()
+    parts.network = marginal.Given(parts.network, batch.images, parts)
+    for each in (whole, parts):
+        each.step(batch, target)
+    assert whole.check() == pytest.approx(parts.check())
+    assert parts.check().keys() == {"ce", "discrepancy"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict
+from functools import partial
 from math import isfinite
 from typing import Any
 
@@ -36,6 +37,14 @@ class Diverged(Exception):
 def name_of(epoch: int) -> str:
     """`epoch 3`, or `pretraining epoch 3` for -3."""
     return f"epoch {epoch}" if epoch >= 0 else f"pretraining epoch {-epoch}"
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """In float32; a map's gradient comes back in the layout that the convolutions before it work in."""
+    wide = tensor.float()
+    if wide.ndim == 4 and wide.requires_grad:
+        wide.register_hook(partial(Tensor.contiguous, memory_format=torch.channels_last))
+    return wide
 
 
 class FirstStage:
@@ -138,7 +147,7 @@ class Student:
         """A step's work on the device."""
         with autocast(self.device, self.trial.precision):
             output: Output = self.network(batch.images_for(self.statistics), preact=self.method.preact)
-        output = output.convert(Tensor.float)
+        output = output.convert(widened)
         if self.epoch < 0:
             assert self.first is not None
             terms, optimiser = self.method.pretraining_losses(output, teacher, batch, -self.epoch), self.first.optimiser

@@ -12,6 +12,7 @@ from kdbench.train import environment
 from kdbench.train.environment import describe, pick_device, pick_precision
 from kdbench.train.evaluate import accuracy
 from kdbench.train.schedule import learning_rate
+from kdbench.train.student import widened
 
 
 def test_the_published_schedule() -> None:
@@ -88,3 +89,18 @@ def test_precision_follows_the_processor(
 ) -> None:
     monkeypatch.setattr(environment, "_cpuinfo", lambda *_names: flags)
     assert pick_precision("auto", torch.device("cpu"), size) == precision
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_gradients_of_maps_come_back_in_the_layout_of_convolutions(dtype: torch.dtype) -> None:
+    maps = torch.randn(2, 3, 4, 4, dtype=dtype).to(memory_format=torch.channels_last).requires_grad_()
+    before = maps * 1
+    inner = before * 1
+    arrived: list[torch.Tensor] = []
+    before.register_hook(arrived.append)
+    weights = torch.arange(96.0).reshape(2, 3, 16)
+    (widened(inner).flatten(2) * weights).sum().backward()  # flattened: its own gradient lies the other way
+    assert arrived[0].is_contiguous(memory_format=torch.channels_last)
+    assert arrived[0].dtype == dtype
+    torch.testing.assert_close(arrived[0].float(), weights.reshape(2, 3, 4, 4))
+    assert widened(torch.ones(2, 3, dtype=dtype)).dtype == torch.float32
