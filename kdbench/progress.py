@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 
 from rich.console import Console, Group
@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from kdbench.spec import Cohort, Epoch, Outcome, Plan, Trial
+from kdbench.spec import Cohort, Epoch, Outcome, Plan, Transfer, TransferRecord, Trial
 
 QUIET_SECONDS = 5.0  # between two plain lines of one cohort
 
@@ -139,3 +139,45 @@ class LiveProgress:
 def progress(console: Console, plan: Plan) -> LiveProgress | PlainProgress:
     """The display that fits where the output goes."""
     return LiveProgress(console, plan) if console.is_terminal else PlainProgress(console, plan)
+
+
+class TransferProgress:
+    """One bar over all transfers on a terminal; lines elsewhere, not more often than every few seconds."""
+
+    def __init__(self, console: Console, groups: Sequence[Sequence[Transfer]]) -> None:
+        self.console, self.of, self.number, self.done = console, len(groups), 0, 0
+        self.total = sum(len(transfers) * transfers[0].recipe.epochs for transfers in groups)
+        columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()
+        self.bar = Progress(
+            *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, disable=not console.is_terminal
+        )
+        self.task = self.bar.add_task("transfers", total=self.total)
+        self.started = self.spoke = time.monotonic()
+
+    def __enter__(self) -> TransferProgress:
+        self.bar.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.bar.__exit__(kind, error, tb)
+
+    def _say(self, text: str) -> None:
+        self.console.print(escape(text), highlight=False, soft_wrap=True)
+        self.spoke = time.monotonic()
+
+    def group(self, transfers: Sequence[Transfer]) -> None:
+        self.number += 1
+        first, count = transfers[0], len(transfers)
+        self.title = f"[{self.number}/{self.of}] {first.data.label}, {first.recipe_label}, seed {first.seed}"
+        self._say(f"{self.title}: {count} network{'s' * (count > 1)}")
+
+    def advance(self, epochs: int) -> None:
+        self.done += epochs
+        self.bar.advance(self.task, epochs)
+        if not self.console.is_terminal and time.monotonic() - self.spoke >= QUIET_SECONDS:
+            left = (time.monotonic() - self.started) / self.done * (self.total - self.done)
+            self._say(f"{self.title}: {self.done} of {self.total} epochs; about {left / 60:.1f} min left")
+
+    def record(self, record: TransferRecord) -> None:
+        if record.status != "done":
+            self._say(f"{record.transfer.id}: {record.status}: {record.reason}")

@@ -1,6 +1,7 @@
 """What travels between the rooms: plain frozen dataclasses, no torch, no behaviour beyond naming.
 
-Words become a `Plan` of `Cohort`s of `Trial`s, and these become `Record`s. See docs/architecture.md.
+Words become a `Plan` of `Cohort`s of `Trial`s, and these become `Record`s; what was trained is then the source of
+`Transfer`s. See docs/architecture.md.
 """
 
 from __future__ import annotations
@@ -58,6 +59,11 @@ def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal. Raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _readable(words: Iterable[str]) -> str:
+    """Words as a part of a file name."""
+    return ".".join(re.sub(r"[^A-Za-z0-9+=@_-]+", "-", word).strip("-")[:48] for word in words)
 
 
 @dataclass(frozen=True)
@@ -194,8 +200,7 @@ class Trial:
         """A file name that a person can read and that ends in the fingerprint."""
         pair = f"{self.teacher.arch}-{self.arch}" if self.teacher else self.arch
         words = [self.data.label, self.recipe_label, pair, self.method, f"s{self.seed}"]
-        readable = ".".join(re.sub(r"[^A-Za-z0-9+=@_-]+", "-", word).strip("-")[:48] for word in words)
-        return f"{readable}.{self.fingerprint}"
+        return f"{_readable(words)}.{self.fingerprint}"
 
 
 @dataclass(frozen=True)
@@ -354,6 +359,65 @@ class Record:
         return (
             None if self.seconds_own is None or self.seconds_shared is None else self.seconds_own + self.seconds_shared
         )
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """One linear classifier to train on the frozen trunk of a network that was trained on other images."""
+
+    source: Trial  # whose network it is
+    weights: str  # SHA-256 of that network's file
+    data: DataInfo  # the target
+    recipe: Recipe  # named after its protocol, see plan/protocols.py
+    moving: bool  # batch norms work with batch statistics, and their running ones move; images are augmented at random
+    views: int  # fixed views of each training image, where nothing moves
+    lr: float
+    precision: str  # of the trunk
+
+    @property
+    def seed(self) -> int:
+        return self.source.seed
+
+    @property
+    def recipe_label(self) -> str:
+        return self.recipe.label + ("" if self.precision == "fp32" else f"+{self.precision}")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Equal for transfers that must give equal results."""
+        recipe = {k: v for k, v in asdict(self.recipe).items() if k not in ("name", "label", "lr", "lr_light")}
+        data = [self.data.content, self.data.mean, self.data.std, self.data.flip]
+        key = {
+            "protocol": PROTOCOL,
+            "source": [self.source.fingerprint, self.weights],
+            "data": data,
+            "recipe": recipe,
+            "how": [self.moving, self.views, self.lr, self.precision],
+        }
+        return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
+
+    @cached_property
+    def id(self) -> str:
+        """A file name that a person can read and that ends in the fingerprint."""
+        pair = f"{self.source.teacher.arch}-{self.source.arch}" if self.source.teacher else self.source.arch
+        words = [self.data.label, self.recipe_label, self.source.data.label, pair, self.source.method, f"s{self.seed}"]
+        return f"{_readable(words)}.{self.fingerprint}"
+
+
+@dataclass(frozen=True)
+class TransferRecord:
+    """A transfer's result as it is stored, one JSON file each."""
+
+    protocol: int
+    transfer: Transfer
+    status: Status
+    reason: str | None
+    top1: float | None  # %, whole test split of the target, after the last epoch
+    top5: float | None
+    loss: float | None  # mean of the last epoch
+    seconds: float | None  # its own part of the time, evaluation included
+    environment: Mapping[str, Value]
+    finished: str  # ISO 8601, UTC
 
 
 class Observer(Protocol):

@@ -24,9 +24,23 @@ MAY_IMPORT: dict[str, set[str]] = {
     "store": {"spec"},
     "report": {"spec", "store"},
     "verify": {"spec", "data", "models", "distill"},
+    "analysis": {"spec", "data", "models", "train", "store", "report"},
     "progress": {"spec"},
     "runner": {"spec", "data", "train", "store"},
-    "cli": {"spec", "plan", "data", "models", "distill", "train", "store", "report", "verify", "progress", "runner"},
+    "cli": {
+        "spec",
+        "plan",
+        "data",
+        "models",
+        "distill",
+        "train",
+        "store",
+        "report",
+        "verify",
+        "analysis",
+        "progress",
+        "runner",
+    },
 }
 TORCH_FREE = {"spec", "plan", "report", "progress"}
 

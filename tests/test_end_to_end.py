@@ -243,3 +243,38 @@ def test_weights_that_cannot_be_fetched_are_one_sentence(tmp_path: Path, monkeyp
     (sentence,) = done.stderr.splitlines()
     assert sentence.startswith("kdbench: the weights of timm/mobilenetv3_small_050.lamb_in1k could not be fetched (")
     assert not list((tmp_path / "out").rglob("*.json"))
+
+
+def test_transfers_of_a_study(study: Path, tmp_path: Path) -> None:
+    argv = ["transfer", "--to", "digits", "--classes", "0-4", "--protocol", "frozen,authors", "--epochs", "2"]
+    printed = bench(*argv, out=study)
+    assert "14 transfers: 0 already there, 14 to train" in printed  # two protocols; teacher, and three students twice
+    assert "digits[0-4]" in printed
+    with (study / "tables" / "transfer.csv").open(newline="") as file:
+        found = [row for row in csv.DictReader(file) if row["protocol"] == "frozen@2"]
+    assert [(row["method"], row["n"], row["status"]) for row in found] == [
+        *(("teacher", "1", "done"), ("vanilla", "2", "done"), ("kd", "2", "done"), ("icd", "2", "done"))
+    ]
+    assert all(20 <= float(row["top1_mean"]) <= 100 for row in found)
+    kept = {path.name: path.read_bytes() for path in (study / "transfers").iterdir()}
+    assert len(kept) == 14
+    assert "14 transfers: 14 already there, 0 to train" in bench(*argv, out=study)
+    assert kept == {path.name: path.read_bytes() for path in (study / "transfers").iterdir()}
+    few = bench(*argv[:-4], "--protocol", "frozen", "--methods", "kd", out=study)
+    assert "5 transfers: 0 already there, 5 to train" in few  # other epochs; teacher, vanilla and kd
+    assert "transfer.md" in {path.name for path in (study / "tables").iterdir()}
+
+
+def test_figures_of_a_study(study: Path) -> None:
+    printed = bench("figures", "--samples", "60", out=study)
+    assert "resnet20 → resnet8" in printed
+    with (study / "tables" / "fidelity.csv").open(newline="") as file:
+        found = {row["method"]: row for row in csv.DictReader(file)}
+    assert list(found) == ["teacher", "vanilla", "kd", "icd"]
+    trained = {row["method"]: row for row in rows(study)}
+    for method, row in found.items():  # the networks are those of the accuracy table
+        assert float(row["top1_mean"]) == pytest.approx(float(trained[method]["top1_mean"]), abs=1e-3)
+    assert not found["teacher"]["agreement_mean"]
+    assert 0 < float(found["kd"]["cka_mean"]) <= 1
+    kinds = {path.name.split(".")[0] for path in (study / "charts").iterdir()}
+    assert {"correlation", "reliability", "tsne-embeddings", "tsne-logits"} <= kinds

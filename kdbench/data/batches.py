@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from kdbench.data.imageset import ImageSet
-from kdbench.spec import Statistics, UserError, derive_seed
+from kdbench.data.imageset import ImageSet, Split
+from kdbench.spec import DataInfo, Statistics, UserError, derive_seed
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Loader:
         self._train = torch.zeros(count, height + 2 * pad, width + 2 * pad, 3, dtype=torch.uint8, device=device)
         self._train[:, pad : pad + height, pad : pad + width] = images.train.images.to(device)
         self._train_labels = images.train.labels.to(device)
-        self._test, self._test_labels = images.test.images.to(device), images.test.labels.to(device)
+        self._test = Split(images.test.images.to(device), images.test.labels.to(device))
         self.steps = min(count // batch_size, limit or count)
         """Batches an epoch; the last incomplete one is dropped."""
         self._rows, self._columns = torch.arange(height, device=device), torch.arange(width, device=device)
@@ -88,15 +88,23 @@ class Loader:
 
     def evaluation(self, batch_size: int) -> Iterator[Batch]:
         """The whole test split in its order, as it is; the last batch may be smaller."""
-        for start in range(0, len(self._test), batch_size):
-            here = slice(start, start + batch_size)
-            labels = self._test_labels[here]
-            indices = torch.arange(start, start + len(labels), device=self.device)
-            yield self._batch(self._test[here], labels, indices)
+        return in_order(self._test, self.info, batch_size, self.device, self._others)
 
     def _batch(self, pixels: Tensor, labels: Tensor, indices: Tensor) -> Batch:
         others = {each: normalise(pixels, *values) for each, values in self._others.items()}
         return Batch(normalise(pixels, *self._own), labels, indices, others)
+
+
+def in_order(
+    split: Split, info: DataInfo, batch_size: int, device: torch.device, others: Collection[Statistics] = ()
+) -> Iterator[Batch]:
+    """A split in its order, as it is; the last batch may be smaller."""
+    for start in range(0, len(split), batch_size):
+        here = slice(start, start + batch_size)
+        pixels, labels = split.images[here].to(device), split.labels[here].to(device)
+        indices = torch.arange(start, start + len(labels), device=device)
+        found = {each: normalise(pixels, *each) for each in others}
+        yield Batch(normalise(pixels, info.mean, info.std), labels, indices, found)
 
 
 def normalise(images: Tensor, mean: Tensor | Sequence[float], std: Tensor | Sequence[float]) -> Tensor:

@@ -22,6 +22,8 @@ _ENTRIES = {
     "digits": Entry("digits", "1,797 handwritten digits of 8x8 pixels, 10 classes; comes with scikit-learn"),
     "cifar10": Entry("cifar", "60,000 photographs of 32x32 pixels, 10 classes; downloaded when absent"),
     "cifar100": Entry("cifar", "60,000 photographs of 32x32 pixels, 100 classes; downloaded when absent"),
+    "stl10": Entry("stl10", "13,000 photographs of 96x96 pixels, 10 classes; downloaded when absent (2.6 GB)"),
+    "tiny-imagenet": Entry("tiny_imagenet", "110,000 photographs of 64x64 pixels, 200 classes; downloaded when absent"),
     "folder:PATH": Entry("folder", "your own images: train/ and test/ or val/, in each a folder a class"),
     "parquet:PATH": Entry("parquet", "image sets as shared on the Hugging Face hub: a folder of parquet files"),
 }

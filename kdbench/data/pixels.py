@@ -42,13 +42,21 @@ def square(image: Image.Image, size: int) -> Pixels:
     return np.asarray(ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC))
 
 
-def decode(where: str, encoded: bytes | Path, size: int) -> Pixels:
-    """One encoded image as pixels [size, size, 3]. Raises UserError, which begins with `where`."""
+def decode(where: str, encoded: bytes | Path, size: int, side: int | None = None) -> Pixels:
+    """One encoded image as pixels [size, size, 3]; `side` is what it must have a side, if anything.
+
+    Raises UserError, which begins with `where`.
+    """
     limit = Image.MAX_IMAGE_PIXELS
     try:
         with Image.open(BytesIO(encoded) if isinstance(encoded, bytes) else encoded) as image:
+            if side is not None and image.size != (side, side):
+                found = f"{image.width}x{image.height}"
+                raise UserError(f"{where}: has {found} pixels and not {side}x{side}; was the set changed?")
             if limit is None or image.width * image.height <= limit:
                 return square(image, size)
+    except UserError:
+        raise
     except Image.DecompressionBombError:
         pass
     except Exception as error:  # Pillow's readers raise whatever a damaged file leads them to
@@ -57,13 +65,16 @@ def decode(where: str, encoded: bytes | Path, size: int) -> Pixels:
     raise UserError(f"{where}: has more than {limit:,} pixels, which may be an attack; shrink or remove it")
 
 
-def decode_all(encoded: Iterable[tuple[str, bytes | Path]], count: int, size: int) -> Pixels:
-    """`count` named encoded images, taken little by little, as pixels [count, size, size, 3]. Raises UserError."""
+def decode_all(encoded: Iterable[tuple[str, bytes | Path]], count: int, size: int, side: int | None = None) -> Pixels:
+    """`count` named encoded images, taken little by little, as pixels [count, size, size, 3]; see `decode`.
+
+    Raises UserError.
+    """
     pixels = _room(count, size)
 
     def fill(start: int, chunk: list[tuple[str, bytes | Path]]) -> None:
         for row, (where, data) in enumerate(chunk, start):
-            pixels[row] = decode(where, data, size)
+            pixels[row] = decode(where, data, size, side)
 
     source = iter(encoded)
     tasks: deque[Future[None]] = deque()

@@ -8,15 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdbench.spec import Epoch, Record, UserError
+from kdbench.spec import Epoch, Record, TransferRecord, UserError
 from kdbench.store.files import write_whole
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
+    from kdbench.report.fidelity import Measured
     from kdbench.report.groups import Selection
 
-__all__ = ["Report", "write_report"]
+__all__ = ["Report", "write_fidelity", "write_picture", "write_report", "write_transfers"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,37 @@ def write_report(
     if selection.groups:
         paths += _charts(frame, selection, curves, out / "charts")
     return Report(frame, tuple(notes), tuple(paths))
+
+
+def write_transfers(records: Sequence[TransferRecord], out: Path) -> tuple[Path, ...]:
+    """Write `tables/transfer.{csv,md}` under `out`, each file whole."""
+    from kdbench.report import markdown, transfer
+
+    frame = transfer.transfers(records)
+    document = markdown.transfer_document(frame, transfer.notes(frame))
+    return (
+        write_whole(out / "tables" / "transfer.csv", _csv(frame)),
+        write_whole(out / "tables" / "transfer.md", document.encode()),
+    )
+
+
+def write_fidelity(measured: Sequence[Measured], out: Path) -> tuple[pd.DataFrame, tuple[Path, ...]]:
+    """Write `tables/fidelity.{csv,md}` under `out`, each file whole; returns the long form too."""
+    from kdbench.report import fidelity, markdown
+
+    frame = fidelity.fidelity(measured)
+    return frame, (
+        write_whole(out / "tables" / "fidelity.csv", _csv(frame)),
+        write_whole(out / "tables" / "fidelity.md", markdown.fidelity_document(frame).encode()),
+    )
+
+
+def write_picture(figure: Figure, name: str, words: Sequence[str], out: Path) -> list[Path]:
+    """Write `charts/NAME.WORDS.{png,svg}` under `out`, each file whole."""
+    from kdbench.report import style
+
+    stem = ".".join((name, *map(_plain, words)))
+    return [write_whole(out / "charts" / f"{stem}.{kind}", content) for kind, content in style.save(figure).items()]
 
 
 def _read_curves(
@@ -99,10 +132,14 @@ def _charts(frame: pd.DataFrame, selection: Selection, curves: dict[str, Sequenc
     return paths
 
 
+def _plain(word: str) -> str:
+    """A word as a part of a file name."""
+    return re.sub(r"[^A-Za-z0-9+=@_-]+", "-", word).strip("-")[:80]
+
+
 def _file_name(dataset: str, recipe: str, taken: set[str]) -> str:
     """`DATASET.RECIPE` in characters that every file system takes, different for each table."""
-    words = (re.sub(r"[^A-Za-z0-9+=@_-]+", "-", word).strip("-")[:80] for word in (dataset, recipe))
-    plain = name = ".".join(words)
+    plain = name = f"{_plain(dataset)}.{_plain(recipe)}"
     number = 1
     while name.lower() in taken:
         number += 1

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import pandas as pd
 
-from kdbench.report import cost
+from kdbench.report import cost, fidelity, transfer
 from kdbench.report.tables import layout, rows_of, tables, wide
 
 EMPTY = "No results yet: no trial has been recorded."
@@ -36,6 +36,25 @@ def cost_document(frame: pd.DataFrame) -> str:
         return layout(rows_of(frame, dataset, recipe), cost.cell)
 
     return _document("Cost of a training epoch", frame, table, [cost.NOTE] if len(frame) else [])
+
+
+def transfer_document(frame: pd.DataFrame, notes: Sequence[str]) -> str:
+    """The transfer tables and their notes."""
+    shown = transfer.headed(frame)
+
+    def table(dataset: str, recipe: str) -> pd.DataFrame:
+        return wide(shown, dataset, recipe, bold=lambda text: f"**{text}**", second="<br>")
+
+    return _document("Top-1 accuracy after transfer (%)", shown, table, notes)
+
+
+def fidelity_document(frame: pd.DataFrame) -> str:
+    """A table a pair, rows methods and columns measures, and what they mean."""
+    lines = ["# Fidelity and calibration", ""]
+    for pair in fidelity.pairs(frame):
+        dataset, recipe, teacher, student = map(escape, pair)
+        lines += [f"## {dataset}, {recipe}: {teacher} → {student}", "", *_lines(fidelity.wide(frame, pair)), ""]
+    return "\n".join([*lines, "## Notes", "", *(f"- {escape(note)}" for note in fidelity.NOTES), ""])
 
 
 def _document(title: str, frame: pd.DataFrame, table: Callable[[str, str], pd.DataFrame], notes: Sequence[str]) -> str:

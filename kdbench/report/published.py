@@ -12,8 +12,11 @@ from kdbench.spec import VANILLA
 SOURCE = "icd-2024-07"
 """Which of the published tables is compared with."""
 
+TRANSFER_SOURCE = "icd-2024-09"
+"""Which of them has transfers."""
+
 DATASET = "cifar100"
-"""The label of the data set on which the published students were trained and evaluated."""
+"""The label of the data set on which the published students were trained."""
 
 
 def path() -> Path | None:
@@ -24,13 +27,14 @@ def path() -> Path | None:
 
 
 @cache
-def numbers() -> Mapping[tuple[str, str, str], float]:
+def numbers(evaluated_on: str = DATASET) -> Mapping[tuple[str, str, str], float]:
     """(teacher, student, method) -> top-1 in %, in the paper's order; the paper's `student` rows are our `vanilla`."""
+    source = SOURCE if evaluated_on == DATASET else TRANSFER_SOURCE
     found = path()
     if found is None:  # a report without the comparison is worth more than none
         return {}
     with found.open(encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["source"] == SOURCE and row["evaluated_on"] == DATASET]
+        rows = [row for row in csv.DictReader(file) if row["source"] == source and row["evaluated_on"] == evaluated_on]
     own = {"student": VANILLA}
     return {(row["teacher"], row["student"], own.get(row["method"], row["method"])): float(row["top1"]) for row in rows}
 

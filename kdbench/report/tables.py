@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import Any
 
@@ -47,13 +47,16 @@ class _Row:
     reason: str = ""
 
 
-def accuracy(records: Sequence[Record], asked: Collection[str] = ()) -> pd.DataFrame:
+def accuracy(
+    records: Sequence[Record], asked: Collection[str] = (), evaluated_on: str = published.DATASET
+) -> pd.DataFrame:
     """The long form: one row per (dataset, recipe, teacher, student, method), with the columns COLUMNS.
 
     Text that is absent is empty, numbers that are absent are NaN. Vanilla records appear in every pair whose student
     they are; the teacher's row shows the one network that taught. Variants are never averaged (see `groups`).
+    `evaluated_on` chooses the published numbers.
     """
-    return _frame(_rows(select(records, asked), records))
+    return _frame(_rows(select(records, asked), records, evaluated_on))
 
 
 def _frame(rows: Sequence[_Row]) -> pd.DataFrame:
@@ -62,13 +65,16 @@ def _frame(rows: Sequence[_Row]) -> pd.DataFrame:
     return pd.DataFrame(series)
 
 
-def _rows(selection: Selection, records: Sequence[Record]) -> list[_Row]:
+def _rows(selection: Selection, records: Sequence[Record], evaluated_on: str = published.DATASET) -> list[_Row]:
     by_fingerprint = {record.trial.fingerprint: record for record in records}
     rows: list[_Row] = []
     for groups in _by_pair(selection.groups).values():
-        if groups[0].teacher:
-            rows += _teacher_row(groups, by_fingerprint)
-        rows += [_row(group) for group in groups]
+        column = _teacher_row(groups, by_fingerprint) if groups[0].teacher else []
+        column += [_row(group) for group in groups]
+        trial = groups[0].records[0].trial
+        if trial.data.label == published.DATASET and trial.recipe.published():
+            column = [_beside_published(row, evaluated_on) for row in column]
+        rows += column
     return rows
 
 
@@ -84,18 +90,15 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return fmean(known) if known else None
 
 
-def _published(trial: Trial, teacher: str, method: str, mean: float | None) -> tuple[float | None, float | None]:
-    """The published number and our distance from it, in points: only where data and recipe are the published ones."""
-    if trial.data.label != published.DATASET or not trial.recipe.published():
-        return None, None
-    number = published.numbers().get((teacher, trial.arch, method))
-    return number, None if number is None or mean is None else mean - number
+def _beside_published(row: _Row, evaluated_on: str) -> _Row:
+    """With the published number and our distance from it, in points."""
+    number = published.numbers(evaluated_on).get((row.teacher, row.student, row.method))
+    gap = None if number is None or row.top1_mean is None else row.top1_mean - number
+    return replace(row, published=number, gap=gap)
 
 
 def _row(group: Group) -> _Row:
     done = group.done
-    mean = _mean(group.top1)
-    number, gap = _published(group.records[0].trial, group.teacher, group.method, mean)
     statuses = {record.status for record in group.records}
     return _Row(
         dataset=group.dataset,
@@ -105,13 +108,11 @@ def _row(group: Group) -> _Row:
         method=group.method,
         status=next((word for word in WORST if word in statuses), "done"),
         n=len(done),
-        top1_mean=mean,
+        top1_mean=_mean(group.top1),
         top1_sd=stdev(group.top1) if len(done) > 1 else None,
         top1_best_mean=_mean(record.best_top1 for record in done),
         top5_mean=_mean(record.top5 for record in done),
         seconds_per_epoch=_mean(record.seconds_per_epoch for record in done),
-        published=number,
-        gap=gap,
         reason=_reason(group.records),
     )
 
@@ -129,10 +130,9 @@ def _teacher_row(groups: Sequence[Group], vanilla: dict[str, Record]) -> list[_R
         status, reason = trained.status, _reason([trained])
     if value is None and status == "done":
         return []
-    number, gap = _published(source.trial, teacher.arch, TEACHER, value)
     first = groups[0]
     place = (first.dataset, first.recipe, first.teacher, first.student, TEACHER)
-    return [_Row(*place, status, int(value is not None), value, published=number, gap=gap, reason=reason)]
+    return [_Row(*place, status, int(value is not None), value, reason=reason)]
 
 
 def _seeds(records: Sequence[Record]) -> str:
@@ -170,6 +170,21 @@ def rows_of(frame: pd.DataFrame, dataset: str, recipe: str) -> list[dict[str, An
     return found
 
 
+Column = tuple[str, str, str]
+"""Teacher, student, and the data set of a transfer (otherwise empty)."""
+
+
+def column(row: dict[str, Any]) -> Column:
+    """The column of its table in which a row stands."""
+    return row["teacher"], row["student"], row.get("target") or ""
+
+
+def column_label(of: Column, separator: str = " → ") -> str:
+    """`resnet56 → resnet20`, and the target after a comma."""
+    pair = separator.join(filter(None, of[:2]))
+    return f"{pair}, {of[2]}" if of[2] else pair
+
+
 def pair_label(teacher: str, student: str) -> str:
     return f"{teacher} → {student}" if teacher else student
 
@@ -194,22 +209,22 @@ def beside(row: dict[str, Any]) -> str:
     return f"publ. {row['published']:.2f}" + ("" if row["gap"] is None else f" ({row['gap']:+.2f})")
 
 
-def best(rows: Sequence[dict[str, Any]]) -> set[tuple[str, str, str]]:
-    """(teacher, student, method) of each column's best distillation methods; equal as printed is equally good.
+def best(rows: Sequence[dict[str, Any]]) -> set[tuple[Column, str]]:
+    """The place of each column's best distillation methods; equal as printed is equally good.
 
     A method of which a seed failed or diverged is passed over: the mean of its survivors is a chosen one.
     """
-    found: set[tuple[str, str, str]] = set()
-    for pair in dict.fromkeys((row["teacher"], row["student"]) for row in rows):
+    found: set[tuple[Column, str]] = set()
+    for each in dict.fromkeys(map(column, rows)):
         means = {
             row["method"]: round(row["top1_mean"], 2)
             for row in rows
-            if (row["teacher"], row["student"]) == pair
+            if column(row) == each
             and row["method"] not in _ROW_LABELS
             and row["status"] == "done"
             and row["top1_mean"] is not None
         }
-        found |= {(*pair, method) for method, mean in means.items() if mean == max(means.values())}
+        found |= {(each, method) for method, mean in means.items() if mean == max(means.values())}
     return found
 
 
@@ -231,20 +246,19 @@ def wide(
 
 
 def layout(rows: Sequence[dict[str, Any]], text: Callable[[dict[str, Any]], str]) -> pd.DataFrame:
-    """One table's rows as text: a row a method, a column a pair."""
+    """One table's rows as text: a row a method, a column a pair (and a target)."""
     by_place = {place(row): row for row in rows}
-    pairs = list(dict.fromkeys((row["teacher"], row["student"]) for row in rows))
     methods = method_order(rows)
     columns = {
-        pair_label(*pair): [text(row) if (row := by_place.get((*pair, method))) else MISSING for method in methods]
-        for pair in pairs
+        column_label(each): [text(row) if (row := by_place.get((each, method))) else MISSING for method in methods]
+        for each in dict.fromkeys(map(column, rows))
     }
     return pd.DataFrame(columns, index=[row_label(method) for method in methods], dtype="object")
 
 
-def place(row: dict[str, Any]) -> tuple[str, str, str]:
-    """Where a row stands in its table: (teacher, student, method)."""
-    return row["teacher"], row["student"], row["method"]
+def place(row: dict[str, Any]) -> tuple[Column, str]:
+    """Where a row stands in its table: its column and its method."""
+    return column(row), row["method"]
 
 
 def method_order(rows: Sequence[dict[str, Any]]) -> list[str]:

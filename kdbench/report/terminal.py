@@ -12,8 +12,21 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from kdbench.report import cost
-from kdbench.report.tables import MISSING, beside, best, cell, method_order, place, row_label, rows_of, tables
+from kdbench.report import cost, fidelity, transfer
+from kdbench.report.tables import (
+    MISSING,
+    Column,
+    beside,
+    best,
+    cell,
+    column,
+    column_label,
+    method_order,
+    place,
+    row_label,
+    rows_of,
+    tables,
+)
 
 WIDTH = 100
 _EDGES = 3  # a column's padding and its rule
@@ -42,6 +55,29 @@ def render_costs(frame: pd.DataFrame, width: int = WIDTH) -> list[RenderableType
     return parts + _notes([cost.NOTE] if parts else [])
 
 
+def render_transfers(frame: pd.DataFrame, notes: Sequence[str], width: int = WIDTH) -> list[RenderableType]:
+    """The transfer tables, in the same layout."""
+    shown, parts = transfer.headed(frame), list[RenderableType]()
+    for dataset, recipe in tables(shown):
+        rows = rows_of(shown, dataset, recipe)
+        title = f"{dataset}, {recipe}: top-1 accuracy after transfer (%)"
+        parts += _tables(title, rows, width, partial(_cell, winners=best(rows)))
+    return parts + _notes(notes)
+
+
+def render_fidelity(frame: pd.DataFrame) -> list[RenderableType]:
+    """A table a pair, rows methods and columns measures; their spread would not fit and is in the files."""
+    parts: list[RenderableType] = []
+    for pair in fidelity.pairs(frame):
+        dataset, recipe, teacher, student = pair
+        wide = fidelity.wide(frame, pair, spread=False)
+        table = Table("method (n)", *map(str, wide.columns), box=box.SIMPLE_HEAD)
+        for label, cells in zip(wide.index, wide.to_numpy().tolist(), strict=True):
+            table.add_row(Text(str(label)), *map(Text, cells))
+        parts.append(Group(Text(f"{dataset}, {recipe}: {teacher} → {student}", style="bold", overflow="fold"), table))
+    return parts + _notes(fidelity.NOTES)
+
+
 def _notes(notes: Sequence[str]) -> list[RenderableType]:
     parts: list[RenderableType] = []
     if notes:
@@ -65,27 +101,25 @@ def _tables(
     by_place = {place(row): row for row in rows}
     first = [Text("method"), *(Text(row_label(method)) for method in methods)]
     columns: list[list[Text]] = []
-    for teacher, student in dict.fromkeys((row["teacher"], row["student"]) for row in rows):
-        column = [Text(f"{teacher} →\n{student}" if teacher else f"\n{student}")]
-        column += [
-            text(row) if (row := by_place.get((teacher, student, method))) else Text(MISSING) for method in methods
-        ]
-        columns.append(column)
+    for each in dict.fromkeys(map(column, rows)):
+        heading = column_label(each, " →\n")
+        cells = [text(row) if (row := by_place.get((each, method))) else Text(MISSING) for method in methods]
+        columns.append([Text(heading if each[0] else f"\n{heading}"), *cells])
     chunks = _chunks(columns, width - min(_wide(first), int(width * _LABEL)) - _EDGES - 1)
     parts: list[RenderableType] = []
     for number, chunk in enumerate(chunks, 1):
-        heading = title + (f", part {number} of {len(chunks)}" if chunks[1:] else "")
+        caption = title + (f", part {number} of {len(chunks)}" if chunks[1:] else "")
         table = Table(box=box.SIMPLE_HEAD, show_edge=True, pad_edge=True)
         table.add_column(first[0], overflow="fold", max_width=int(width * _LABEL), vertical="top")
-        for column in chunk:
-            table.add_column(column[0], overflow="fold")
+        for cells in chunk:
+            table.add_column(cells[0], overflow="fold")
         for line in range(1, len(first)):
-            table.add_row(first[line], *(column[line] for column in chunk))
-        parts.append(Group(Text(heading, style="bold", overflow="fold"), table))
+            table.add_row(first[line], *(cells[line] for cells in chunk))
+        parts.append(Group(Text(caption, style="bold", overflow="fold"), table))
     return parts
 
 
-def _cell(row: dict[str, Any], winners: Collection[tuple[str, str, str]]) -> Text:
+def _cell(row: dict[str, Any], winners: Collection[tuple[Column, str]]) -> Text:
     text = Text(cell(row) + _BEST, style="bold") if place(row) in winners else Text(cell(row))
     if beside(row):
         text.append(f"\n{beside(row)}", style="not bold")
@@ -100,11 +134,11 @@ def _chunks(columns: Sequence[list[Text]], room: int) -> list[list[list[Text]]]:
     """Columns gathered into tables that fit; a single column that does not is folded by the table."""
     chunks: list[list[list[Text]]] = [[]]
     left = room
-    for column in columns:
-        need = _wide(column) + _EDGES
+    for cells in columns:
+        need = _wide(cells) + _EDGES
         if chunks[-1] and need > left:
             chunks.append([])
             left = room
-        chunks[-1].append(column)
+        chunks[-1].append(cells)
         left -= need
     return chunks

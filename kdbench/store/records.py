@@ -12,26 +12,23 @@ import logging
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kdbench.spec import (
     FINAL,
     PROTOCOL,
-    DataInfo,
     Epoch,
     Outcome,
-    Recipe,
     Record,
-    Teacher,
-    Trial,
     UserError,
     Value,
     file_sha256,
 )
+from kdbench.store import fields
 from kdbench.store.files import write_whole
 
 if TYPE_CHECKING:
@@ -40,7 +37,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("kdbench")
 
 FOLDERS = ("runs", "checkpoints", "tables", "charts")
-"""All that is written under a results folder."""
+"""What a study writes under its results folder."""
 
 
 class Store:
@@ -50,10 +47,10 @@ class Store:
         self.root = root
         self.runs = root / "runs"
 
-    def require_writable(self) -> None:
-        """Raises UserError, before any work is done, if results could not be written here."""
+    def require_writable(self, *names: str) -> None:
+        """Raises UserError, before any work is done, if results could not be written here (or in folders so named)."""
         try:
-            for name in FOLDERS:
+            for name in names or FOLDERS:
                 folder = self.root / name
                 folder.mkdir(parents=True, exist_ok=True)
                 probe = folder / f".probe{os.getpid()}"
@@ -73,9 +70,11 @@ class Store:
 
             digest = save_weights(self.runs / f"{trial_id}.pt", outcome.weights)
         if outcome.epochs:
-            write_whole(self.runs / f"{trial_id}.epochs.json", _json([asdict(epoch) for epoch in outcome.epochs]))
+            write_whole(
+                self.runs / f"{trial_id}.epochs.json", fields.encode([asdict(epoch) for epoch in outcome.epochs])
+            )
         record = _record(outcome, environment, digest)
-        write_whole(self.runs / f"{trial_id}.json", _json({**asdict(record), "id": trial_id}))
+        write_whole(self.runs / f"{trial_id}.json", fields.encode({**asdict(record), "id": trial_id}))
         return record
 
     def records(self) -> list[Record]:
@@ -85,8 +84,8 @@ class Store:
             if path.name.endswith(".epochs.json"):
                 continue
             try:
-                record = _read(json.loads(path.read_text("utf-8")))
-            except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+                record = _read(path)
+            except fields.UNREADABLE as error:
                 log.warning("%s is not a readable record and is left out (%s: %s)", path, type(error).__name__, error)
                 continue
             if record.protocol == PROTOCOL:
@@ -114,8 +113,8 @@ class Store:
         """The newest record of the trials with this fingerprint; they differ in labels only."""
         found = []
         for path in self.runs.glob(f"*.{fingerprint}.json"):
-            with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
-                found.append(_read(json.loads(path.read_text("utf-8"))))
+            with suppress(*fields.UNREADABLE):
+                found.append(_read(path))
         return max(found, key=lambda record: (record.status == "done", record.finished), default=None)
 
     def epochs(self, trial_id: str) -> tuple[Epoch, ...]:
@@ -133,10 +132,6 @@ class Store:
 
     def _weights_path(self, trial_id: str) -> Path:
         return self.runs / f"{trial_id}.pt"
-
-
-def _json(value: object) -> bytes:
-    return (json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode()
 
 
 def _record(outcome: Outcome, environment: Mapping[str, Value], weights_sha256: str | None) -> Record:
@@ -163,20 +158,10 @@ def _record(outcome: Outcome, environment: Mapping[str, Value], weights_sha256: 
     )
 
 
-def _read(fields: Any) -> Record:
-    fields = dict(fields)
-    trial_id = fields.pop("id")
-    trial = dict(fields.pop("trial"))
-    data, recipe, teacher = trial.pop("data"), trial.pop("recipe"), trial.pop("teacher")
-    record = Record(
-        **fields,
-        trial=Trial(
-            **trial,
-            data=replace(DataInfo(**data), mean=tuple(data["mean"]), std=tuple(data["std"])),
-            recipe=replace(Recipe(**recipe), milestones=tuple(recipe["milestones"])),
-            teacher=Teacher(**teacher) if teacher else None,
-        ),
-    )
+def _read(path: Path) -> Record:
+    content = json.loads(path.read_text("utf-8"))
+    trial_id = content.pop("id")
+    record = Record(**{**content, "trial": fields.trial(content["trial"])})
     if record.protocol == PROTOCOL and record.trial.id != trial_id:
         raise ValueError("its contents do not belong to its id")
     return record

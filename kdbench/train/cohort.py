@@ -5,7 +5,6 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,7 +69,7 @@ class _Company:
             try:
                 self.students.append(self._student(trial))
             except Exception as error:
-                _, reason = _verdict(error, "before training")
+                _, reason = verdict(error, "before training")
                 yield Outcome(trial, "failed", reason, teacher_top1=self.teacher_top1)
 
         for number in range(1, self.cohort.recipe.pretraining_epochs + 1):
@@ -156,14 +155,14 @@ class _Company:
                 raise error
             facts, weights = student.facts(), student.weights()
         except Exception as final:
-            status, reason = _verdict(final, name_of(student.epoch))
+            status, reason = verdict(final, name_of(student.epoch))
         cost = student.cost() | {"cohort_size": len(self.cohort.trials)}
         if (peak := peak_mib(self.device)) is not None:
             cost["peak_mib"] = peak
         return Outcome(student.trial, status, reason, tuple(student.epochs), self.teacher_top1, facts, weights, cost)
 
 
-def _verdict(error: Exception, when: str) -> tuple[Any, str]:
+def verdict(error: Exception, when: str) -> tuple[Status, str]:
     """Status and one-line reason; an error says where in the method's file it arose."""
     if isinstance(error, Diverged):
         return "diverged", str(error)

@@ -6,6 +6,7 @@ import platform
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -82,7 +83,10 @@ def peak_mib(device: torch.device) -> float | None:
     return size / 2 ** (20 if sys.platform == "darwin" else 10)
 
 
-def on_device(network: nn.Module, device: torch.device) -> nn.Module:
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def on_device(network: Network, device: torch.device) -> Network:
     """The network on its device, its weights in the channels-last order that the batches have."""
     return network.to(device).to(memory_format=torch.channels_last)
 

@@ -32,8 +32,16 @@ class Stopwatch:
 
     def mean(self) -> float:
         """Seconds of a region since the last call, 0 without any; waits for the device."""
+        seconds = self._collect()
+        return sum(seconds) / len(seconds) if seconds else 0.0
+
+    def total(self) -> float:
+        """Seconds of all regions since the last call; waits for the device."""
+        return sum(self._collect())
+
+    def _collect(self) -> list[float]:
         if self._cuda:
             torch.cuda.synchronize()
             self._seconds = [begin.elapsed_time(end) / 1000 for begin, end in self._events]
         seconds, self._seconds, self._events = self._seconds, [], []
-        return sum(seconds) / len(seconds) if seconds else 0.0
+        return seconds

@@ -19,7 +19,15 @@ def test_listing_imports_nothing_heavy() -> None:
 
 
 def test_every_entry_has_a_line_and_a_reader() -> None:
-    assert list(describe()) == ["digits", "cifar10", "cifar100", "folder:PATH", "parquet:PATH"]
+    assert list(describe()) == [
+        "digits",
+        "cifar10",
+        "cifar100",
+        "stl10",
+        "tiny-imagenet",
+        "folder:PATH",
+        "parquet:PATH",
+    ]
     for name, line in describe().items():
         assert line
         assert callable(import_module(f"kdbench.data.sources.{entry(name).reader}").find)

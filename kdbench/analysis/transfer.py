@@ -1,0 +1,176 @@
+"""Transfers of many networks to one target: they share its images, and the failure of one is its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from kdbench.analysis.probe import Probe
+from kdbench.analysis.views import show, views
+from kdbench.data.batches import Loader, in_order
+from kdbench.data.imageset import ImageSet, Split
+from kdbench.models import features, info
+from kdbench.spec import PROTOCOL, Transfer, TransferRecord, Value
+from kdbench.train.checkpoints import Checkpoints, log
+from kdbench.train.cohort import verdict
+from kdbench.train.evaluate import EVALUATION_BATCH
+from kdbench.train.student import Diverged
+
+_ROOM = 2**31  # bytes of features that are held at a time
+
+Ended = Iterator[tuple[Probe, Exception | None]]
+
+
+class Watcher(Protocol):
+    """Watches a group of transfers; for progress displays."""
+
+    def group(self, transfers: Sequence[Transfer]) -> None: ...
+    def advance(self, epochs: int) -> None: ...  # epochs of one network
+    def record(self, record: TransferRecord) -> None: ...
+
+
+def carry_out(
+    transfers: Sequence[Transfer],
+    images: ImageSet,
+    weights: Callable[[Transfer], Mapping[str, Tensor]],
+    checkpoints: Checkpoints,
+    device: torch.device,
+    environment: Mapping[str, Value],
+    watcher: Watcher,
+) -> Iterator[TransferRecord]:
+    """A record for each of these, which share target, protocol and seed. Where `weights` raises, that one fails."""
+    watcher.group(transfers)
+    group = _Group(images, checkpoints, device, watcher)
+    for size in dict.fromkeys(map(_bytes, transfers)):
+        alike = [transfer for transfer in transfers if _bytes(transfer) == size]
+        many = len(alike) if alike[0].moving else max(1, _ROOM // size)
+        for start in range(0, len(alike), many):
+            for outcome in group.train(alike[start : start + many], weights):
+                record = _record(*outcome, environment)
+                watcher.record(record)
+                yield record
+                checkpoints.remove(record.transfer.id)
+
+
+def _bytes(transfer: Transfer) -> int:
+    """Of the features of one network's views."""
+    source = transfer.source
+    width = features(source.arch, source.data.classes, source.data.size).embedding
+    return 1 if transfer.moving else 4 * width * transfer.views * transfer.data.train
+
+
+Outcome = tuple[Transfer, Probe | None, tuple[float, float] | Exception]
+"""A transfer, how far it came, and its top-1 and top-5 accuracy or what ended it."""
+
+
+def _record(
+    transfer: Transfer, probe: Probe | None, end: tuple[float, float] | Exception, environment: Mapping[str, Value]
+) -> TransferRecord:
+    finished = datetime.now(UTC).isoformat(timespec="milliseconds")
+    if isinstance(end, Exception) or probe is None:
+        when = f"epoch {probe.epoch}" if probe and probe.epoch else "before training"
+        status, reason = verdict(end if isinstance(end, Exception) else RuntimeError("it was not trained"), when)
+        return TransferRecord(PROTOCOL, transfer, status, reason, None, None, None, None, environment, finished)
+    return TransferRecord(PROTOCOL, transfer, "done", None, *end, probe.loss, probe.seconds, environment, finished)
+
+
+class _Group:
+    """Networks that are trained on the same images side by side."""
+
+    def __init__(self, images: ImageSet, checkpoints: Checkpoints, device: torch.device, watcher: Watcher) -> None:
+        self.images, self.checkpoints, self.device, self.watcher = images, checkpoints, device, watcher
+
+    def train(
+        self, transfers: Sequence[Transfer], weights: Callable[[Transfer], Mapping[str, Tensor]]
+    ) -> Iterator[Outcome]:
+        self.statistics = {each for each in (info(transfer.source.arch).statistics for transfer in transfers) if each}
+        probes = []
+        for transfer in transfers:
+            try:
+                probes.append(self._probe(transfer, weights(transfer)))
+            except Exception as error:
+                yield transfer, None, error
+        if not probes:
+            return
+        for probe, problem in (self._moving if transfers[0].moving else self._fixed)(probes):
+            end: tuple[float, float] | Exception | None = problem
+            if end is None:
+                try:
+                    test = in_order(self.images.test, self.images.info, EVALUATION_BATCH, self.device, self.statistics)
+                    end = probe.accuracy(test)
+                except Exception as error:
+                    end = error
+            yield probe.transfer, probe, end
+
+    def _probe(self, transfer: Transfer, weights: Mapping[str, Tensor]) -> Probe:
+        probe = Probe(transfer, weights, self.device)
+        if state := self.checkpoints.load(transfer.id):
+            try:
+                probe.restore(state)
+            except Exception as error:
+                log.warning("the checkpoint of %s does not fit (%s): it starts again", transfer.id, error)
+                return Probe(transfer, weights, self.device)
+        return probe
+
+    def _fixed(self, probes: list[Probe]) -> Ended:
+        """Features of every view first, for all networks at once; then each classifier, in a moment."""
+        first, train, problems = probes[0].transfer, self.images.train, dict[str, Exception]()
+        for number, view in enumerate(views(first.views, first.recipe.pad, self.images.info.flip)):
+            shown = Split(show(train.images, view), train.labels)
+            for batch in in_order(shown, self.images.info, EVALUATION_BATCH, self.device, self.statistics):
+                for probe in probes:
+                    if probe.transfer.id not in problems:
+                        try:
+                            probe.embed(number, batch)
+                        except Exception as error:
+                            problems[probe.transfer.id] = error
+        for probe in probes:
+            problem = problems.get(probe.transfer.id)
+            if problem is None:
+                try:
+                    probe.fit()
+                except Exception as error:
+                    problem = error
+            self.watcher.advance(first.recipe.epochs)
+            yield probe, problem
+
+    def _moving(self, probes: list[Probe]) -> Ended:
+        """Every step for all networks, on the same augmented batch; a state is kept after each epoch."""
+        first, recipe = probes[0].transfer, probes[0].transfer.recipe
+        loader = Loader(
+            self.images,
+            batch_size=recipe.batch_size,
+            pad=recipe.pad,
+            device=self.device,
+            seed=first.seed,
+            others=self.statistics,
+        )
+        left = list(probes)
+        for epoch in range(1, recipe.epochs + 1):
+            active = [probe for probe in left if probe.epoch == epoch - 1]
+            problems: dict[Probe, Exception] = {}
+            for probe in active:
+                probe.begin(epoch)
+            for number, batch in enumerate(loader.epoch(epoch) if active else ()):
+                for probe in active:
+                    if probe not in problems:
+                        try:
+                            probe.step(batch, number)
+                        except Exception as error:
+                            problems[probe] = error
+            for probe in active:
+                try:
+                    if probe not in problems:
+                        probe.end()
+                        self.checkpoints.save(probe.transfer.id, probe.state())
+                except Diverged as error:
+                    problems[probe] = error
+            left = [probe for probe in left if probe not in problems]
+            self.watcher.advance(len(probes))
+            yield from problems.items()
+        for probe in left:
+            yield probe, None

@@ -1,0 +1,119 @@
+"""Pictures and measures of what the students of a results folder learned beside their teacher."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from kdbench.cli.chosen import add_choice, choose
+from kdbench.cli.common import (
+    Parser,
+    add_device,
+    add_results,
+    add_selection,
+    check_threads,
+    console,
+    data_dir,
+    data_request,
+    written,
+)
+from kdbench.data.catalogue import describe
+from kdbench.spec import Record, UserError
+
+if TYPE_CHECKING:
+    from kdbench.data.sources import ImageSet
+
+DESCRIPTION = """\
+Show what the students learned beside their teacher: differences of their logits by class (the paper's picture), t-SNE,
+reliability diagrams, and a table of agreement, KL, CKA, calibration error and likelihood. The images are those of the
+test split, so name the data as it was named in training.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    found = Parser(
+        prog="python bench.py figures",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add_choice(found)
+    found.add_argument("--seed", type=int, help="of the pictures (default: the smallest); the table is over all seeds")
+    found.add_argument("--samples", type=int, default=500, metavar="N", help="images of a t-SNE (default: 500)")
+    data = found.add_argument_group("images, as in training")
+    data.add_argument("--dataset", help="default: the records' own, where that needs no path")
+    add_selection(data)
+    how = found.add_argument_group("how and where")
+    add_results(how)
+    add_device(how)
+    return found
+
+
+def carry(args: argparse.Namespace) -> int:
+    from kdbench.report.groups import table_of
+    from kdbench.store import Store
+
+    check_threads(args)
+    if args.samples < 3:
+        raise UserError(f"--samples must be at least 3, got {args.samples}")
+    store = Store(args.out)
+    chosen = choose(args, store.records())
+    store.require_writable("tables", "charts")
+    images = _images(args, chosen)
+
+    from kdbench.analysis.figures import Gallery
+    from kdbench.analysis.outputs import Networks
+    from kdbench.report import write_fidelity, write_picture
+    from kdbench.report.style import house_style
+    from kdbench.report.terminal import render_fidelity
+    from kdbench.train import environment
+
+    mine = [record for record in chosen if record.trial.data.content == images.info.content]
+    pairs: dict[tuple[str, str, str, str], list[Record]] = {}
+    for record in mine:
+        if record.trial.teacher:
+            pairs.setdefault((*table_of(record), record.trial.teacher.arch, record.trial.arch), []).append(record)
+    device = environment.pick_device(args.device)
+    environment.configure(device, mine[0].trial.precision, args.threads)
+    networks, measured, paths = Networks(store, images, device), [], []
+    for place, students in pairs.items():
+        seeds = sorted({record.trial.seed for record in students})
+        seed = seeds[0] if args.seed is None else args.seed
+        if seed not in seeds:
+            known = ", ".join(map(str, seeds))
+            raise UserError(f"--seed {seed}: the students of {place[2]}:{place[3]} have the seeds {known}")
+        plain = [r for r in mine if not r.trial.teacher and (*table_of(r), r.trial.arch) == (*place[:2], place[3])]
+        gallery = Gallery(networks, place, [*plain, *students], seed)
+        measured += gallery.measured
+        print(f"{place[2]} → {place[3]}, seed {seed}: drawing ...", flush=True)
+        with house_style():
+            for name, figure in gallery.draw(args.samples):
+                paths += write_picture(figure, name, (*place, f"s{seed}"), args.out)
+    frame, tables = write_fidelity(measured, args.out)
+    to = console()
+    for part in render_fidelity(frame):
+        to.print(part)
+    written([*tables, *paths])
+    return 0
+
+
+def _images(args: argparse.Namespace, chosen: Sequence[Record]) -> ImageSet:
+    """The images on which some of the chosen networks were trained. Raises UserError."""
+    from kdbench.data.sources import prepare
+
+    taught = [record.trial.data for record in chosen if record.trial.teacher]
+    labels = ", ".join(dict.fromkeys(data.label for data in taught))
+    if not taught:
+        raise UserError(f"{args.out} holds no finished student of what was asked for")
+    source = args.dataset or taught[0].label.partition("[")[0]
+    if args.dataset is None and source not in describe():
+        raise UserError(f"the records are of {labels}: name these images with --dataset, as in training")
+    for size in dict.fromkeys(data.size for data in taught):
+        images = prepare(data_request(args, source, size), args.data_dir or data_dir())
+        if any(data.content == images.info.content for data in taught):
+            return images
+    raise UserError(
+        f"the records are of {labels}, and not of {images.info.label}: "
+        "give --dataset, --classes and --subset as in training, or choose with --from-dataset"
+    )

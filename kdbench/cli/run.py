@@ -1,0 +1,200 @@
+"""Train what a request lacks, and report."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdbench.cli.common import (
+    Parser,
+    add_device,
+    add_results,
+    add_selection,
+    catalogue_of,
+    check_threads,
+    console,
+    data_dir,
+    data_request,
+    show,
+)
+from kdbench.plan import pairs, recipes
+from kdbench.plan.words import parse_seeds
+from kdbench.spec import PRETRAINED, Catalogue, DataInfo, Pair, Plan, Teacher, UserError, file_sha256
+
+if TYPE_CHECKING:
+    from kdbench.data.sources import ImageSet
+
+DESCRIPTION = """\
+Compare knowledge-distillation methods for image classifiers: every method trained under one protocol, on the same
+batches, from the same initial weights, over several seeds.
+
+other commands (each has --help):
+  list methods|pairs|datasets|models|recipes
+  report           rebuild tables and charts from the records of a results folder
+  transfer         linear classifiers for other images on the networks that were trained
+  figures          what the students learned beside their teacher: pictures, agreement, calibration
+  verify           compare the methods with values computed by their authors' code
+"""
+
+EXAMPLES = """\
+examples:
+  python bench.py --methods kd,crd,icd --pairs all --dataset digits       minutes on a CPU, nothing to download
+  python bench.py --methods all,all+kd --pairs all --seeds 5              the paper's study on CIFAR-100
+  python bench.py --methods "kd,kd(kd_temperature=2),icd(alpha=0.1)+kd" --pairs resnet56:resnet20
+  python bench.py --methods kd,icd --pairs resnet20:resnet8 --dataset parquet:PATH --subset 10000 --epochs 6
+
+The same command again goes on where it was stopped and trains only what is missing.
+Exit code 0: all done; 1: a trial failed or diverged; 2: bad input; 130/143: interrupted.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    found = Parser(
+        prog="python bench.py",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    what = found.add_argument_group("what to compare")
+    what.add_argument(
+        "--methods", default="all", help="method expressions, comma-separated; `vanilla` is always included"
+    )
+    what.add_argument("--pairs", default="all", help="all, same, cross, or teacher:student,... (default: all)")
+    what.add_argument("--seeds", default="3", help="how many (3, the default), or which (0,1,7)")
+    what.add_argument("--recipe", help="training schedule (default: digits for digits, else paper)")
+    what.add_argument("--epochs", type=int, help="shorten or lengthen the recipe; its milestones move along")
+    what.add_argument("--lr", type=float, help="initial learning rate of every network")
+    data = found.add_argument_group("images")
+    data.add_argument("--dataset", default="cifar100", help="as `list datasets` names it (default: cifar100)")
+    data.add_argument("--size", type=int, help="pixels a side (default: the recipe's)")
+    add_selection(data)
+    teachers = found.add_argument_group("teachers (default: trained once, with seed 0)")
+    teachers.add_argument("--teacher", type=Path, metavar="FILE", help="checkpoint of the one teacher architecture")
+    teachers.add_argument("--teacher-dir", type=Path, metavar="DIR", help="checkpoints named after their architectures")
+    how = found.add_argument_group("how and where")
+    add_results(how)
+    how.add_argument(
+        "--dry-run", action="store_true", help="show trials, cohorts and the estimated time; train nothing"
+    )
+    how.add_argument("--rerun", metavar="STATUS", help="train again what ended as done, diverged or n/a (or all)")
+    add_device(how)
+    return found
+
+
+def carry(args: argparse.Namespace) -> int:
+    source = args.dataset
+    recipe = recipes.recipe(args.recipe or recipes.default(source), epochs=args.epochs, lr=args.lr, size=args.size)
+    seeds, chosen_pairs = parse_seeds(args.seeds), pairs.parse(args.pairs, source)
+    rerun = _rerun(args.rerun)
+    check_threads(args)
+    request = data_request(args, source, recipe.size)
+
+    from kdbench import models, runner  # torch from here on
+    from kdbench.data.sources import prepare
+    from kdbench.plan.expand import Request, expand
+    from kdbench.plan.expressions import parse
+    from kdbench.store import Store
+    from kdbench.train import environment
+    from kdbench.train.checkpoints import Checkpoints
+    from kdbench.train.cohort import LocalExecutor
+
+    device = environment.pick_device(args.device)
+    precision = environment.pick_precision(args.precision, device, recipe.size)
+    catalogue = catalogue_of(None)
+    methods = parse(args.methods, catalogue)
+    canonical = [Pair(catalogue.model(p.teacher).name, catalogue.model(p.student).name) for p in chosen_pairs]
+    chosen_pairs = tuple(dict.fromkeys(canonical))
+    store = Store(args.out)
+    if not args.dry_run:
+        store.require_writable()
+    images = prepare(request, args.data_dir or data_dir())
+    catalogue = catalogue_of(images)
+    for arch in dict.fromkeys(name for pair in chosen_pairs for name in (pair.teacher, pair.student)):
+        models.features(arch, images.info.classes, images.info.size)  # or one sentence on what does not fit
+    files = _teacher_files(args, chosen_pairs, images.info)
+    plan = expand(
+        Request(images.info, recipe, methods, chosen_pairs, seeds, precision, files), catalogue, store.standing(rerun)
+    )
+    if not args.dry_run:
+        for arch in dict.fromkeys(trial.arch for trial in plan.waiting if trial.arch.endswith(PRETRAINED)):
+            print(f"weights of {arch}: taken from the cache, or fetched ...", flush=True)
+            models.fetch(arch, images.info.classes, images.info.size)
+    environment.configure(device, precision, args.threads)
+    checkpoints = Checkpoints(args.out / "checkpoints")
+    _announce(plan, catalogue, sum(checkpoints.exists(trial.id) for trial in plan.waiting))
+    if args.dry_run:
+        return _estimate(plan, images, device)
+    if plan.cohorts or plan.verdicts:
+        from kdbench.progress import progress
+
+        executor = LocalExecutor(images, device, checkpoints)
+        with progress(console(), plan) as observer:
+            runner.carry_out(plan, store, executor, checkpoints, observer, environment.describe(device))
+    wanted = {trial.fingerprint for trial in plan.trials}
+    records = store.records()
+    mine = [record for record in records if record.trial.fingerprint in wanted]
+    show(records, store, mine)
+    missing = wanted - {record.trial.fingerprint for record in mine}
+    return 1 if missing or any(record.status in ("failed", "diverged") for record in mine) else 0
+
+
+def _rerun(text: str | None) -> frozenset[str]:
+    known = ("done", "diverged", "failed", "n/a", "all")
+    words = [word.strip() for word in text.split(",")] if text else []
+    for word in words:
+        if word not in known:
+            raise UserError(f"--rerun {word!r} is not one of {', '.join(known)}")
+    return frozenset(known if "all" in words else words)
+
+
+def _teacher_files(args: argparse.Namespace, chosen: Sequence[Pair], data: DataInfo) -> dict[str, Teacher]:
+    archs = list(dict.fromkeys(pair.teacher for pair in chosen))
+    if args.teacher is None and args.teacher_dir is None:
+        return {}
+    if args.teacher and args.teacher_dir:
+        raise UserError("give --teacher FILE or --teacher-dir DIR, not both")
+    if args.teacher and len(archs) > 1:
+        raise UserError(
+            f"--teacher FILE is for one architecture, and the pairs have {', '.join(archs)}: use --teacher-dir"
+        )
+    from kdbench.models import find_checkpoint, load_checkpoint
+
+    found = {}
+    for arch in archs:
+        path = args.teacher or find_checkpoint(args.teacher_dir, arch)
+        load_checkpoint(path, arch, data.classes, data.size)
+        found[arch] = Teacher(arch, file=str(path.resolve()), sha256=file_sha256(path))
+    return found
+
+
+def _announce(plan: Plan, catalogue: Catalogue, resumed: int) -> None:
+    for module, reason in catalogue.broken.items():
+        logging.getLogger("kdbench").warning("%s is left out, it failed to import: %s", module, reason)
+    print(
+        f"{len(plan.trials)} trials: {len(plan.done)} already there, {len(plan.waiting)} to train in "
+        f"{len(plan.cohorts)} cohorts, {len(plan.verdicts)} not applicable"
+        + (f"; {resumed} go on from their checkpoints" if resumed else ""),
+        flush=True,
+    )
+
+
+def _estimate(plan: Plan, images: ImageSet, device: Any) -> int:
+    from kdbench.plan.estimate import duration, seconds
+    from kdbench.train.calibrate import calibrate
+
+    for number, cohort in enumerate(plan.cohorts, start=1):
+        methods = (
+            ", ".join(trial.method for trial in cohort.trials) if cohort.teacher else f"{len(cohort.trials)} networks"
+        )
+        print(f"  [{number}] {cohort.title}, seed {cohort.seed}: {methods}")
+    for trial, reason in plan.verdicts:
+        print(f"  n/a {trial.teacher.arch if trial.teacher else ''}:{trial.arch} {trial.method}: {reason}")
+    if plan.cohorts:
+        print("measuring a few steps of each network and each method ...", flush=True)
+        costs = calibrate(plan, images, device)
+        print(f"estimated time on this device: {duration(seconds(plan, costs))}")
+    return 0

@@ -1,0 +1,131 @@
+"""Train linear classifiers for other images on the networks of a results folder."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from itertools import product
+from typing import TYPE_CHECKING
+
+from kdbench.cli.chosen import add_choice, choose
+from kdbench.cli.common import (
+    Parser,
+    add_device,
+    add_results,
+    add_selection,
+    check_threads,
+    console,
+    data_dir,
+    data_request,
+    written,
+)
+from kdbench.plan.protocols import PROTOCOLS, protocol, transfer
+from kdbench.spec import Transfer
+
+if TYPE_CHECKING:
+    from kdbench.data.sources import ImageSet
+    from kdbench.store import Transfers
+
+DESCRIPTION = """\
+Freeze the trunk of every network that was trained (students, plain students and teachers), train a linear classifier on
+it for other images, and tabulate its accuracy there.
+
+protocols:
+""" + "\n".join(f"  {name:8} {how.summary}" for name, how in PROTOCOLS.items())
+
+
+def parser() -> argparse.ArgumentParser:
+    found = Parser(
+        prog="python bench.py transfer",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    found.add_argument("--to", required=True, metavar="DATA", help="targets, comma-separated, e.g. stl10,tiny-imagenet")
+    add_choice(found)
+    found.add_argument("--protocol", default="frozen", help=f"{', '.join(PROTOCOLS)}, or both (default: frozen)")
+    found.add_argument("--epochs", type=int, help="shorten or lengthen the protocol; its milestones move along")
+    found.add_argument(
+        "--views", type=int, default=1, metavar="N", help="frozen only: the image, its mirror image, crops"
+    )
+    add_selection(found.add_argument_group("target images"))
+    how = found.add_argument_group("how and where")
+    add_results(how)
+    add_device(how)
+    return found
+
+
+def carry(args: argparse.Namespace) -> int:
+    from kdbench.store import Store, Transfers
+    from kdbench.store.transfers import FOLDER
+
+    check_threads(args)
+    names = [word.strip() for word in args.protocol.split(",")]
+    for name in names:
+        protocol(name, epochs=args.epochs, size=32)  # or one sentence, before anything heavy
+    store, kept = Store(args.out), Transfers(args.out)
+    sources = choose(args, store.records())
+
+    from kdbench import models
+    from kdbench.analysis.transfer import carry_out
+    from kdbench.analysis.views import views
+    from kdbench.data.sources import prepare
+    from kdbench.progress import TransferProgress
+    from kdbench.train import environment
+    from kdbench.train.checkpoints import Checkpoints
+
+    device = environment.pick_device(args.device)
+    store.require_writable(FOLDER, "checkpoints", "tables")
+    wanted: list[tuple[ImageSet, list[Transfer]]] = []
+    for target, size in product(dict.fromkeys(args.to.split(",")), sorted({each.trial.data.size for each in sources})):
+        images = prepare(data_request(args, target.strip(), size), args.data_dir or data_dir())
+        precision = environment.pick_precision(args.precision, device, size)
+        for name in dict.fromkeys(names):
+            how = protocol(name, epochs=args.epochs, size=size)
+            if not how.moving:
+                views(args.views, how.recipe.pad, images.info.flip)  # or one sentence
+            by_seed: dict[int, list[Transfer]] = {}
+            for record in sources:
+                if record.trial.data.size == size:
+                    model, digest = models.info(record.trial.arch), record.weights_sha256 or ""
+                    made = transfer(record.trial, digest, images.info, how, model, args.views, precision)
+                    by_seed.setdefault(made.seed, []).append(made)
+            wanted += [(images, of) for _, of in sorted(by_seed.items())]
+    standing = kept.standing()
+    groups = [(images, todo) for images, of in wanted if (todo := [t for t in of if t.fingerprint not in standing])]
+    everything = [each for _, of in wanted for each in of]
+    waiting = sum(len(todo) for _, todo in groups)
+    print(f"{len(everything)} transfers: {len(everything) - waiting} already there, {waiting} to train", flush=True)
+    records = {record.trial.fingerprint: record for record in sources}
+    with TransferProgress(console(), [transfers for _, transfers in groups]) as watcher:
+        for images, todo in groups:
+            environment.configure(device, todo[0].precision, args.threads)
+            described = environment.describe(device)
+            checkpoints = Checkpoints(args.out / "checkpoints")
+            for done in carry_out(
+                todo,
+                images,
+                lambda each: store.weights(records[each.source.fingerprint]),
+                checkpoints,
+                device,
+                described,
+                watcher,
+            ):
+                kept.save(done)
+    return _show(args, kept, everything)
+
+
+def _show(args: argparse.Namespace, kept: Transfers, asked: Sequence[Transfer]) -> int:
+    from kdbench.report import transfer as table
+    from kdbench.report import write_transfers
+    from kdbench.report.terminal import render_transfers
+
+    records = kept.records()
+    paths = write_transfers(records, args.out)
+    wanted = {each.fingerprint for each in asked}
+    mine = [record for record in records if record.transfer.fingerprint in wanted]
+    frame, to = table.transfers(mine), console()
+    for part in render_transfers(frame, table.notes(frame), to.width):
+        to.print(part)
+    written(paths)
+    return 0 if len(mine) == len(wanted) and all(record.status == "done" for record in mine) else 1

@@ -1,0 +1,72 @@
+"""Transfers small enough for tests: random images, untrained networks, real probes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kdbench.analysis.transfer import carry_out
+from kdbench.data.imageset import ImageSet
+from kdbench.models import build, info
+from kdbench.plan.protocols import protocol, transfer
+from kdbench.spec import Transfer, TransferRecord, Trial
+from kdbench.train.checkpoints import Checkpoints
+from tests.train import study
+from tests.train.study import CPU
+
+TARGET = study.images(train=128, test=40)
+
+
+class Quiet:
+    """Nothing to see; stops after so many epochs, as Ctrl-C would."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.left = stop_after
+
+    def group(self, transfers: Sequence[Transfer]) -> None: ...
+    def record(self, record: TransferRecord) -> None: ...
+
+    def advance(self, epochs: int) -> None:
+        if self.left is not None:
+            self.left -= 1
+            if self.left == 0:
+                raise KeyboardInterrupt
+
+
+def weights(arch: str, trial: Trial) -> dict[str, Tensor]:
+    torch.manual_seed(1)
+    return build(arch, trial.data.classes, trial.data.size).state_dict()
+
+
+def made(
+    arch: str = "resnet8",
+    name: str = "frozen",
+    *,
+    epochs: int | None = 2,
+    views: int = 1,
+    target: ImageSet = TARGET,
+    precision: str = "fp32",
+    seed: int = 0,
+) -> Transfer:
+    """A transfer of a network that was (said to be) trained on the toy study's images."""
+    source = study.trial("kd", arch=arch, teacher="wrn_16_1", seed=seed)
+    source = replace(source, data=replace(source.data, classes=6, size=target.info.size))
+    how = protocol(name, epochs=epochs, size=target.info.size)
+    return transfer(source, "0" * 64, target.info, how, info(arch), views, precision)
+
+
+def run(
+    transfers: Sequence[Transfer],
+    folder: Path,
+    target: ImageSet = TARGET,
+    watcher: Quiet | None = None,
+) -> list[TransferRecord]:
+    watcher, checkpoints = watcher or Quiet(), Checkpoints(folder)
+    found = carry_out(
+        transfers, target, lambda each: weights(each.source.arch, each.source), checkpoints, CPU, {}, watcher
+    )
+    return list(found)
