@@ -58,7 +58,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--students", type=int, default=10)
     parser.add_argument("--images", type=int, default=5000, help="of the target's training split")
-    parser.add_argument("--arch", default="resnet8x4")
+    parser.add_argument("--arch", default="resnet8")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -84,11 +84,11 @@ def main() -> int:
         assert [record.status for record in records] == ["done"] * args.students
     machine = {name: value for name, value in describe(device).items() if name != "host"}
     settings = {**vars(args), "json": None, "precision": precision, "epochs": how.recipe.epochs}
-    figures = {"date": time.strftime("%Y-%m-%d"), "machine": machine, "settings": settings, "seconds": summary(seconds)}
+    found = summary(seconds)
+    figures = {"date": time.strftime("%Y-%m-%d"), "machine": machine, "settings": settings, "seconds": found}
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
-    found = figures["seconds"]
     print(f"{args.students} students: {found['median']:.1f} s ({found['min']:.1f} - {found['max']:.1f})")
     return 0
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kdbench.data.batches import Batch
 from kdbench.models import features, info, restore
+from kdbench.models.fold import fold
 from kdbench.models.output import Output
 from kdbench.spec import Transfer, derive_seed
 from kdbench.train.environment import on_device
@@ -51,6 +52,8 @@ class Probe:
         self.statistics = info(source.arch).statistics
         width = features(source.arch, source.data.classes, source.data.size).embedding
         trunk = restore(source.arch, source.data.classes, source.data.size, weights)
+        if not transfer.moving:
+            trunk = fold(trunk.eval())
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed("probe", transfer.data.content, seed))
             network = Probed(trunk, width, transfer.data.classes)
@@ -67,41 +70,12 @@ class Probe:
         self.seconds = 0.0
         self.epoch = 0  # the last whole one
         self.loss: float | None = None
-        self._features: list[list[Tensor]] = []  # per view, per batch: [B, D]
-        self._labels: list[Tensor] = []
 
-    def embed(self, view: int, batch: Batch) -> None:
-        """Keep the features of a batch of training images, which must come view by view and in order."""
+    def embed(self, batch: Batch) -> Tensor:
+        """Features of a batch in evaluation mode, float32 [B, D]."""
         self.network.eval()
         with self.clock.running(), autocast(self.device, self.transfer.precision):
-            if view == len(self._features):
-                self._features.append([])
-            self._features[view].append(self.network.embed(batch.images_for(self.statistics)))
-            if view == 0:
-                self._labels.append(batch.labels)
-
-    def fit(self) -> None:
-        """Train the classifier on the features that were kept, each image in a view drawn anew each epoch.
-
-        Raises Diverged.
-        """
-        features = torch.stack([torch.cat(parts) for parts in self._features])  # [V, N, D]
-        labels = torch.cat(self._labels)
-        self._features, self._labels = [], []
-        count, batch = len(labels), self.transfer.recipe.batch_size
-        with self.clock.running():
-            for epoch in range(1, self.transfer.recipe.epochs + 1):
-                self.begin(epoch)
-                stream = torch.Generator().manual_seed(
-                    derive_seed("probe batches", self.transfer.data.content, self.transfer.seed, epoch)
-                )
-                order = torch.randperm(count, generator=stream)
-                view = torch.randint(len(features), (count,), generator=stream)
-                index, view = order.to(self.device), view.to(self.device)
-                for start in range(0, count - batch + 1, batch):  # the last incomplete one is dropped, as in training
-                    here = index[start : start + batch]
-                    self._learn(features[view[here], here], labels[here])
-                self.end()
+            return self.network.embed(batch.images_for(self.statistics))
 
     def step(self, batch: Batch, number: int) -> None:
         """One step of a protocol in which batch norms work with batch statistics and their running ones move."""
@@ -110,15 +84,12 @@ class Probe:
             torch.manual_seed((self._dropout + number) % 2**63)
             with autocast(self.device, self.transfer.precision):
                 embedding = self.network.embed(batch.images_for(self.statistics))
-            self._learn(embedding, batch.labels)
-
-    def _learn(self, embedding: Tensor, labels: Tensor) -> None:
-        loss = F.cross_entropy(self.network.head(embedding), labels)
-        loss.backward()
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
-        self._sum += loss.detach().double()
-        self._steps += 1
+            loss = F.cross_entropy(self.network.head(embedding), batch.labels)
+            loss.backward()
+            self.optimiser.step()
+            self.optimiser.zero_grad(set_to_none=True)
+            self._sum += loss.detach().double()
+            self._steps += 1
 
     def begin(self, epoch: int) -> None:
         self._sum, self._steps = torch.zeros((), dtype=torch.float64, device=self.device), 0
@@ -159,3 +130,77 @@ class Probe:
         self.network.load_state_dict(state["network"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.epoch, self.seconds, self.loss = state["epoch"], state["seconds"], state["loss"]
+
+
+class Stack:
+    """Probes whose classifiers have one shape and one schedule, trained at once on features that are computed once.
+
+    They share nothing but their batches; to rounding, each comes out as it would alone.
+    """
+
+    def __init__(self, probes: Sequence[Probe]) -> None:
+        self.probes, first = probes, probes[0]
+        self.recipe, data = first.transfer.recipe, first.transfer.data
+        heads = [probe.network.head for probe in probes]
+        shape = (len(probes), first.transfer.views, data.train, heads[0].in_features)
+        self.features = torch.zeros(shape, device=first.device)  # [S, V, N, D]
+        self.weight = torch.stack([head.weight.detach() for head in heads]).requires_grad_()  # [S, C, D]
+        self.bias = torch.stack([head.bias.detach() for head in heads]).unsqueeze(1).requires_grad_()  # [S, 1, C]
+        self.problems: dict[Probe, Exception] = {}
+
+    def embed(self, view: int, batch: Batch) -> None:
+        """Keep the features of a batch of training images; a network that fails leaves the others."""
+        for place, probe in enumerate(self.probes):
+            if probe not in self.problems:
+                try:
+                    self.features[place, view, batch.indices] = probe.embed(batch)
+                except Exception as error:
+                    self.problems[probe] = error
+
+    def fit(self, labels: Tensor, advance: Callable[[int], None]) -> None:
+        """Train the classifiers, each image in a view drawn anew each epoch; `advance` is called after each."""
+        transfer, clock = self.probes[0].transfer, Stopwatch(self.probes[0].device)
+        recipe, (students, views, count, width) = self.recipe, self.features.shape
+        optimiser = torch.optim.SGD(
+            [self.weight, self.bias],
+            lr=transfer.lr,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            fused=True,
+        )
+        flat, losses = self.features.view(students, views * count, width), []
+        with clock.running():
+            for epoch in range(1, recipe.epochs + 1):
+                optimiser.param_groups[0]["lr"] = learning_rate(recipe, transfer.lr, epoch)
+                stream = torch.Generator().manual_seed(
+                    derive_seed("probe batches", transfer.data.content, transfer.seed, epoch)
+                )
+                order = torch.randperm(count, generator=stream)
+                view = torch.randint(views, (count,), generator=stream)
+                rows, own = (view * count + order).to(flat.device), labels[order].to(flat.device)
+                total = torch.zeros(students, dtype=torch.float64, device=flat.device)
+                steps = count // recipe.batch_size  # the last incomplete batch is dropped, as in training
+                for here in (slice(at * recipe.batch_size, (at + 1) * recipe.batch_size) for at in range(steps)):
+                    logits = torch.baddbmm(self.bias, flat[:, rows[here]], self.weight.transpose(1, 2))  # [S, B, C]
+                    target = own[here].expand(students, -1)
+                    each = F.cross_entropy(logits.transpose(1, 2), target, reduction="none").mean(dim=1)  # [S]
+                    each.sum().backward()  # type: ignore[no-untyped-call]  # a sum: no student's gradient is scaled
+                    optimiser.step()
+                    optimiser.zero_grad(set_to_none=True)
+                    total += each.detach().double()
+                losses.append(total / steps)
+                advance(students)
+        self._part(torch.stack(losses), clock.total() / students)
+
+    @torch.no_grad()
+    def _part(self, losses: Tensor, seconds: float) -> None:
+        """Give each probe its classifier back; `losses` are those of every epoch, [E, S]."""
+        finite = losses.isfinite().cpu()
+        for place, probe in enumerate(self.probes):
+            probe.network.head.weight.copy_(self.weight[place])
+            probe.network.head.bias.copy_(self.bias[place, 0])
+            probe.epoch, probe.loss = len(losses), float(losses[-1, place])
+            probe.seconds += seconds
+            if not finite[:, place].all():
+                epoch = int(finite[:, place].int().argmin()) + 1
+                self.problems.setdefault(probe, Diverged(f"the loss was not finite in epoch {epoch}"))

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from kdbench.analysis.probe import Probe
+from kdbench.analysis.probe import Probe, Stack
 from kdbench.analysis.views import show, views
 from kdbench.data.batches import Loader, in_order
 from kdbench.data.imageset import ImageSet, Split
@@ -45,9 +45,10 @@ def carry_out(
     """A record for each of these, which share target, protocol and seed. Where `weights` raises, that one fails."""
     watcher.group(transfers)
     group = _Group(images, checkpoints, device, watcher)
-    for size in dict.fromkeys(map(_bytes, transfers)):
-        alike = [transfer for transfer in transfers if _bytes(transfer) == size]
-        many = len(alike) if alike[0].moving else max(1, _ROOM // size)
+    for kind in dict.fromkeys(map(_kind, transfers)):
+        alike = [transfer for transfer in transfers if _kind(transfer) == kind]
+        size, _ = kind
+        many = max(1, _ROOM // size) if size else len(alike)
         for start in range(0, len(alike), many):
             for outcome in group.train(alike[start : start + many], weights):
                 record = _record(*outcome, environment)
@@ -56,11 +57,13 @@ def carry_out(
                 checkpoints.remove(record.transfer.id)
 
 
-def _bytes(transfer: Transfer) -> int:
-    """Of the features of one network's views."""
+def _kind(transfer: Transfer) -> tuple[int, float]:
+    """Those of one kind are trained at once: bytes of the features of one network (0: none are kept), and rate."""
+    if transfer.moving:
+        return 0, 0.0
     source = transfer.source
     width = features(source.arch, source.data.classes, source.data.size).embedding
-    return 1 if transfer.moving else 4 * width * transfer.views * transfer.data.train
+    return 4 * width * transfer.views * transfer.data.train, transfer.lr
 
 
 Outcome = tuple[Transfer, Probe | None, tuple[float, float] | Exception]
@@ -117,26 +120,16 @@ class _Group:
         return probe
 
     def _fixed(self, probes: list[Probe]) -> Ended:
-        """Features of every view first, for all networks at once; then each classifier, in a moment."""
-        first, train, problems = probes[0].transfer, self.images.train, dict[str, Exception]()
+        """Features of every view first, then all classifiers at once."""
+        first, train = probes[0].transfer, self.images.train
+        stack = Stack(probes)
         for number, view in enumerate(views(first.views, first.recipe.pad, self.images.info.flip)):
             shown = Split(show(train.images, view), train.labels)
             for batch in in_order(shown, self.images.info, EVALUATION_BATCH, self.device, self.statistics):
-                for probe in probes:
-                    if probe.transfer.id not in problems:
-                        try:
-                            probe.embed(number, batch)
-                        except Exception as error:
-                            problems[probe.transfer.id] = error
+                stack.embed(number, batch)
+        stack.fit(train.labels, self.watcher.advance)
         for probe in probes:
-            problem = problems.get(probe.transfer.id)
-            if problem is None:
-                try:
-                    probe.fit()
-                except Exception as error:
-                    problem = error
-            self.watcher.advance(first.recipe.epochs)
-            yield probe, problem
+            yield probe, stack.problems.get(probe)
 
     def _moving(self, probes: list[Probe]) -> Ended:
         """Every step for all networks, on the same augmented batch; a state is kept after each epoch."""

@@ -104,7 +104,8 @@ def test_companions_do_not_matter_and_neither_does_an_interruption(tmp_path: Pat
         (alone,) = run([each], tmp_path / f"{name} alone")
         together = run([other, each], tmp_path / f"{name} together")
         assert [record.transfer.source.arch for record in together] == ["wrn_16_1", "resnet8"]
-        assert (together[1].top1, together[1].loss) == (alone.top1, alone.loss)
+        assert together[1].top1 == alone.top1
+        assert together[1].loss == pytest.approx(alone.loss, rel=1e-5 if name == "frozen" else 0)
         folder = tmp_path / f"{name} interrupted"
         with pytest.raises(KeyboardInterrupt):
             run([each], folder, watcher=Quiet(stop_after=1))
