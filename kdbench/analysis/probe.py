@@ -180,11 +180,12 @@ class Stack:
                 rows, own = (view * count + order).to(flat.device), labels[order].to(flat.device)
                 total = torch.zeros(students, dtype=torch.float64, device=flat.device)
                 steps = count // recipe.batch_size  # the last incomplete batch is dropped, as in training
-                for here in (slice(at * recipe.batch_size, (at + 1) * recipe.batch_size) for at in range(steps)):
+                for start in range(0, steps * recipe.batch_size, recipe.batch_size):
+                    here = slice(start, start + recipe.batch_size)
                     logits = torch.baddbmm(self.bias, flat[:, rows[here]], self.weight.transpose(1, 2))  # [S, B, C]
                     target = own[here].expand(students, -1)
                     each = F.cross_entropy(logits.transpose(1, 2), target, reduction="none").mean(dim=1)  # [S]
-                    each.sum().backward()  # type: ignore[no-untyped-call]  # a sum: no student's gradient is scaled
+                    each.sum().backward()  # a sum: no student's gradient is scaled
                     optimiser.step()
                     optimiser.zero_grad(set_to_none=True)
                     total += each.detach().double()
