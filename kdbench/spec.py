@@ -74,6 +74,7 @@ class DataRequest:
     size: int  # images are brought to size x size pixels
     classes: tuple[int, ...] | None = None  # original label numbers to keep, in ascending order
     subset: int | None = None  # training images kept, stratified
+    val_fraction: float = 0.0  # of the training images, held out to choose an epoch by
     label_column: str | None = None  # parquet only
 
 
@@ -91,6 +92,7 @@ class DataInfo:
     std: tuple[float, float, float]
     flip: bool  # whether a mirrored image keeps its meaning
     sources: Mapping[str, str] = field(default_factory=dict)  # file name -> SHA-256
+    val: int = 0  # images held out from the training split
 
 
 @dataclass(frozen=True)
@@ -314,6 +316,7 @@ class Epoch:
     top5: float
     seconds_own: float  # its forward, loss, backward, step
     seconds_shared: float  # batch and teacher, once a cohort
+    val_top1: float | None = None  # %, held-out training images, where there are any
 
 
 @dataclass(frozen=True)
@@ -352,6 +355,9 @@ class Record:
     weights_sha256: str | None
     finished: str  # ISO 8601, UTC
     cost: Mapping[str, Value] = field(default_factory=dict)  # as in Outcome
+    last10_top1: float | None = None  # %, mean of the last ten epochs
+    validated_top1: float | None = None  # %, test split, of the epoch that was best on the held-out images
+    validated_epoch: int | None = None
 
     @property
     def seconds_per_epoch(self) -> float | None:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from kdbench.plan.words import parse_classes
-from kdbench.spec import Catalogue, DataInfo, DataRequest, Pair, Record, UserError, Value
+from kdbench.report import BASELINE
+from kdbench.spec import Catalogue, DataInfo, DataRequest, Pair, Record, UserError, Value, unknown
 
 if TYPE_CHECKING:
     from kdbench.data.sources import ImageSet
@@ -40,6 +41,19 @@ def add_selection(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> 
     parser.add_argument("--data-dir", type=Path, help="downloads and decoded images (default: ~/.cache/kdbench)")
 
 
+def add_validation(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    help_text = "hold out this part of the training images, to choose an epoch by (0, the default, to below 1)"
+    parser.add_argument("--val-fraction", type=float, metavar="F", help=help_text)
+
+
+def add_rules(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """What tables show, and what they compare with."""
+    about = f"what methods are compared with (default: {BASELINE})"
+    parser.add_argument("--baseline", default=BASELINE, metavar="METHOD", help=about)
+    rules = ("last", "last10", "validation", "best")
+    parser.add_argument("--select", default="last", choices=rules, help="which epoch counts (default: last)")
+
+
 def add_device(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
     parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp32"))
@@ -49,7 +63,8 @@ def add_device(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> Non
 def data_request(args: argparse.Namespace, source: str, size: int) -> DataRequest:
     """From the words of `add_selection`. Raises UserError."""
     classes = parse_classes(args.classes) if args.classes else None
-    return DataRequest(source, size, classes, args.subset, args.label_column)
+    held = getattr(args, "val_fraction", None) or 0.0
+    return DataRequest(source, size, classes, args.subset, held, args.label_column)
 
 
 def check_threads(args: argparse.Namespace) -> None:
@@ -82,28 +97,45 @@ def catalogue_of(images: ImageSet | None) -> Catalogue:
     return Catalogue(infos, models.info, obstacle, registry.discover())
 
 
-def show(records: Sequence[Record], store: Store, shown: Sequence[Record]) -> None:
-    """Write everything that is derived from the folder's records; print the tables of those shown."""
-    from kdbench.report import cost, tables, write_report, write_transfers
-    from kdbench.report.terminal import render, render_costs
+def show(args: argparse.Namespace, records: Sequence[Record], store: Store, shown: Sequence[Record]) -> None:
+    """Write everything that is derived from the folder's records; print the tables of those shown.
+
+    Raises UserError where `add_rules` asked for what is not there.
+    """
+    from kdbench.report import comparison, cost, tables, write_report, write_transfers
+    from kdbench.report.selection import under
+    from kdbench.report.terminal import render, render_comparison, render_costs
     from kdbench.store import Transfers
 
-    paths = write_report(records, store.epochs, store.root, {record.trial.variant for record in shown}).paths
-    if transfers := Transfers(store.root).records():
+    baseline = _baseline(args.baseline, records)
+    transfers = Transfers(store.root).records()
+    asked = {record.trial.variant for record in shown}
+    paths = write_report(records, store.epochs, store.root, asked, baseline, transfers, args.select).paths
+    if transfers:
         paths += write_transfers(transfers, store.root)
-    to = console()
+    to, shown = console(), under(shown, args.select)
+    notes = tables.footnotes(shown, rule=args.select)
     for part in (
         *render_costs(cost.costs(shown), to.width),
-        *render(tables.accuracy(shown), tables.footnotes(shown), to.width),
+        *render_comparison(comparison.studies(shown, baseline)),
+        *render(tables.accuracy(shown), notes, to.width),
     ):
         to.print(part)
     written(paths)
 
 
+def _baseline(wanted: str, records: Sequence[Record]) -> str:
+    """The baseline, if it was trained or is the default. Raises UserError."""
+    known = dict.fromkeys(record.trial.method for record in records)
+    if wanted not in known and wanted != BASELINE:
+        raise unknown("baseline", wanted, known, f"trained are {', '.join(known)}")
+    return wanted
+
+
 def written(paths: Sequence[Path]) -> None:
     """Say which folders now hold something new."""
-    for folder in dict.fromkeys(path.parent for path in paths):
-        print(f"written: {folder}/")
+    for where in dict.fromkeys(path if path.suffix == ".html" else path.parent for path in paths):
+        print(f"written: {where}{'' if where.suffix == '.html' else '/'}")
 
 
 def console() -> Any:

@@ -12,6 +12,7 @@ from kdbench.cli.common import (
     add_device,
     add_results,
     add_selection,
+    add_validation,
     check_threads,
     console,
     data_dir,
@@ -44,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     data = found.add_argument_group("images, as in training")
     data.add_argument("--dataset", help="default: the records' own, where that needs no path")
     add_selection(data)
+    add_validation(data)
     how = found.add_argument_group("how and where")
     add_results(how)
     add_device(how)

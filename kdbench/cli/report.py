@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
-from kdbench.cli.common import Parser, add_results, show
+from kdbench.cli.common import Parser, add_results, add_rules, console, show, written
 from kdbench.spec import UserError
 
 
@@ -15,6 +16,8 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add_results(found)
+    add_rules(found)
+    found.add_argument("--against", type=Path, metavar="DIR", help="also the differences to another results folder")
     return found
 
 
@@ -26,5 +29,18 @@ def carry(args: argparse.Namespace) -> int:
     if not records:
         raise UserError(f"{args.out} holds no records; train something first, or name the folder with --out")
     store.require_writable()
-    show(records, store, records)
+    other = Store(args.against).records() if args.against else []
+    if args.against and not other:
+        raise UserError(f"--against {args.against}: that folder holds no records")
+    show(args, records, store, records)
+    if other:
+        from kdbench.report import write_against
+        from kdbench.report.selection import under
+        from kdbench.report.terminal import render_against
+
+        frame, notes, paths = write_against(under(records, args.select), under(other, args.select), args.out)
+        to = console()
+        for part in render_against(frame, notes, to.width):
+            to.print(part)
+        written(paths)
     return 0

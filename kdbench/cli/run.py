@@ -12,7 +12,9 @@ from kdbench.cli.common import (
     Parser,
     add_device,
     add_results,
+    add_rules,
     add_selection,
+    add_validation,
     catalogue_of,
     check_threads,
     console,
@@ -72,6 +74,7 @@ def parser() -> argparse.ArgumentParser:
     data.add_argument("--dataset", default="cifar100", help="as `list datasets` names it (default: cifar100)")
     data.add_argument("--size", type=int, help="pixels a side (default: the recipe's)")
     add_selection(data)
+    add_validation(data)
     teachers = found.add_argument_group("teachers (default: trained once, with seed 0)")
     teachers.add_argument("--teacher", type=Path, metavar="FILE", help="checkpoint of the one teacher architecture")
     teachers.add_argument("--teacher-dir", type=Path, metavar="DIR", help="checkpoints named after their architectures")
@@ -82,6 +85,7 @@ def parser() -> argparse.ArgumentParser:
     )
     how.add_argument("--rerun", metavar="STATUS", help="train again what ended as done, diverged or n/a (or all)")
     add_device(how)
+    add_rules(found.add_argument_group("tables"))
     return found
 
 
@@ -137,7 +141,7 @@ def carry(args: argparse.Namespace) -> int:
     wanted = {trial.fingerprint for trial in plan.trials}
     records = store.records()
     mine = [record for record in records if record.trial.fingerprint in wanted]
-    show(records, store, mine)
+    show(args, records, store, mine)
     missing = wanted - {record.trial.fingerprint for record in mine}
     return 1 if missing or any(record.status in ("failed", "diverged") for record in mine) else 0
 

@@ -60,6 +60,7 @@ class Loader:
         self._train[:, pad : pad + height, pad : pad + width] = images.train.images.to(device)
         self._train_labels = images.train.labels.to(device)
         self._test = Split(images.test.images.to(device), images.test.labels.to(device))
+        self._val = images.val and Split(images.val.images.to(device), images.val.labels.to(device))
         self.steps = min(count // batch_size, limit or count)
         """Batches an epoch; the last incomplete one is dropped."""
         self._rows, self._columns = torch.arange(height, device=device), torch.arange(width, device=device)
@@ -89,6 +90,11 @@ class Loader:
     def evaluation(self, batch_size: int) -> Iterator[Batch]:
         """The whole test split in its order, as it is; the last batch may be smaller."""
         return in_order(self._test, self.info, batch_size, self.device, self._others)
+
+    def validation(self, batch_size: int) -> Iterator[Batch]:
+        """The held-out images like the test split, where there are any."""
+        if self._val is not None:
+            yield from in_order(self._val, self.info, batch_size, self.device, self._others)
 
     def _batch(self, pixels: Tensor, labels: Tensor, indices: Tensor) -> Batch:
         others = {each: normalise(pixels, *values) for each, values in self._others.items()}

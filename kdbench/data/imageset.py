@@ -57,6 +57,7 @@ class ImageSet:
     train: Split
     test: Split
     class_names: tuple[str, ...]
+    val: Split | None = None  # held out from training, to choose an epoch by
 
 
 def digest(*parts: Tensor | str) -> str:

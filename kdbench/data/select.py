@@ -15,7 +15,10 @@ log = logging.getLogger("kdbench")
 
 
 def select(source: Source, decoded: Decoded, request: DataRequest) -> ImageSet:
-    """Classes first (both splits, labels renumbered in ascending order), then the subset. Raises UserError."""
+    """Classes first (both splits, labels renumbered in ascending order), then the subset, then what is held out.
+
+    Raises UserError.
+    """
     numbers = _classes(source, decoded, request.classes)
     train = _keep_classes(decoded.train, numbers)
     test = _keep_classes(decoded.test, numbers)
@@ -38,9 +41,21 @@ def select(source: Source, decoded: Decoded, request: DataRequest) -> ImageSet:
         train = Split(train.images[rows], train.labels[rows])
         notes.append(f"n={request.subset}")
 
+    val = None
+    if request.val_fraction:
+        count = round(request.val_fraction * len(train)) if 0 < request.val_fraction < 1 else 0
+        if not 1 <= count < len(train):
+            raise UserError(f"--val-fraction must leave images on both sides, got {request.val_fraction:g}")
+        held = torch.zeros(len(train), dtype=torch.bool)
+        held[stratified(train.labels, count)] = True
+        val = Split(train.images[held], train.labels[held])
+        train = Split(train.images[~held], train.labels[~held])
+        notes.append(f"val={request.val_fraction:g}")
+
+    parts = [train, test] + ([val] if val else [])
     info = DataInfo(
         label=source.label + (f"[{','.join(notes)}]" if notes else ""),
-        content=digest(train.images, train.labels, test.images, test.labels),
+        content=digest(*(tensor for part in parts for tensor in (part.images, part.labels))),
         classes=len(numbers),
         train=len(train),
         test=len(test),
@@ -49,8 +64,9 @@ def select(source: Source, decoded: Decoded, request: DataRequest) -> ImageSet:
         std=std,
         flip=source.flip,
         sources=source.files,
+        val=len(val) if val else 0,
     )
-    return ImageSet(info, train, test, tuple(decoded.names[number] for number in numbers))
+    return ImageSet(info, train, test, tuple(decoded.names[number] for number in numbers), val)
 
 
 def _classes(source: Source, decoded: Decoded, wanted: tuple[int, ...] | None) -> list[int]:

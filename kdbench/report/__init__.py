@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,10 +15,22 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
+    from kdbench.report.comparison import Study
     from kdbench.report.fidelity import Measured
     from kdbench.report.groups import Selection
 
-__all__ = ["Report", "write_fidelity", "write_picture", "write_report", "write_transfers"]
+BASELINE = "kd"
+"""What methods are compared with, unless another one is asked for."""
+
+__all__ = [
+    "BASELINE",
+    "Report",
+    "write_against",
+    "write_fidelity",
+    "write_picture",
+    "write_report",
+    "write_transfers",
+]
 
 
 @dataclass(frozen=True)
@@ -31,32 +43,69 @@ class Report:
 
 
 def write_report(
-    records: Sequence[Record], curve: Callable[[str], Sequence[Epoch]], out: Path, asked: Collection[str] = ()
+    records: Sequence[Record],
+    curve: Callable[[str], Sequence[Epoch]],
+    out: Path,
+    asked: Collection[str] = (),
+    baseline: str = BASELINE,
+    transfers: Sequence[TransferRecord] = (),
+    rule: str = "last",
 ) -> Report:
-    """Write `tables/{accuracy,cost}.{csv,md}` and `charts/*.png|svg` under `out`, each file whole.
+    """Write `report.html`, `tables/*.{csv,md,tex}` and `charts/*.{png,svg}` under `out`, each file whole.
 
     `curve` gives the epochs of a trial by its id; where it fails, the charts by epoch do without that trial.
-    Where a row has several variants, one of `asked` is shown, else the newest.
+    Where a row has several variants, one of `asked` is shown, else the newest. `rule` says which epoch counts.
     """
-    from kdbench.report import cost, markdown, tables
+    from kdbench.report import comparison, cost, latex, ledger, markdown, page, tables
+    from kdbench.report import selection as rules
     from kdbench.report.groups import select
 
+    chosen_by_rule = rules.gaps(records, asked)
+    records = rules.under(records, rule)
+    beside = ledger.ledger(records, rule, asked)
     selection = select(records, asked)
     frame = tables.accuracy(records, asked)
     spent = cost.costs(records, asked)
-    notes = tables.footnotes(records, asked)
+    studies = comparison.studies(records, baseline, asked)
+    alike = {((*pair, ""), method) for study in studies for pair, method in study.alike()}
+    notes = tables.footnotes(records, asked, rule)
+    if alike:
+        notes.append(tables.ALIKE_NOTE)
     curves, unread = _read_curves(selection, curve)
     if unread:
         notes.append(f"Charts by epoch do without {unread} finished trial{'s' * (unread > 1)}: no epochs to be read.")
     paths = [
         write_whole(out / "tables" / "accuracy.csv", _csv(frame)),
         write_whole(out / "tables" / "cost.csv", _csv(spent)),
-        write_whole(out / "tables" / "accuracy.md", markdown.accuracy_document(frame, notes).encode()),
+        write_whole(out / "tables" / "selection.csv", _csv(chosen_by_rule)),
+        write_whole(out / "tables" / "published.csv", _csv(beside)),
+        write_whole(out / "tables" / "comparison.csv", _csv(comparison.frame(studies), decimals=8)),
+        write_whole(out / "tables" / "ranks.csv", _csv(comparison.ranks(studies), decimals=8)),
+        write_whole(out / "tables" / "accuracy.md", markdown.accuracy_document(frame, notes, alike).encode()),
         write_whole(out / "tables" / "cost.md", markdown.cost_document(spent).encode()),
+        write_whole(out / "tables" / "comparison.md", markdown.comparison_document(studies).encode()),
+        write_whole(out / "tables" / "accuracy.tex", latex.document(frame).encode()),
     ]
+    drawn: dict[tuple[str, str], dict[str, bytes]] = {}
     if selection.groups:
-        paths += _charts(frame, selection, curves, out / "charts")
+        for table, kind, path, content in _charts(frame, spent, studies, selection, curves, out / "charts"):
+            paths.append(write_whole(path, content))
+            if path.suffix == ".png":
+                drawn.setdefault(table, {})[kind] = content
+    others = page.further(transfers, _fidelity(out), beside)
+    html = page.page(records, selection.groups, frame, spent, studies, notes, drawn, alike, others)
+    paths.append(write_whole(out / "report.html", html.encode()))
     return Report(frame, tuple(notes), tuple(paths))
+
+
+def _fidelity(out: Path) -> pd.DataFrame | None:
+    """What the command `figures` wrote, if it did and it can be read."""
+    import pandas as pd
+
+    try:
+        return pd.read_csv(out / "tables" / "fidelity.csv")
+    except (OSError, ValueError):
+        return None
 
 
 def write_transfers(records: Sequence[TransferRecord], out: Path) -> tuple[Path, ...]:
@@ -69,6 +118,20 @@ def write_transfers(records: Sequence[TransferRecord], out: Path) -> tuple[Path,
         write_whole(out / "tables" / "transfer.csv", _csv(frame)),
         write_whole(out / "tables" / "transfer.md", document.encode()),
     )
+
+
+def write_against(
+    here: Sequence[Record], there: Sequence[Record], out: Path
+) -> tuple[pd.DataFrame, list[str], tuple[Path, ...]]:
+    """Write `tables/against.{csv,md}` under `out`, each file whole; returns the long form and its notes too."""
+    from kdbench.report import against, markdown
+
+    frame, notes = against.against(here, there), against.notes(here, there)
+    paths = (
+        write_whole(out / "tables" / "against.csv", _csv(frame, decimals=8)),
+        write_whole(out / "tables" / "against.md", markdown.against_document(frame, notes).encode()),
+    )
+    return frame, notes, paths
 
 
 def write_fidelity(measured: Sequence[Measured], out: Path) -> tuple[pd.DataFrame, tuple[Path, ...]]:
@@ -105,18 +168,29 @@ def _read_curves(
     return found, len(wanted) - len(found)
 
 
-def _csv(frame: pd.DataFrame) -> bytes:
-    """Numbers to 4 decimals, empty cells empty. Text that a spreadsheet would run gets a leading apostrophe."""
-    safe = frame.round(4)
+def _csv(frame: pd.DataFrame, decimals: int = 4) -> bytes:
+    """Numbers rounded, empty cells empty. Text that a spreadsheet would run gets a leading apostrophe."""
+    safe = frame.round(decimals)
     for name in frame.columns[frame.dtypes == "object"]:
         safe[name] = [f"'{text}" if re.match(r"[=+\-@\t\r]", text) else text for text in map(str, frame[name])]
     return str(safe.to_csv(index=False, lineterminator="\n")).encode()
 
 
-def _charts(frame: pd.DataFrame, selection: Selection, curves: dict[str, Sequence[Epoch]], folder: Path) -> list[Path]:
-    from kdbench.report import charts, style, tables
+Drawn = tuple[tuple[str, str], str, Path, bytes]
+"""A chart's table, what it shows, its file and its content."""
 
-    paths: list[Path] = []
+
+def _charts(
+    frame: pd.DataFrame,
+    spent: pd.DataFrame,
+    studies: Sequence[Study],
+    selection: Selection,
+    curves: dict[str, Sequence[Epoch]],
+    folder: Path,
+) -> Iterator[Drawn]:
+    from kdbench.report import charts, comparison_charts, style, tables
+
+    by_table = {(study.dataset, study.recipe): study for study in studies}
     taken: set[str] = set()
     for dataset, recipe in tables.tables(frame):
         name = _file_name(dataset, recipe, taken)
@@ -124,12 +198,15 @@ def _charts(frame: pd.DataFrame, selection: Selection, curves: dict[str, Sequenc
             figures = {
                 "accuracy": charts.accuracy_chart(frame, selection.groups, dataset, recipe),
                 "curves": charts.curves_chart(frame, selection.groups, curves, dataset, recipe),
+                "cost": comparison_charts.cost_chart(frame, spent, dataset, recipe),
             }
+            if study := by_table.get((dataset, recipe)):
+                figures["gains"] = comparison_charts.gains_chart(study)
+                figures["ranks"] = comparison_charts.rank_chart(study)
             for kind, figure in figures.items():
                 if figure is not None:
-                    files = style.save(figure).items()
-                    paths += [write_whole(folder / f"{kind}.{name}.{ending}", content) for ending, content in files]
-    return paths
+                    for ending, content in style.save(figure).items():
+                        yield (dataset, recipe), kind, folder / f"{kind}.{name}.{ending}", content
 
 
 def _plain(word: str) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import pandas as pd
 
-from kdbench.report import cost, fidelity, transfer
-from kdbench.report.tables import layout, rows_of, tables, wide
+from kdbench.report import against, cost, fidelity, transfer
+from kdbench.report.comparison import Study, in_words, study_tables
+from kdbench.report.tables import Column, layout, rows_of, tables, wide
 
 EMPTY = "No results yet: no trial has been recorded."
 
@@ -20,11 +21,11 @@ def escape(text: str) -> str:
     return re.sub(r"[\\`*\[\]|~#$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\\g<0>", line)
 
 
-def accuracy_document(frame: pd.DataFrame, notes: Sequence[str]) -> str:
-    """The accuracy tables and their notes."""
+def accuracy_document(frame: pd.DataFrame, notes: Sequence[str], alike: Collection[tuple[Column, str]] = ()) -> str:
+    """The accuracy tables and their notes; `alike` are the places that cannot be told apart from the best."""
 
     def table(dataset: str, recipe: str) -> pd.DataFrame:
-        return wide(frame, dataset, recipe, bold=lambda text: f"**{text}**", second="<br>")
+        return wide(frame, dataset, recipe, bold=lambda text: f"**{text}**", second="<br>", alike=alike)
 
     return _document("Top-1 accuracy (%)", frame, table, notes)
 
@@ -55,6 +56,26 @@ def fidelity_document(frame: pd.DataFrame) -> str:
         dataset, recipe, teacher, student = map(escape, pair)
         lines += [f"## {dataset}, {recipe}: {teacher} → {student}", "", *_lines(fidelity.wide(frame, pair)), ""]
     return "\n".join([*lines, "## Notes", "", *(f"- {escape(note)}" for note in fidelity.NOTES), ""])
+
+
+def comparison_document(studies: Sequence[Study]) -> str:
+    """What can be said of each study, its differences to the baseline, average ranks and wins."""
+    lines = ["# Comparison", ""]
+    for study in studies:
+        lines += [f"## {escape(study.dataset)}, {escape(study.recipe)}", ""]
+        lines += [*(f"- {escape(words)}" for words in in_words(study)), ""]
+        for title, table in study_tables(study):
+            lines += [f"### {escape(title)}", "", *_lines(table), ""]
+    return "\n".join(lines if studies else [*lines, EMPTY, ""])
+
+
+def against_document(frame: pd.DataFrame, notes: Sequence[str]) -> str:
+    """The differences to another results folder, and what else differs."""
+
+    def table(dataset: str, recipe: str) -> pd.DataFrame:
+        return against.wide(rows_of(frame, dataset, recipe))
+
+    return _document("Against another study (points)", frame, table, notes)
 
 
 def _document(title: str, frame: pd.DataFrame, table: Callable[[str, str], pd.DataFrame], notes: Sequence[str]) -> str:

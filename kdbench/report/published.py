@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -26,9 +27,25 @@ def path() -> Path | None:
     return next((candidate for candidate in candidates if candidate.is_file()), None)
 
 
+@dataclass(frozen=True)
+class Entry:
+    """One published number, and what is known of it."""
+
+    top1: float
+    origin: str  # the paper that measured it
+    selection: str  # which epoch it is of
+    seeds: str  # how many it is the mean of; empty where that is not known
+
+
 @cache
 def numbers(evaluated_on: str = DATASET) -> Mapping[tuple[str, str, str], float]:
     """(teacher, student, method) -> top-1 in %, in the paper's order; the paper's `student` rows are our `vanilla`."""
+    return {place: entry.top1 for place, entry in entries(evaluated_on).items()}
+
+
+@cache
+def entries(evaluated_on: str = DATASET) -> Mapping[tuple[str, str, str], Entry]:
+    """`numbers` with all that is known of each."""
     source = SOURCE if evaluated_on == DATASET else TRANSFER_SOURCE
     found = path()
     if found is None:  # a report without the comparison is worth more than none
@@ -36,7 +53,12 @@ def numbers(evaluated_on: str = DATASET) -> Mapping[tuple[str, str, str], float]
     with found.open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["source"] == source and row["evaluated_on"] == evaluated_on]
     own = {"student": VANILLA}
-    return {(row["teacher"], row["student"], own.get(row["method"], row["method"])): float(row["top1"]) for row in rows}
+    return {
+        (row["teacher"], row["student"], own.get(row["method"], row["method"])): Entry(
+            float(row["top1"]), row["origin"], row["selection"], row["seeds"]
+        )
+        for row in rows
+    }
 
 
 @cache

@@ -12,6 +12,7 @@ import pandas as pd
 
 from kdbench.report import published
 from kdbench.report.groups import TEACHER, Group, Selection, finished, method_key, newest, select, table_of
+from kdbench.report.selection import RULES
 from kdbench.spec import VANILLA, Record, Trial
 
 TEXT = ("dataset", "recipe", "teacher", "student", "method", "status", "reason")
@@ -22,6 +23,10 @@ COLUMNS = (
 """The columns of the long form and of accuracy.csv."""
 
 MISSING = "–"
+ALIKE = " ≈"
+ALIKE_NOTE = (
+    "≈: cannot be told apart from the best method of its column (paired by seed, 5 %, Holm-corrected in the column)."
+)
 WORST = ("failed", "diverged", "n/a")
 _ROW_LABELS = {TEACHER: "Teacher", VANILLA: "Student"}
 
@@ -229,17 +234,22 @@ def best(rows: Sequence[dict[str, Any]]) -> set[tuple[Column, str]]:
 
 
 def wide(
-    frame: pd.DataFrame, dataset: str, recipe: str, bold: Callable[[str], str] = str, second: str | None = None
+    frame: pd.DataFrame,
+    dataset: str,
+    recipe: str,
+    bold: Callable[[str], str] = str,
+    second: str | None = None,
+    alike: Collection[tuple[Column, str]] = (),
 ) -> pd.DataFrame:
     """The paper's layout as text: rows Teacher, Student, methods; a column a pair.
 
-    `bold` marks the best cells; with `second`, a separator, the published number follows in the same cell.
+    `bold` marks the best cells, ALIKE those of `alike`; with `second`, a separator, the published number follows.
     """
     rows = rows_of(frame, dataset, recipe)
     winners = best(rows)
 
     def text(row: dict[str, Any]) -> str:
-        own = bold(cell(row)) if place(row) in winners else cell(row)
+        own = bold(cell(row)) if place(row) in winners else cell(row) + ALIKE * (place(row) in alike)
         return own + second + beside(row) if second is not None and beside(row) else own
 
     return layout(rows, text)
@@ -266,14 +276,14 @@ def method_order(rows: Sequence[dict[str, Any]]) -> list[str]:
     return sorted(dict.fromkeys(str(row["method"]) for row in rows), key=method_key)
 
 
-def footnotes(records: Sequence[Record], asked: Collection[str] = ()) -> list[str]:
+def footnotes(records: Sequence[Record], asked: Collection[str] = (), rule: str = "last") -> list[str]:
     """All that a reader must know beside the cells, as plain sentences."""
     if not records:
         return []
     selection = select(records, asked)
     rows = _rows(selection, records)
     notes = [
-        "Cells: top-1 accuracy (%) on the test split after the last epoch, mean ± sample standard deviation "
+        f"Cells: top-1 accuracy (%) on the test split, {RULES[rule][1]}, mean ± sample standard deviation "
         "(ddof = 1) over seeds (number of seeds).",
         "accuracy.csv: top1_best_mean takes each seed's best epoch, chosen on the test split: optimistic.",
     ]

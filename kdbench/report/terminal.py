@@ -12,7 +12,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from kdbench.report import cost, fidelity, transfer
+from kdbench.report import against, cost, fidelity, transfer
+from kdbench.report.comparison import Study, in_words
 from kdbench.report.tables import (
     MISSING,
     Column,
@@ -53,6 +54,24 @@ def render_costs(frame: pd.DataFrame, width: int = WIDTH) -> list[RenderableType
         title = f"{dataset}, {recipe}: cost of a training epoch"
         parts += _tables(title, rows_of(frame, dataset, recipe), width, lambda row: Text(cost.cell(row)))
     return parts + _notes([cost.NOTE] if parts else [])
+
+
+def render_comparison(studies: Sequence[Study]) -> list[RenderableType]:
+    """What can be said of each study, in words."""
+    parts: list[RenderableType] = []
+    for study in studies:
+        parts.append(Text(f"{study.dataset}, {study.recipe}: comparison", style="bold", overflow="fold"))
+        parts += _notes(in_words(study))
+    return parts
+
+
+def render_against(frame: pd.DataFrame, notes: Sequence[str], width: int = WIDTH) -> list[RenderableType]:
+    """The differences to another results folder, in the layout of the tables."""
+    parts: list[RenderableType] = []
+    for dataset, recipe in tables(frame):
+        title = f"{dataset}, {recipe}: points above the other study"
+        parts += _tables(title, rows_of(frame, dataset, recipe), width, lambda row: Text(against.cell(row)))
+    return (parts or [Text("No trial of one study corresponds to one of the other.")]) + _notes(notes)
 
 
 def render_transfers(frame: pd.DataFrame, notes: Sequence[str], width: int = WIDTH) -> list[RenderableType]:

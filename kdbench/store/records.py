@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import TYPE_CHECKING
 
 from kdbench.spec import (
@@ -138,6 +138,11 @@ def _record(outcome: Outcome, environment: Mapping[str, Value], weights_sha256: 
     epochs = outcome.epochs
     last = epochs[-1] if epochs and outcome.status == "done" else None
     best = max(epochs, key=lambda epoch: (epoch.top1, -epoch.epoch)) if last else None
+    validated = max(
+        (epoch for epoch in epochs if last and epoch.val_top1 is not None),
+        key=lambda epoch: (epoch.val_top1, -epoch.epoch),
+        default=None,
+    )
     return Record(
         protocol=PROTOCOL,
         trial=outcome.trial,
@@ -155,6 +160,9 @@ def _record(outcome: Outcome, environment: Mapping[str, Value], weights_sha256: 
         weights_sha256=weights_sha256,
         finished=datetime.now(UTC).isoformat(timespec="milliseconds"),
         cost=dict(outcome.cost),
+        last10_top1=fmean(epoch.top1 for epoch in epochs[-10:]) if last else None,
+        validated_top1=validated.top1 if validated else None,
+        validated_epoch=validated.epoch if validated else None,
     )
 
 

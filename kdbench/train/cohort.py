@@ -95,10 +95,11 @@ class _Company:
                     terms = student.check()
                     own = student.own_seconds()
                     top1, top5 = student.accuracy(self.loader.evaluation(EVALUATION_BATCH))
+                    val = student.accuracy(self.loader.validation(EVALUATION_BATCH))[0] if self.images.val else None
                 except Exception as error:
                     yield self._leave(student, active, error)
                 else:
-                    student.epochs.append(Epoch(epoch, student.rate, terms, top1, top5, own, shared))
+                    student.epochs.append(Epoch(epoch, student.rate, terms, top1, top5, own, shared, val))
                     self.checkpoints.save(student.trial.id, student.state())
             self.observer.epoch(self.cohort, epoch, {each.trial.id: each.epochs[-1] for each in active})
         for student in self.students:

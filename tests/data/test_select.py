@@ -149,3 +149,19 @@ def test_selected_digits(tmp_path: Path) -> None:
 )
 def test_labels_are_safe(name: str, label: str) -> None:
     assert safe_label("folder", name) == label
+
+
+def test_images_are_held_out_after_everything_else(tmp_path: Path) -> None:
+    whole = get("digits", tmp_path, subset=500)
+    held = get("digits", tmp_path, subset=500, val_fraction=0.1)
+    assert held.val is not None
+    assert (held.info.label, held.info.train, held.info.val, len(held.val)) == ("digits[n=500,val=0.1]", 450, 50, 50)
+    both = sorted(map(bytes, torch.cat([held.train.images, held.val.images]).numpy()))
+    assert both == sorted(map(bytes, whole.train.images.numpy()))
+    assert held.val.labels.bincount().tolist() == pytest.approx([5] * 10, abs=1)
+    assert torch.equal(held.test.images, whole.test.images)
+    assert held.info.content != whole.info.content
+    assert (whole.val, whole.info.val) == (None, 0)
+    for fraction in (1.0, -0.1, 1e-9):
+        with pytest.raises(UserError, match="--val-fraction must leave images on both sides"):
+            get("digits", tmp_path, val_fraction=fraction)

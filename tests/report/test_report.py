@@ -1,19 +1,23 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from kdbench.report import Report, write_report
+from kdbench.report import Report, published, write_against, write_report
+from kdbench.report.ledger import ledger
+from kdbench.report.selection import gaps, under
 from kdbench.report.tables import COLUMNS
-from kdbench.spec import VANILLA, Epoch, Record
-from tests.report.factory import CIFAR10, PART, epochs, study, trained
+from kdbench.spec import VANILLA, Epoch, Record, UserError
+from tests.report.factory import CIFAR10, PART, SHORT, epochs, study, trained
 
 
 def written(records: Sequence[Record], out: Path) -> Report:
@@ -28,12 +32,12 @@ def table(out: Path) -> list[dict[str, str]]:
 def test_files(tmp_path: Path) -> None:
     report = written(study(["kd", "crd+kd"], [("resnet56", "resnet20")]), tmp_path)
     names = {path.relative_to(tmp_path).as_posix() for path in report.paths}
+    tabled = ("accuracy.csv", "accuracy.md", "accuracy.tex", "comparison.csv", "comparison.md", "cost.csv", "cost.md")
+    drawn = ("accuracy", "curves", "cost", "gains")  # ranks need two pairs
     assert names == {
-        "tables/accuracy.csv",
-        "tables/accuracy.md",
-        "tables/cost.csv",
-        "tables/cost.md",
-        *(f"charts/{kind}.cifar100.paper.{ending}" for kind in ("accuracy", "curves") for ending in ("png", "svg")),
+        "report.html",
+        *(f"tables/{name}" for name in (*tabled, "published.csv", "ranks.csv", "selection.csv")),
+        *(f"charts/{kind}.cifar100.paper.{ending}" for kind in drawn for ending in ("png", "svg")),
     }
     assert {path for path in tmp_path.rglob("*") if path.is_file()} == set(report.paths)  # nothing temporary is left
     assert len(report.frame) == len(table(tmp_path)) == 4
@@ -58,7 +62,7 @@ def test_without_records(tmp_path: Path) -> None:
     report = written([], tmp_path)
     assert (tmp_path / "tables" / "accuracy.csv").read_text(encoding="utf-8") == ",".join(COLUMNS) + "\n"
     assert "No results yet" in (tmp_path / "tables" / "accuracy.md").read_text(encoding="utf-8")
-    assert len(report.paths) == 4
+    assert all(path.parent == tmp_path / "tables" or path.name == "report.html" for path in report.paths)
     assert report.notes == ()
 
 
@@ -91,7 +95,7 @@ def test_file_names_are_safe_and_do_not_collide(tmp_path: Path) -> None:
         "accuracy.cifar100-n=1000.paper-2.svg",
         "accuracy.parquet-x-y.paper.svg",
     }
-    assert {path.parent for path in report.paths} == {tmp_path / "tables", tmp_path / "charts"}
+    assert {path.parent for path in report.paths} == {tmp_path, tmp_path / "tables", tmp_path / "charts"}
 
 
 def test_writing_again_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -130,3 +134,58 @@ assert "matplotlib.pyplot" not in sys.modules
     run = [sys.executable, "-c", script, str(tmp_path)]
     done = subprocess.run(run, cwd=root, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_thousand_records_are_reported_in_seconds(tmp_path: Path) -> None:
+    pairs = [(f"t{n}", f"s{n}") for n in range(13)]
+    records = study(["kd", *(f"m{n}" for n in range(13))], pairs, seeds=5)
+    assert len(records) == 13 * 15 * 5
+    started = time.perf_counter()
+    written(records, tmp_path)
+    assert time.perf_counter() - started < 60  # 15 on a machine that does nothing else
+    assert (tmp_path / "report.html").stat().st_size < 5e6
+
+
+def test_against_another_study(tmp_path: Path) -> None:
+    here = study(["kd", "crd+kd"], [("resnet56", "resnet20")])
+    there = [
+        replace(record, top1=record.top1 - 1) for record in here if record.top1 and record.trial.method != "crd+kd"
+    ]
+    there = [replace(record, environment={**record.environment, "torch": "2.9.0"}) for record in there]
+    frame, notes, paths = write_against(here, there, tmp_path)
+    assert [row["method"] for row in frame.to_dict("records")] == [VANILLA, "kd"]
+    assert frame["difference"].tolist() == pytest.approx([1.0, 1.0])
+    assert set(frame["n"]) == {3}
+    assert "torch: here 2.11.0; there 2.9.0." in notes
+    assert "+1.00 [+1.00, +1.00] (3)" in paths[1].read_text("utf-8")
+    assert len(write_against(here, [], tmp_path)[0]) == 0
+
+
+def test_the_ledger_compares_only_what_can_be_compared(tmp_path: Path) -> None:
+    pair = ("resnet56", "resnet20")
+    number = published.numbers()[(*pair, "kd")]
+    near = [trained("kd", number + gap, seed, pair=pair) for seed, gap in enumerate((-0.2, 0.1, 0.3))]
+    verdicts = ledger(near)["verdict"].tolist()
+    assert verdicts == ["agrees"]
+    far = [replace(record, top1=record.top1 + 5) for record in near if record.top1]
+    row = ledger(far).to_dict("records")[0]
+    assert (row["verdict"], row["published"], row["published_seeds"]) == ("differs", number, "5")
+    assert ledger(near[:1])["verdict"].tolist() == ["one seed: no interval"]
+    assert ledger(near, "best")["verdict"].tolist() == ["not comparable: another epoch counts"]
+    short = [trained("kd", 60.0, pair=pair, recipe=SHORT, data=PART)]
+    assert ledger(short)["verdict"].tolist() == ["not comparable: other data, other schedule"]
+    assert len(ledger([trained("kd", pair=("a", "b"))])) == 0
+
+
+def test_rules_for_the_epoch(tmp_path: Path) -> None:
+    records = [replace(trained("kd", 70.0, seed), last10_top1=69.0 + seed) for seed in range(2)]
+    assert [record.top1 for record in under(records, "last10")] == [69.0, 70.0]
+    assert [record.top1 for record in under(records, "best")] == [70.5, 70.5]
+    with pytest.raises(UserError, match="--select validation: no record has the best epoch on held-out"):
+        under(records, "validation")
+    row = gaps(records).to_dict("records")[0]
+    assert (row["last"], row["last10"], row["best"]) == (70.0, 69.5, 70.5)
+    assert math.isnan(row["validation"])
+    write_report(records, lambda _: (), tmp_path, rule="best")
+    assert "the best epoch on the test split: optimistic" in (tmp_path / "tables" / "accuracy.md").read_text("utf-8")
+    assert table(tmp_path)[-1]["top1_mean"] == "70.5"

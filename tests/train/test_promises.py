@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdbench.data.imageset import Split
 from kdbench.distill import Batch, Distiller, Hyper, Output, Shapes, register, registry
+from kdbench.store import Store
+from kdbench.train.checkpoints import Checkpoints
+from kdbench.train.cohort import LocalExecutor
+from tests.train import study
 from tests.train.study import EPOCHS, Quiet, equal, train, trial
 
 FOUR = ("ab+kd", "crd(nce_k=20)", "icd", "noisy+kd")
@@ -187,3 +193,20 @@ def test_what_an_outcome_says(tmp_path: Path) -> None:
     assert icd.epochs[2].lr == pytest.approx(0.05 * 0.1)  # milestones of 3 epochs: 1.875, 2.25, 2.625
     assert icd.teacher_top1 is not None
     assert all(epoch.seconds_own > 0 and epoch.seconds_shared > 0 for epoch in icd.epochs)
+
+
+def test_held_out_images_choose_an_epoch_and_are_not_trained_on(tmp_path: Path) -> None:
+    whole = study.IMAGES
+    held = Split(whole.train.images[:40], whole.train.labels[:40])
+    images = replace(whole, val=held, info=replace(whole.info, val=40))
+    one = replace(study.trial("kd"), data=images.info)
+    executor = LocalExecutor(images, study.CPU, Checkpoints(tmp_path))
+    (outcome,) = executor.train(study.cohort(one), study.teacher_weights(), study.Quiet())
+    assert all(epoch.val_top1 is not None for epoch in outcome.epochs)
+    plain = study.train(tmp_path / "plain", study.trial("kd"))["kd/resnet8"]
+    assert all(epoch.val_top1 is None for epoch in plain.epochs)
+    assert [epoch.top1 for epoch in plain.epochs] == [epoch.top1 for epoch in outcome.epochs]  # it only looks
+    record = Store(tmp_path / "out").save(outcome, {})
+    best = max(outcome.epochs, key=lambda epoch: (epoch.val_top1 or 0.0, -epoch.epoch))
+    assert (record.validated_epoch, record.validated_top1) == (best.epoch, best.top1)
+    assert record.last10_top1 == pytest.approx(sum(epoch.top1 for epoch in outcome.epochs) / len(outcome.epochs))

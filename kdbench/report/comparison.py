@@ -1,0 +1,212 @@
+"""Records -> which method is better than the baseline, by how much, and whether that is real."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from kdbench.report import statistics
+from kdbench.report.groups import Group, method_key, select
+from kdbench.report.statistics import Difference, Ranking
+from kdbench.report.tables import MISSING
+from kdbench.spec import VANILLA, Record
+
+COLUMNS = (
+    *("dataset", "recipe", "teacher", "student", "method", "baseline", "n"),
+    *("difference", "low", "high", "p", "p_holm", "relative_improvement"),
+)
+"""Of comparison.csv. Rows over all pairs have no teacher and no student, and n counts pairs instead of seeds."""
+
+Pair = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Study:
+    """One table's accuracies: method -> pair -> seed -> top-1."""
+
+    dataset: str
+    recipe: str
+    baseline: str | None  # None: neither the one asked for nor the plain student is there
+    values: Mapping[str, Mapping[Pair, Mapping[int, float]]]
+    over_seeds: Mapping[tuple[str, Pair], Difference] = field(default_factory=dict)
+    over_pairs: Mapping[str, Difference] = field(default_factory=dict)
+    corrected: Mapping[tuple[str, Pair | None], float | None] = field(default_factory=dict)
+    ranking: Ranking | None = None
+    unranked: tuple[str, ...] = ()  # methods that lack a pair
+
+    @property
+    def methods(self) -> list[str]:
+        return list(self.values)
+
+    def means(self, method: str) -> dict[str, float]:
+        """Pair -> mean over seeds."""
+        return {f"{t}:{s}": sum(of.values()) / len(of) for (t, s), of in self.values[method].items()}
+
+    def wins(self) -> pd.DataFrame:
+        """`4/1/0`: pairs in which the row's method is better than, equal to and worse than the column's."""
+        means = {method: self.means(method) for method in self.methods}
+
+        def cell(row: str, column: str) -> str:
+            return "" if row == column else "/".join(map(str, statistics.wins(means[row], means[column])))
+
+        return pd.DataFrame({column: [cell(row, column) for row in means] for column in means}, index=list(means))
+
+    def alike(self) -> set[tuple[Pair, str]]:
+        """Cells that cannot be told apart from their column's best distillation method, seeds paired, Holm-corrected.
+
+        Empty where there is one seed: nothing can be said then.
+        """
+        found: set[tuple[Pair, str]] = set()
+        for pair in {pair for of in self.values.values() for pair in of}:
+            here = {m: of[pair] for m, of in self.values.items() if pair in of and m != VANILLA}
+            first = max(here, key=lambda m: sum(here[m].values()) / len(here[m]), default=None)
+            tests = {m: statistics.by_seed(here[m], here[first]) for m in here if first is not None and m != first}
+            corrected = statistics.holm([test.p if test else None for test in tests.values()])
+            found |= {(pair, m) for m, p in zip(tests, corrected, strict=True) if p is not None and not _below(p)}
+        return found
+
+
+def studies(records: Sequence[Record], baseline: str = "kd", asked: Collection[str] = ()) -> list[Study]:
+    """One for each (dataset, recipe) that has a pair."""
+    tables: dict[tuple[str, str], list[Group]] = {}
+    for group in select(records, asked).groups:
+        if group.teacher and group.done:
+            tables.setdefault((group.dataset, group.recipe), []).append(group)
+    return [_study(*table, groups, baseline) for table, groups in tables.items()]
+
+
+def _study(dataset: str, recipe: str, groups: Sequence[Group], wanted: str) -> Study:
+    values: dict[str, dict[Pair, dict[int, float]]] = {}
+    for group in sorted(groups, key=lambda group: method_key(group.method)):
+        scores = {record.trial.seed: record.top1 for record in group.done if record.top1 is not None}
+        values.setdefault(group.method, {})[group.teacher, group.student] = scores
+    baseline = next((method for method in (wanted, VANILLA) if method in values), None)
+    pairs = list(dict.fromkeys((group.teacher, group.student) for group in groups))
+    whole = [method for method, of in values.items() if len(of) == len(pairs)]
+    bare = Study(dataset, recipe, baseline, values)
+    ranked = statistics.ranking({method: bare.means(method) for method in whole})
+    over_seeds: dict[tuple[str, Pair], Difference] = {}
+    over_pairs: dict[str, Difference] = {}
+    if baseline is not None:
+        for method, of in values.items():
+            if method != baseline:
+                for pair, scores in of.items():
+                    if found := statistics.by_seed(scores, values[baseline].get(pair, {})):
+                        over_seeds[method, pair] = found
+                means = [found.mean for (name, _), found in over_seeds.items() if name == method]
+                if total := statistics.difference(means):
+                    over_pairs[method] = total
+    corrected: dict[tuple[str, Pair | None], float | None] = {}
+    for family in (over_seeds, {(method, None): found for method, found in over_pairs.items()}):
+        corrected |= dict(zip(family, statistics.holm([found.p for found in family.values()]), strict=True))
+    left_out = tuple(method for method in values if method not in whole)
+    return Study(dataset, recipe, baseline, values, over_seeds, over_pairs, corrected, ranked, left_out)
+
+
+def frame(found: Sequence[Study]) -> pd.DataFrame:
+    """The long form: a row for each method and pair, and one for each method over all pairs."""
+    rows: list[dict[str, Any]] = []
+    for study in found:
+        if study.baseline is None:
+            continue
+        base, plain = study.means(study.baseline), study.means(VANILLA) if VANILLA in study.values else {}
+        for (method, pair), each in study.over_seeds.items():
+            rows.append(_row(study, method, pair, each, study.corrected[method, pair], None))
+        for method, each in study.over_pairs.items():
+            own = study.means(method)
+            gain = None if study.baseline == VANILLA else statistics.relative_improvement(own, base, plain)
+            rows.append(_row(study, method, ("", ""), each, study.corrected[method, None], gain))
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _row(
+    study: Study, method: str, pair: Pair, each: Difference, corrected: float | None, gain: float | None
+) -> dict[str, Any]:
+    place = (study.dataset, study.recipe, *pair, method, study.baseline)
+    values = (each.n, each.mean, each.low, each.high, each.p, corrected, gain)
+    return dict(zip(COLUMNS, (*place, *values), strict=True))
+
+
+def ranks(found: Sequence[Study]) -> pd.DataFrame:
+    """Average ranks: a row a method and table, with the p-value of Friedman's test over the whole table."""
+    rows = [
+        (study.dataset, study.recipe, method, rank, study.ranking.pairs, study.ranking.friedman)
+        for study in found
+        if study.ranking
+        for method, rank in study.ranking.ranks.items()
+    ]
+    return pd.DataFrame(rows, columns=["dataset", "recipe", "method", "average_rank", "pairs", "friedman_p"])
+
+
+def study_tables(study: Study) -> list[tuple[str, pd.DataFrame]]:
+    """(title, table) of what a study has over its pairs: differences, average ranks, wins; all as text."""
+    found = []
+    if study.over_pairs:
+        rows = {
+            method: {
+                "points": f"{each.mean:+.2f}",
+                "95 % interval": MISSING if each.low is None else f"[{each.low:+.2f}, {each.high:+.2f}]",
+                "p (Holm)": MISSING if (p := study.corrected[method, None]) is None else f"{p:.4f}",
+                "pairs": str(each.n),
+            }
+            for method, each in study.over_pairs.items()
+        }
+        found.append((f"Above {study.baseline}, over pairs", pd.DataFrame.from_dict(rows, orient="index")))
+    if study.ranking:
+        ranks_of = {method: [f"{rank:.2f}"] for method, rank in study.ranking.ranks.items()}
+        title = f"over {study.ranking.pairs} pair{'s' * (study.ranking.pairs > 1)}"
+        found.append(("Average ranks", pd.DataFrame.from_dict(ranks_of, orient="index", columns=[title])))
+        found.append(("Pairs won / tied / lost, row against column", study.wins()))
+    return found
+
+
+def in_words(study: Study) -> list[str]:
+    """What the numbers allow to be said, and what they do not, as plain sentences."""
+    if study.baseline is None:
+        return ["No baseline: neither the method asked for nor the plain student was trained."]
+    others = [method for method in study.methods if method not in (study.baseline, VANILLA)]
+    if not others:
+        return [f"Nothing to compare with {study.baseline}."]
+    pairs = {pair for of in study.values.values() for pair in of}
+    said = []
+    if len(pairs) > 1:
+        real = {m: d for m, d in study.over_pairs.items() if m in others and _below(study.corrected[m, None])}
+        for way, word in ((1, "better"), (-1, "worse")):
+            named = [f"{m} ({d.mean:+.2f} [{d.low:+.2f}, {d.high:+.2f}])" for m, d in real.items() if d.mean * way > 0]
+            if named:
+                said.append(f"Over {len(pairs)} pairs, {word} than {study.baseline}: {', '.join(named)}.")
+        if not real:
+            said.append(
+                f"Over {len(pairs)} pairs no method can be told apart from {study.baseline} "
+                f"({statistics.LEVEL:.0%}, Holm-corrected)."
+            )
+    else:
+        said.append("One pair: nothing can be said of other pairs.")
+    seeds = max(d.n for d in study.over_seeds.values()) if study.over_seeds else 0
+    if seeds < 2:
+        said.append("One seed: differences within a pair have no interval, and no p-value is given.")
+    else:
+        cells = [(m, p, d) for (m, p), d in study.over_seeds.items() if m in others]
+        apart = sum(_below(study.corrected[m, p]) for m, p, _ in cells)
+        said.append(
+            f"Within pairs, {apart} of {len(cells)} differences to {study.baseline} are real "
+            f"(paired by seed, {statistics.LEVEL:.0%}, Holm-corrected)."
+        )
+    ranking = study.ranking
+    if ranking and ranking.friedman is not None:
+        first, rank = next(iter(ranking.ranks.items()))
+        verdict = "ranks differ" if _below(ranking.friedman) else "ranks cannot be told apart"
+        said.append(
+            f"Best average rank over {ranking.pairs} pairs: {first} ({rank:.2f} of {len(ranking.ranks)}); "
+            f"{verdict} (Friedman, p = {ranking.friedman:.2g})."
+        )
+    if study.unranked:
+        said.append(f"Not ranked, because they lack a pair: {', '.join(study.unranked)}.")
+    return said
+
+
+def _below(p: float | None) -> bool:
+    return p is not None and p < 1 - statistics.LEVEL

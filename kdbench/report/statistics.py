@@ -1,0 +1,125 @@
+"""Which differences are real: pure functions over accuracies, each test a library's.
+
+Seeds of one pair are paired, because the students of a cohort share batches and initial weights. Pairs are a random
+sample of pairs: over them, the unit is a pair's mean difference. With fewer than two units nothing is claimed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+import pandas as pd
+from scipy import stats
+
+LEVEL = 0.95
+"""Of all intervals; 1 - LEVEL is the level of all tests."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A mean of paired differences; interval and p-value only where there are at least two of them."""
+
+    mean: float
+    n: int
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None  # two-sided, of no difference
+
+    @property
+    def real(self) -> bool | None:
+        """Whether the interval leaves out zero; None where there is none."""
+        return None if self.low is None or self.high is None else not self.low <= 0 <= self.high
+
+
+def difference(values: Sequence[float]) -> Difference | None:
+    """Student's t over paired differences (scipy); None without any. Equal values have an interval of no width."""
+    if not values:
+        return None
+    mean = fmean(values)
+    if len(values) < 2:
+        return Difference(mean, len(values))
+    if max(values) == min(values):
+        return Difference(mean, len(values), mean, mean, 1.0 if mean == 0 else 0.0)
+    test = stats.ttest_1samp(values, 0.0)
+    low, high = test.confidence_interval(LEVEL)
+    return Difference(mean, len(values), float(low), float(high), float(test.pvalue))
+
+
+def by_seed(own: Mapping[int, float], base: Mapping[int, float]) -> Difference | None:
+    """own - base over the seeds that both have."""
+    return difference([own[seed] - base[seed] for seed in sorted(own.keys() & base.keys())])
+
+
+def holm(values: Sequence[float | None]) -> list[float | None]:
+    """Holm's step-down correction (statsmodels) over those that are there."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return [None] * len(values)
+    from statsmodels.stats.multitest import multipletests
+
+    corrected = iter(multipletests(known, method="holm")[1].tolist())
+    return [None if value is None else next(corrected) for value in values]
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Average ranks over pairs in which every method has a mean; 1 is the best."""
+
+    ranks: Mapping[str, float]
+    pairs: int
+    friedman: float | None  # p-value of no difference between any; None for fewer than 3 methods or 2 pairs
+    nemenyi: pd.DataFrame | None  # p-values, method by method
+    cliques: tuple[tuple[str, ...], ...]  # neighbours in rank that cannot be told apart, the largest sets
+
+
+def ranking(means: Mapping[str, Mapping[str, float]]) -> Ranking | None:
+    """From method -> pair -> mean accuracy. Friedman (scipy), Nemenyi (scikit-posthocs); None without a full pair."""
+    table = pd.DataFrame(means).dropna(axis=0)  # a row a pair, a column a method
+    if table.empty or len(table.columns) < 2:
+        return None
+    ranks = table.rank(axis=1, ascending=False).mean().sort_values(kind="stable")
+    order = {str(method): float(rank) for method, rank in ranks.items()}
+    if len(table.columns) < 3 or len(table) < 2:
+        return Ranking(order, len(table), None, None, ())
+    import scikit_posthocs
+
+    friedman = float(stats.friedmanchisquare(*(table[method] for method in table)).pvalue)
+    if math.isnan(friedman):  # all are equal everywhere
+        friedman = 1.0
+    apart = scikit_posthocs.posthoc_nemenyi_friedman(table)
+    return Ranking(order, len(table), friedman, apart, _cliques(list(order), apart))
+
+
+def _cliques(ordered: Sequence[str], apart: pd.DataFrame) -> tuple[tuple[str, ...], ...]:
+    """Runs of methods in rank order whose ends cannot be told apart, each as long as it goes."""
+    found: list[tuple[str, ...]] = []
+    for first in range(len(ordered)):
+        row = apart.loc[ordered[first]].to_dict()
+        near = [n for n in range(first + 1, len(ordered)) if row[ordered[n]] > 1 - LEVEL]
+        last = max(near, default=first)
+        run = tuple(ordered[first : last + 1])
+        if len(run) > 1 and not any(set(run) <= set(other) for other in found):
+            found.append(run)
+    return tuple(found)
+
+
+def wins(left: Mapping[str, float], right: Mapping[str, float]) -> tuple[int, int, int]:
+    """Pairs in which the left method's mean is above, equal to and below the right one's; to 2 decimals, as printed."""
+    gaps = [round(left[pair], 2) - round(right[pair], 2) for pair in left.keys() & right.keys()]
+    return sum(gap > 0 for gap in gaps), sum(gap == 0 for gap in gaps), sum(gap < 0 for gap in gaps)
+
+
+def relative_improvement(
+    own: Mapping[str, float], base: Mapping[str, float], plain: Mapping[str, float]
+) -> float | None:
+    """Average relative improvement over a baseline, in per cent: (own - base) / (base - plain), the mean over pairs.
+
+    As Tian et al. define it, arXiv:1910.10699, §4. Pairs in which the baseline gains nothing are left out.
+    """
+    pairs = [pair for pair in own.keys() & base.keys() & plain.keys() if base[pair] != plain[pair]]
+    if not pairs:
+        return None
+    return 100 * fmean((own[pair] - base[pair]) / (base[pair] - plain[pair]) for pair in sorted(pairs))

@@ -1,0 +1,103 @@
+"""A study with known truth, and all that may be missing from one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from kdbench.report import comparison, comparison_charts, cost, style, tables
+from kdbench.spec import VANILLA, Record
+from tests.report.factory import trained
+
+PAIRS = (("resnet56", "resnet20"), ("vgg13", "vgg8"), ("wrn_40_2", "wrn_16_2"), ("vgg13", "MobileNetV2"))
+EFFECTS = {"kd": 2.0, "crd": 2.1, "icd": 3.5}
+
+
+def known(seeds: int = 5, pairs: int = 4, noise: float = 0.2) -> list[Record]:
+    """Three methods with set effects over the plain student, seed noise that pairing removes, and own noise."""
+    stream = np.random.default_rng(0)
+    records = []
+    for teacher, student in PAIRS[:pairs]:
+        level = float(stream.normal(70, 5))
+        luck = stream.normal(0, 1.0, seeds)
+        for method, effect in {VANILLA: 0.0, **EFFECTS}.items():
+            for seed in range(seeds):
+                top1 = level + float(luck[seed]) + effect + float(stream.normal(0, noise))
+                pair = ("", student) if method == VANILLA else (teacher, student)
+                records.append(trained(method, top1, seed, pair=pair))
+    return records
+
+
+def test_the_right_winner_is_found() -> None:
+    (study,) = comparison.studies(known())
+    assert study.baseline == "kd"
+    assert study.methods == [VANILLA, "kd", "crd", "icd"]
+    icd, crd, plain = (study.over_pairs[method] for method in ("icd", "crd", VANILLA))
+    assert (icd.n, icd.real) == (4, True)
+    assert icd.low is not None
+    assert icd.high is not None
+    assert icd.low <= 1.5 <= icd.high
+    assert crd.mean == pytest.approx(0.1, abs=0.2)
+    assert plain.mean == pytest.approx(-2.0, abs=0.3)
+    assert study.ranking is not None
+    assert next(iter(study.ranking.ranks)) == "icd"
+    assert all(found.n == 5 for found in study.over_seeds.values())
+    words = " ".join(comparison.in_words(study))
+    assert "Over 4 pairs, better than kd: icd (+1." in words
+    assert "Best average rank over 4 pairs: icd (1.00 of 4)" in words
+    frame = comparison.frame([study])
+    whole = {row["method"]: row for row in frame[frame["teacher"] == ""].to_dict("records")}
+    assert whole["icd"]["relative_improvement"] == pytest.approx(75, abs=20)  # (3.5 - 2) / 2
+    assert len(frame) == 3 * 4 + 3
+    assert study.wins().loc["icd", "kd"] == "4/0/0"
+    assert study.wins().loc["icd", "icd"] == ""
+
+
+def test_one_seed_and_one_pair_say_what_they_cannot() -> None:
+    (study,) = comparison.studies(known(seeds=1, pairs=1))
+    assert all(found.p is None for found in (*study.over_seeds.values(), *study.over_pairs.values()))
+    assert set(study.corrected.values()) == {None}
+    assert study.ranking is not None
+    assert study.ranking.friedman is None
+    words = comparison.in_words(study)
+    assert "One pair: nothing can be said of other pairs." in words
+    assert any(word.startswith("One seed: differences within a pair have no interval") for word in words)
+    assert not any("p =" in word for word in words)
+    assert comparison.frame([study])["p"].isna().all()
+
+
+def test_missing_cells_and_other_baselines() -> None:
+    records = [record for record in known() if not (record.trial.method == "crd" and record.trial.arch == "vgg8")]
+    records += [trained("fsp", None, pair=PAIRS[0], status="n/a", reason="other sizes")]
+    records += [trained("icd", None, 7, pair=PAIRS[0], status="failed", reason="out of memory")]
+    (study,) = comparison.studies(records)
+    assert study.unranked == ("crd",)
+    assert study.over_pairs["crd"].n == 3
+    assert "fsp" not in study.methods
+    assert "Not ranked, because they lack a pair: crd." in comparison.in_words(study)
+    assert comparison.studies(records, "icd")[0].baseline == "icd"
+    assert comparison.studies(records, "nothing")[0].baseline == VANILLA
+    assert comparison.studies([r for r in records if r.trial.method == VANILLA]) == []
+
+
+def test_charts_show_what_there_is() -> None:
+    records = known()
+    (study,) = comparison.studies(records)
+    (single,) = comparison.studies(known(seeds=1, pairs=1))
+    frame, spent = tables.accuracy(records), cost.costs(records)
+    with style.house_style():
+        assert comparison_charts.rank_chart(single) is None
+        assert comparison_charts.rank_chart(study) is not None
+        gains = comparison_charts.gains_chart(study)
+        assert gains is not None
+        words = [text.get_text() for text in gains.axes[0].texts]
+        assert len(words) == 12
+        assert words[0] == f"{study.over_seeds[VANILLA, PAIRS[0]].mean:+.1f}" or len(set(words)) > 1
+        costs = comparison_charts.cost_chart(frame, spent, "cifar100", "paper")
+        assert costs is not None
+        assert {text.get_text() for text in costs.axes[0].texts} == set(EFFECTS)
+
+
+def test_the_front_has_what_nothing_beats() -> None:
+    points = {"a": (1.0, 1.0), "b": (2.0, 3.0), "c": (3.0, 2.0), "d": (2.0, 1.0), "e": (1.0, 1.0)}
+    assert comparison_charts.pareto_front(points) == ["a", "e", "b"]

@@ -1,0 +1,107 @@
+"""report.html: one file, offline, in a real browser."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdbench.report import write_report
+from kdbench.report.commands import command
+from tests.report.factory import PART, trained
+from tests.report.test_comparison import PAIRS, known
+
+CHROMIUM = Path("/usr/bin/chromium")
+HOSTILE = "<script>alert(1)</script> & </script>"
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("page")
+    records = known()
+    records += [trained("fsp", None, pair=PAIRS[0], status="n/a", reason="maps of other sizes")]
+    records += [trained("rkd", None, 0, pair=PAIRS[0], status="failed", reason=HOSTILE)]
+    records += [trained("sp", None, 1, pair=PAIRS[0], status="diverged", reason="the loss was not finite")]
+    write_report(records, lambda _: (), out)
+    return out / "report.html"
+
+
+def test_it_needs_no_other_host_and_no_script_from_outside(page: Path) -> None:
+    text = page.read_text("utf-8")
+    assert not re.search(r"""(src|href)=["']?(?!data:)[a-z/]""", text)
+    assert "http" not in re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
+    assert "<script>alert" not in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+    assert text.count("</script>") == 2  # the data and the program
+    for words in ("n/a", "failed", "diverged", "maps of other sizes", "the loss was not finite"):
+        assert words in text
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    if not CHROMIUM.exists():
+        pytest.skip(f"no browser: {CHROMIUM} is absent (apt-get install chromium)")
+    api = pytest.importorskip("playwright.sync_api")
+    with api.sync_playwright() as play:
+        opened = play.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+def test_in_a_browser(page: Path, browser: Any) -> None:
+    said: list[str] = []
+    asked: list[str] = []
+    tab = browser.new_page(viewport={"width": 390, "height": 800})
+    tab.on("console", lambda message: said.append(message.text))
+    tab.on("pageerror", lambda error: said.append(str(error)))
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.goto(page.as_uri())
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 390  # a telephone scrolls tables, not the page
+
+    table = tab.locator("table.sortable").first
+    names = table.locator("tbody tr:visible th")
+    before = names.all_inner_texts()
+    assert before[:3] == ["Teacher", "Student", "kd"]
+    head = table.locator("thead th").nth(1)
+    values = "cells => cells.map(cell => cell.dataset.value).filter(text => text !== '').map(Number)"
+    for way, order in (("descending", True), ("ascending", False)):
+        head.locator("button").click()
+        assert head.get_attribute("aria-sort") == way
+        numbers = table.locator("tbody tr td:nth-child(2)").evaluate_all(values)
+        assert len(numbers) >= 4
+        assert numbers == sorted(numbers, reverse=order)
+
+    tab.locator("input[type=search]").first.fill("ICD")
+    assert names.all_inner_texts() == ["icd"]
+    tab.locator("input[type=search]").first.fill("")
+    assert sorted(names.all_inner_texts()) == sorted(before)
+
+    tab.locator("button[data-details]", has_text="±").first.click()
+    details = tab.locator("dialog[open]")
+    assert "python bench.py --methods" in details.inner_text()
+    assert details.locator("tbody tr").count() == 5  # a line a seed
+    details.locator("form button").click()
+    assert tab.locator("dialog[open]").count() == 0
+
+    ground = "getComputedStyle(document.body).backgroundColor"
+    light = tab.evaluate(ground)
+    tab.locator("#theme").click()
+    assert tab.evaluate(ground) != light
+    tab.locator("#theme").click()
+    assert tab.evaluate(ground) == light
+    tab.emulate_media(color_scheme="dark")
+    tab.reload()
+    assert tab.evaluate(ground) != light
+    assert said == []
+    assert {url.split(":")[0] for url in asked} <= {"file", "data"}
+
+
+def test_the_command_that_trains_a_cell_again() -> None:
+    record = trained("icd(alpha=0.1)+kd", seed=2, pair=PAIRS[0], data=PART)
+    assert command(record.trial) == (
+        "python bench.py --methods 'icd(alpha=0.1)+kd' --pairs resnet56:resnet20 --seeds 2, --dataset cifar100 "
+        "--recipe paper --epochs 240 --size 32 --precision fp32 --subset 1000"
+    )
