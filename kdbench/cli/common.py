@@ -102,7 +102,7 @@ def show(args: argparse.Namespace, records: Sequence[Record], store: Store, show
 
     Raises UserError where `add_rules` asked for what is not there.
     """
-    from kdbench.report import comparison, cost, tables, write_report, write_transfers
+    from kdbench.report import compare, cost, tables, write_report, write_transfers
     from kdbench.report.selection import under
     from kdbench.report.terminal import render, render_comparison, render_costs
     from kdbench.store import Transfers
@@ -117,7 +117,7 @@ def show(args: argparse.Namespace, records: Sequence[Record], store: Store, show
     notes = tables.footnotes(shown, rule=args.select)
     for part in (
         *render_costs(cost.costs(shown), to.width),
-        *render_comparison(comparison.studies(shown, baseline)),
+        *render_comparison(compare(shown, baseline)),
         *render(tables.accuracy(shown), notes, to.width),
     ):
         to.print(part)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,12 +20,15 @@ if TYPE_CHECKING:
     from kdbench.report.fidelity import Measured
     from kdbench.report.groups import Selection
 
+log = logging.getLogger("kdbench")
+
 BASELINE = "kd"
 """What methods are compared with, unless another one is asked for."""
 
 __all__ = [
     "BASELINE",
     "Report",
+    "compare",
     "write_against",
     "write_fidelity",
     "write_picture",
@@ -66,7 +70,7 @@ def write_report(
     selection = select(records, asked)
     frame = tables.accuracy(records, asked)
     spent = cost.costs(records, asked)
-    studies = comparison.studies(records, baseline, asked)
+    studies = compare(records, baseline, asked)
     alike = {((*pair, ""), method) for study in studies for pair, method in study.alike()}
     notes = tables.footnotes(records, asked, rule)
     if alike:
@@ -96,6 +100,17 @@ def write_report(
     html = page.page(records, selection.groups, frame, spent, studies, notes, drawn, alike, others)
     paths.append(write_whole(out / "report.html", html.encode()))
     return Report(frame, tuple(notes), tuple(paths))
+
+
+def compare(records: Sequence[Record], baseline: str = BASELINE, asked: Collection[str] = ()) -> list[Study]:
+    """`comparison.studies`, or none with a warning where the libraries of the tests are not installed."""
+    from kdbench.report import comparison
+
+    try:
+        return comparison.studies(records, baseline, asked)
+    except ImportError as error:
+        log.warning("the comparison is left out of the report: %s", error)
+        return []
 
 
 def _fidelity(out: Path) -> pd.DataFrame | None:
