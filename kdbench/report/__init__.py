@@ -96,7 +96,7 @@ def write_report(
             paths.append(write_whole(path, content))
             if path.suffix == ".png":
                 drawn.setdefault(table, {})[kind] = content
-    others = page.further(transfers, _fidelity(out), beside)
+    others = page.further(transfers, _fidelity(out), beside, chosen_by_rule)
     html = page.page(records, selection.groups, frame, spent, studies, notes, drawn, alike, others)
     paths.append(write_whole(out / "report.html", html.encode()))
     return Report(frame, tuple(notes), tuple(paths))

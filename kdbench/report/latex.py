@@ -8,7 +8,19 @@ from typing import Any
 import pandas as pd
 
 from kdbench.report import published
-from kdbench.report.tables import MISSING, Column, best, cell, column, method_order, place, row_label, rows_of, tables
+from kdbench.report.tables import (
+    MISSING,
+    Column,
+    best,
+    cell,
+    column,
+    column_label,
+    method_order,
+    place,
+    row_label,
+    rows_of,
+    tables,
+)
 
 SAME = 7
 """The paper's first table has its seven pairs of one family, its second the others."""
@@ -55,7 +67,9 @@ def _table(caption: str, rows: Sequence[dict[str, Any]]) -> str:
         position_float="centering",
         caption=escape(caption),
     )
-    return text
+    said = [f"{row['method']}, {column_label(column(row))}: {row['reason']}" for row in rows if row["status"] != "done"]
+    notes = "".join(f"\\par{{\\scriptsize {escape(each)}}}\n" for each in dict.fromkeys(said))
+    return text.replace("\\end{tabular}\n", "\\end{tabular}\n" + notes)
 
 
 def _second(rows: Sequence[dict[str, Any]]) -> set[tuple[Column, str]]:

@@ -17,6 +17,7 @@ from kdbench.report import comparison, cost, fidelity, tables, transfer
 from kdbench.report.commands import command
 from kdbench.report.comparison import Study
 from kdbench.report.groups import Group, finished
+from kdbench.report.selection import RULES
 from kdbench.spec import Record, TransferRecord
 
 TITLE = "Knowledge distillation, compared"
@@ -183,7 +184,7 @@ def _text(title: str, frame: pd.DataFrame, corner: str = "method", note: str = "
 
 
 def further(
-    transfers: Sequence[TransferRecord], measured: pd.DataFrame | None, beside: pd.DataFrame
+    transfers: Sequence[TransferRecord], measured: pd.DataFrame | None, beside: pd.DataFrame, rules: pd.DataFrame
 ) -> list[tuple[tuple[str, str], Table]]:
     """What other commands found, as tables of the (dataset, recipe) of the networks' training."""
     found = []
@@ -198,6 +199,16 @@ def further(
             found.append(
                 (pair[:2], _text(title, fidelity.wide(measured, pair), "method (n)", " ".join(fidelity.NOTES)))
             )
+    for where in tables.tables(rules):
+        lines = {
+            f"{tables.pair_label(row['teacher'], row['student'])}: {row['method']}": [
+                _number(row[rule]) or tables.MISSING for rule in RULES
+            ]
+            for row in tables.rows_of(rules, *where)
+        }
+        shown = pd.DataFrame.from_dict(lines, orient="index", columns=list(RULES))
+        note = "; ".join(f"{rule}: {meaning}" for rule, (_, meaning) in RULES.items())
+        found.append((where, _text("Which epoch counts", shown, "pair: method", f"Mean top-1 % over seeds. {note}.")))
     for where in dict.fromkeys(beside[["dataset", "recipe"]].itertuples(index=False, name=None)):
         rows = tables.rows_of(beside, *where)
         cells = {
@@ -237,4 +248,4 @@ def _environment(records: Sequence[Record]) -> list[tuple[str, str]]:
     for record in records:
         for name, value in record.environment.items():
             values[name][str(value)] = None
-    return [(name, ", ".join(found)) for name, found in values.items()]
+    return [(name, ", ".join(found)) for name, found in values.items() if name != "host"]  # reports are passed on

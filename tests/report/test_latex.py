@@ -31,6 +31,7 @@ def test_the_best_is_bold_and_the_second_underlined() -> None:
     assert r"a\_b(x=1)+kd & \multicolumn" not in found
     assert r"a\_b(x=1)+kd &" in found
     assert "n/a" in found
+    assert r"\par{\scriptsize fsp, resnet56 $\to$ resnet20: other sizes}" in found
     assert r"\toprule" in found
     assert r"resnet56" in found
     assert "top-1 accuracy (\\%)" in found
