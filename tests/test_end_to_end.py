@@ -246,7 +246,8 @@ def test_weights_that_cannot_be_fetched_are_one_sentence(tmp_path: Path, monkeyp
 
 
 def test_transfers_of_a_study(study: Path, tmp_path: Path) -> None:
-    argv = ["transfer", "--to", "digits", "--classes", "0-4", "--protocol", "frozen,authors", "--epochs", "2"]
+    argv = ["transfer", "--to", "digits", "--classes", "0-4", "--methods", "kd,icd"]
+    argv += ["--protocol", "frozen,authors", "--epochs", "2"]
     printed = bench(*argv, out=study)
     assert "14 transfers: 0 already there, 14 to train" in printed  # two protocols; teacher, and three students twice
     assert "digits[0-4]" in printed
@@ -260,13 +261,13 @@ def test_transfers_of_a_study(study: Path, tmp_path: Path) -> None:
     assert len(kept) == 14
     assert "14 transfers: 14 already there, 0 to train" in bench(*argv, out=study)
     assert kept == {path.name: path.read_bytes() for path in (study / "transfers").iterdir()}
-    few = bench(*argv[:-4], "--protocol", "frozen", "--methods", "kd", out=study)
+    few = bench(*argv[:5], "--protocol", "frozen", "--methods", "kd", out=study)
     assert "5 transfers: 0 already there, 5 to train" in few  # other epochs; teacher, vanilla and kd
     assert "transfer.md" in {path.name for path in (study / "tables").iterdir()}
 
 
 def test_figures_of_a_study(study: Path) -> None:
-    printed = bench("figures", "--samples", "60", out=study)
+    printed = bench("figures", "--samples", "60", "--methods", "kd,icd", out=study)
     assert "resnet20 → resnet8" in printed
     with (study / "tables" / "fidelity.csv").open(newline="") as file:
         found = {row["method"]: row for row in csv.DictReader(file)}
