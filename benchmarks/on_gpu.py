@@ -1,6 +1,6 @@
 """All that is worth running on a GPU, in one command of under nine minutes that writes one JSON file.
 
-    python benchmarks/on_gpu.py --images DIR --json FILE
+    python benchmarks/on_gpu.py --images DIR --target DIR --json FILE
 
 DIR holds real images in the parquet layout; without it the study on real images is left out. Each part runs in a
 process of its own and is written down as soon as it ends, so that a part that fails costs nothing but itself.
@@ -71,8 +71,12 @@ def comparison(pair: str, methods: str, seconds: float) -> dict[str, Any]:
         return {"command": "python " + " ".join(argv), "exit_code": code, **figures}
 
 
-def study(images: Path, epochs: int, seconds: float, precision: str) -> dict[str, Any]:
-    """The `quick` recipe, shortened to `epochs`, on all images: seconds an epoch and accuracies from the records."""
+def study(images: Path, epochs: int, seconds: float, precision: str, target: Path | None = None) -> dict[str, Any]:
+    """The `quick` recipe, shortened to `epochs`, on all images: seconds an epoch and accuracies from the records.
+
+    With a target, all networks are then transferred to it, under the protocol `frozen`.
+    """
+    ends = time.monotonic() + seconds
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
         argv = ["bench.py", "--methods", METHODS, "--pairs", PAIR, "--dataset", f"parquet:{images}", "--seeds", "1"]
@@ -96,12 +100,23 @@ def study(images: Path, epochs: int, seconds: float, precision: str) -> dict[str
                     {"arch": trial["arch"], "method": trial["method"], "precision": trial["precision"]}
                     | {key: record[key] for key in keys}
                 )
+        if target and not code:
+            argv = ["bench.py", "transfer", "--to", f"parquet:{target}", "--out", str(out)]
+            started = time.perf_counter()
+            code, output = run([*argv, "--data-dir", str(Path(folder) / "data")], max(1.0, ends - time.monotonic()))
+            table = out / "tables" / "transfer.csv"
+            found["transfer"] = {
+                "exit_code": code,
+                "wall_seconds": round(time.perf_counter() - started, 1),
+                "table": table.read_text("utf-8") if table.is_file() else output[-4000:],
+            }
         return found
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, help="folder of parquet files, e.g. CIFAR-10")
+    parser.add_argument("--target", type=Path, help="folder of parquet files to transfer to, e.g. Tiny ImageNet")
     parser.add_argument("--json", type=Path, required=True, help="where the figures are written")
     args = parser.parse_args()
     ends = time.monotonic() + SECONDS
@@ -125,8 +140,10 @@ def main() -> int:
         for precision in ("bf16", "fp32"):  # one epoch each: what an epoch costs
             keep(f"one epoch, {precision}", study(images, 1, left(), precision))
         cost = figures["one epoch, bf16"]["wall_seconds"]
-        epochs = max(1, min(30, int(left() * 0.85 / max(cost, 1.0))))  # the whole recipe where time allows
-        keep(f"study of {epochs} epochs", study(images, epochs, left(), "bf16"))
+        target = args.target.resolve() if args.target else None
+        share = 0.6 if target else 0.85
+        epochs = max(1, min(30, int(left() * share / max(cost, 1.0))))  # the whole recipe where time allows
+        keep(f"study of {epochs} epochs", study(images, epochs, left(), "bf16", target))
     return 0 if figures["tests"]["exit_code"] in (0, 5) else 1
 
 
