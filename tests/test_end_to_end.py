@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -266,7 +267,7 @@ def test_transfers_of_a_study(study: Path, tmp_path: Path) -> None:
     assert "transfer.md" in {path.name for path in (study / "tables").iterdir()}
 
 
-def test_figures_of_a_study(study: Path) -> None:
+def test_figures_of_a_study(study: Path, tmp_path: Path) -> None:
     printed = bench("figures", "--samples", "60", "--methods", "kd,icd", out=study)
     assert "resnet20 → resnet8" in printed
     with (study / "tables" / "fidelity.csv").open(newline="") as file:
@@ -277,5 +278,14 @@ def test_figures_of_a_study(study: Path) -> None:
         assert float(row["top1_mean"]) == pytest.approx(float(trained[method]["top1_mean"]), abs=1e-3)
     assert not found["teacher"]["agreement_mean"]
     assert 0 < float(found["kd"]["cka_mean"]) <= 1
+    damaged = tmp_path / "damaged"
+    shutil.copytree(study, damaged)
+    for path in (damaged / "runs").glob("*.icd.s0.*.pt"):
+        path.write_bytes(b"")
+    argv = [sys.executable, "bench.py", "figures", "--methods", "icd", "--out", str(damaged)]
+    refused = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    (sentence,) = refused.stderr.splitlines()
+    assert "is damaged: its SHA-256 is not the one in its record" in sentence
     kinds = {path.name.split(".")[0] for path in (study / "charts").iterdir()}
     assert {"correlation", "reliability", "tsne-embeddings", "tsne-logits"} <= kinds

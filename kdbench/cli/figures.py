@@ -86,7 +86,10 @@ def carry(args: argparse.Namespace) -> int:
             known = ", ".join(map(str, seeds))
             raise UserError(f"--seed {seed}: the students of {place[2]}:{place[3]} have the seeds {known}")
         plain = [r for r in mine if not r.trial.teacher and (*table_of(r), r.trial.arch) == (*place[:2], place[3])]
-        gallery = Gallery(networks, place, [*plain, *students], seed)
+        try:
+            gallery = Gallery(networks, place, [*plain, *students], seed)
+        except ValueError as error:  # weights that are missing, damaged or changed
+            raise UserError(f"{error}; the command that trained it trains it again") from error
         measured += gallery.measured
         print(f"{place[2]} → {place[3]}, seed {seed}: drawing ...", flush=True)
         with house_style():
