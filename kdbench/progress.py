@@ -36,6 +36,11 @@ def _verdict(outcome: Outcome) -> str:
     return f"{pair} {trial.method}, seed {trial.seed}: {outcome.status}: {outcome.reason}"
 
 
+def _waiting(trials: int, processes: Sequence[str]) -> str:
+    who = f"{len(processes)} other processes have" if len(processes) > 1 else "another process has"
+    return f"waiting for {trials} trial{'s' * (trials > 1)} that {who} in hand"
+
+
 class PlainProgress:
     """Lines for logs: one when a cohort starts, one an epoch (not more often than every few seconds), one an outcome
     that is not `done`."""
@@ -44,6 +49,7 @@ class PlainProgress:
         self.console = console
         self.total = sum(_steps(cohort) * len(cohort.trials) for cohort in plan.cohorts)
         self.before = 0  # work of earlier cohorts, in student-steps
+        self.waited = 0  # trials that it said it waits for
         self.started = self.spoke = time.monotonic()
 
     def __enter__(self) -> PlainProgress:
@@ -82,6 +88,11 @@ class PlainProgress:
     def outcome(self, outcome: Outcome) -> None:
         if outcome.status != "done":
             self._say(_verdict(outcome))
+
+    def waiting(self, trials: int, processes: Sequence[str]) -> None:
+        if self.waited != trials:
+            self.waited = trials
+            self._say(_waiting(trials, processes))
 
 
 class LiveProgress:
@@ -134,6 +145,9 @@ class LiveProgress:
     def outcome(self, outcome: Outcome) -> None:
         if outcome.status != "done":
             self.console.print(escape(_verdict(outcome)), highlight=False, soft_wrap=True)
+
+    def waiting(self, trials: int, processes: Sequence[str]) -> None:
+        self.title, self.students = _waiting(trials, processes), ""
 
 
 def progress(console: Console, plan: Plan) -> LiveProgress | PlainProgress:

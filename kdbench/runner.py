@@ -1,11 +1,12 @@
-"""Plan -> records, cohort by cohort, through an executor."""
+"""Plan -> records, cohort by cohort, through an executor, beside other processes on the same folder."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from kdbench.spec import FINAL, Cohort, Executor, Observer, Outcome, Plan, Value
-from kdbench.store import Store
+from kdbench.disk import DiskError
+from kdbench.spec import FINAL, Cohort, Executor, Interrupted, Observer, Outcome, Plan, Value
+from kdbench.store import Claims, Store, Work
 from kdbench.train.checkpoints import Checkpoints
 
 
@@ -16,8 +17,19 @@ def carry_out(
     checkpoints: Checkpoints,
     observer: Observer,
     environment: Mapping[str, Value],
+    before: Mapping[str, str] | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Train what the plan lacks. Every trial ends in a record, also where its teacher or its whole cohort failed."""
+    """Train what the plan lacks. Every trial ends in a record, also where its teacher or its whole cohort failed.
+
+    `before` are the store's stamps when the plan was made; a trial whose record has another one by now was done by
+    another process. Raises DiskError, Interrupted.
+    """
+    stamps = store.stamps() if before is None else before
+
+    def finished(fingerprint: str) -> bool:
+        record = store.find(fingerprint)
+        return record is not None and record.finished != stamps.get(fingerprint)
 
     def keep(outcome: Outcome) -> None:
         store.save(outcome, environment)
@@ -25,12 +37,31 @@ def carry_out(
             checkpoints.remove(outcome.trial.id)
         observer.outcome(outcome)
 
+    def waiting(trials: int, processes: Sequence[str]) -> None:
+        observer.waiting(trials, processes)
+        if stop():
+            raise Interrupted
+
+    store.sweep()
+    for trial in plan.done:  # a process may have been killed before it could do so
+        checkpoints.remove(trial.id)
     for trial, reason in plan.verdicts:
-        keep(Outcome(trial, "n/a", reason))
-    for number, cohort in enumerate(plan.cohorts, start=1):
-        observer.cohort(cohort, number, len(plan.cohorts))
-        for outcome in _outcomes(cohort, store, executor, observer):
-            keep(outcome)
+        if not finished(trial.fingerprint):
+            keep(Outcome(trial, "n/a", reason))
+    with Claims(store.root) as claims:
+        for number, names in claims.share(_work(plan.cohorts), finished, waiting):
+            cohort = plan.cohorts[number]
+            mine = cohort.only([trial for trial in cohort.trials if trial.fingerprint in names])
+            observer.cohort(mine, number + 1, len(plan.cohorts))
+            for outcome in _outcomes(mine, store, executor, observer):
+                keep(outcome)
+
+
+def _work(cohorts: Sequence[Cohort]) -> Iterator[Work[int]]:
+    """The cohorts by number; each needs its teacher, where that is trained here."""
+    for number, cohort in enumerate(cohorts):
+        teacher = {cohort.teacher.trial} if cohort.teacher and cohort.teacher.trial else set()
+        yield Work(number, frozenset(trial.fingerprint for trial in cohort.trials), frozenset(teacher))
 
 
 class _NoTeacher(Exception):
@@ -47,7 +78,7 @@ def _outcomes(cohort: Cohort, store: Store, executor: Executor, observer: Observ
     except _NoTeacher as error:
         for trial in waiting.values():
             yield Outcome(trial, "failed", str(error))
-    except BrokenPipeError:  # nobody reads the progress any more
+    except (BrokenPipeError, DiskError):  # nobody reads the progress any more; nothing can be kept any more
         raise
     except Exception as error:
         reason = f"its cohort could not be trained: {type(error).__name__}: {error}".splitlines()[0]

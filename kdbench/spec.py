@@ -38,6 +38,10 @@ class UserError(Exception):
     """Bad input from the user's side. The message is one clear sentence; the command exits with code 2."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """An orderly end that somebody asked for: what was under way has been kept."""
+
+
 def unknown(kind: str, word: str, known: Iterable[str], where: str) -> UserError:
     """The error for a word that is not on a list: with its nearest match and the place where the list is shown."""
     folded = {name.lower(): name for name in known}
@@ -122,11 +126,18 @@ class Recipe:
     decay: float  # factor of each drop
     size: int  # pixels a side
     pad: int  # random crops are drawn from the image padded by this many black pixels
+    max_grad_norm: float | None = None  # gradients of a larger norm are scaled down to it
 
     @property
     def pretraining_epochs(self) -> int:
         """Of methods that have a stage before the main one: 30 of 240, as published."""
         return max(1, round(30 * self.epochs / 240))
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What of it decides a result, the rate of the network apart."""
+        fields = {k: v for k, v in asdict(self).items() if k not in ("name", "label", "lr", "lr_light")}
+        return fields if self.max_grad_norm is not None else {k: v for k, v in fields.items() if k != "max_grad_norm"}
 
     def published(self) -> bool:
         """Whether accuracies may stand beside published ones."""
@@ -177,11 +188,10 @@ class Trial:
 
         Devices, folders, labels and companions are left out.
         """
-        recipe = {k: v for k, v in asdict(self.recipe).items() if k not in ("name", "label", "lr", "lr_light")}
         key = {
             "protocol": PROTOCOL,
             "data": [self.data.content, self.data.mean, self.data.std, self.data.flip],
-            "recipe": recipe,
+            "recipe": self.recipe.key,
             "arch": self.arch,
             "lr": self.lr,
             "teacher": [self.teacher.arch, self.teacher.key] if self.teacher else None,
@@ -244,6 +254,14 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class Interval:
+    """How often training states are kept: after so many epochs, or, where given, once so many minutes have passed."""
+
+    epochs: int = 1
+    minutes: float | None = None
+
+
+@dataclass(frozen=True)
 class Setting:
     """One setting of a method, as its dataclass declares it."""
 
@@ -290,10 +308,11 @@ class Catalogue:
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds an image of one architecture, measured on the device of the study."""
+    """Of one architecture: seconds an image, measured on the device of the study, and size."""
 
     train: float  # forward, backward, optimiser step
     forward: float
+    size: int = 0  # bytes of its weights
 
 
 @dataclass(frozen=True)
@@ -303,6 +322,7 @@ class Costs:
     archs: Mapping[str, Cost]
     methods: Mapping[str, float] = field(default_factory=dict)  # expression -> seconds an image beside its student's
     pretrain: frozenset[str] = frozenset()  # expressions with a stage before the main one
+    states: Mapping[str, int] = field(default_factory=dict)  # expression -> bytes that it adds to a training state
 
 
 @dataclass(frozen=True)
@@ -332,7 +352,8 @@ class Outcome:
     weights: Mapping[str, Any] | None = None
     cost: Mapping[str, Value] = field(default_factory=dict)
     """extra_parameters (trained beside the student), extra_mib (the method's parameters and buffers), peak_mib (of the
-    process on its device while the cohort trained) and cohort_size (the students that this is the peak of)."""
+    process on its device while the cohort trained), cohort_size (the students that this is the peak of), and split_from
+    (how many students memory had no room for at once) where a cohort had to be split."""
 
 
 @dataclass(frozen=True)
@@ -391,13 +412,12 @@ class Transfer:
     @cached_property
     def fingerprint(self) -> str:
         """Equal for transfers that must give equal results."""
-        recipe = {k: v for k, v in asdict(self.recipe).items() if k not in ("name", "label", "lr", "lr_light")}
         data = [self.data.content, self.data.mean, self.data.std, self.data.flip]
         key = {
             "protocol": PROTOCOL,
             "source": [self.source.fingerprint, self.weights],
             "data": data,
-            "recipe": recipe,
+            "recipe": self.recipe.key,
             "how": [self.moving, self.views, self.lr, self.precision],
         }
         return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
@@ -433,6 +453,7 @@ class Observer(Protocol):
     def step(self, cohort: Cohort, epoch: int, step: int, steps: int) -> None: ...  # pretraining: epochs -1, -2, ...
     def epoch(self, cohort: Cohort, epoch: int, latest: Mapping[str, Epoch]) -> None: ...  # trial id -> its epoch
     def outcome(self, outcome: Outcome) -> None: ...
+    def waiting(self, trials: int, processes: Sequence[str]) -> None: ...  # that other processes have in hand
 
 
 class Executor(Protocol):

@@ -159,7 +159,7 @@ class _Group:
                 try:
                     if probe not in problems:
                         probe.end()
-                        self.checkpoints.save(probe.transfer.id, probe.state())
+                        self.checkpoints.save([(probe.transfer.id, probe.state())])
                 except Diverged as error:
                     problems[probe] = error
             left = [probe for probe in left if probe not in problems]

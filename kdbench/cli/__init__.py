@@ -6,13 +6,12 @@ import argparse
 import difflib
 import logging
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
-from types import FrameType
 
 from kdbench.cli import figures, lists, report, run, transfer, verify
-from kdbench.spec import UserError
+from kdbench.cli.interruption import SIGNALS
+from kdbench.spec import Interrupted, UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             hint = f"did you mean {near[0]!r}?" if near else f"commands are {', '.join(filter(None, COMMANDS))}"
             raise UserError(f"unknown command {words[0]!r}: {hint} (see `python bench.py --help`)")
         parser, carry = COMMANDS[command]
-        signal.signal(signal.SIGTERM, _terminate)
+        SIGNALS.listen()
         return carry(parser().parse_args(words[bool(command) :] or (["--help"] if not command else [])))
     except UserError as error:
         print(f"kdbench: {error}", file=sys.stderr)
@@ -41,17 +40,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"kdbench: {error}; what was finished is kept, and the same command goes on", file=sys.stderr)
         return 2
-    except KeyboardInterrupt as stop:
-        print("\nkdbench: interrupted; the same command goes on after the last whole epoch", file=sys.stderr)
-        return 143 if isinstance(stop, _Terminated) else 130
-
-
-class _Terminated(KeyboardInterrupt):
-    pass
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise _Terminated
+    except Interrupted:
+        print("kdbench: interrupted, nothing is lost; the same command goes on from this step", file=sys.stderr)
+        return SIGNALS.code
+    except KeyboardInterrupt:
+        print("\nkdbench: interrupted; the same command goes on from the last state that was kept", file=sys.stderr)
+        return SIGNALS.code
 
 
 COMMANDS: dict[str, tuple[Callable[[], argparse.ArgumentParser], Callable[[argparse.Namespace], int]]] = {

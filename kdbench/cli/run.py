@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +23,9 @@ from kdbench.cli.common import (
     data_request,
     show,
 )
+from kdbench.cli.interruption import SIGNALS
 from kdbench.plan import pairs, recipes
-from kdbench.plan.words import parse_seeds
+from kdbench.plan.words import parse_interval, parse_seeds
 from kdbench.spec import PRETRAINED, Catalogue, DataInfo, Pair, Plan, Teacher, UserError, file_sha256
 
 if TYPE_CHECKING:
@@ -70,6 +72,7 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--recipe", help="training schedule (default: digits for digits, else paper)")
     what.add_argument("--epochs", type=int, help="shorten or lengthen the recipe; its milestones move along")
     what.add_argument("--lr", type=float, help="initial learning rate of every network")
+    what.add_argument("--max-grad-norm", type=float, metavar="N", help="scale larger gradients down to N (default: no)")
     data = found.add_argument_group("images")
     data.add_argument("--dataset", default="cifar100", help="as `list datasets` names it (default: cifar100)")
     data.add_argument("--size", type=int, help="pixels a side (default: the recipe's)")
@@ -83,6 +86,8 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--dry-run", action="store_true", help="show trials, cohorts and the estimated time; train nothing"
     )
+    about = "keep training states every so many epochs (1, the default) or minutes (10min)"
+    how.add_argument("--checkpoint-every", default="1", metavar="N", help=about)
     how.add_argument("--rerun", metavar="STATUS", help="train again what ended as done, diverged or n/a (or all)")
     add_device(how)
     add_rules(found.add_argument_group("tables"))
@@ -91,9 +96,15 @@ def parser() -> argparse.ArgumentParser:
 
 def carry(args: argparse.Namespace) -> int:
     source = args.dataset
-    recipe = recipes.recipe(args.recipe or recipes.default(source), epochs=args.epochs, lr=args.lr, size=args.size)
+    recipe = recipes.recipe(
+        args.recipe or recipes.default(source),
+        epochs=args.epochs,
+        lr=args.lr,
+        size=args.size,
+        max_grad_norm=args.max_grad_norm,
+    )
     seeds, chosen_pairs = parse_seeds(args.seeds), pairs.parse(args.pairs, source)
-    rerun = _rerun(args.rerun)
+    rerun, interval = _rerun(args.rerun), parse_interval(args.checkpoint_every)
     check_threads(args)
     request = data_request(args, source, recipe.size)
 
@@ -120,6 +131,7 @@ def carry(args: argparse.Namespace) -> int:
     for arch in dict.fromkeys(name for pair in chosen_pairs for name in (pair.teacher, pair.student)):
         models.features(arch, images.info.classes, images.info.size)  # or one sentence on what does not fit
     files = _teacher_files(args, chosen_pairs, images.info)
+    before = store.stamps()  # first of all: what another process finishes from now on is not done again
     plan = expand(
         Request(images.info, recipe, methods, chosen_pairs, seeds, precision, files), catalogue, store.standing(rerun)
     )
@@ -128,16 +140,18 @@ def carry(args: argparse.Namespace) -> int:
             print(f"weights of {arch}: taken from the cache, or fetched ...", flush=True)
             models.fetch(arch, images.info.classes, images.info.size)
     environment.configure(device, precision, args.threads)
-    checkpoints = Checkpoints(args.out / "checkpoints")
+    checkpoints = Checkpoints(args.out / "checkpoints", interval)
     _announce(plan, catalogue, sum(checkpoints.exists(trial.id) for trial in plan.waiting))
     if args.dry_run:
-        return _estimate(plan, images, device)
+        return _estimate(plan, images, device, args.out)
     if plan.cohorts or plan.verdicts:
         from kdbench.progress import progress
 
-        executor = LocalExecutor(images, device, checkpoints)
-        with progress(console(), plan) as observer:
-            runner.carry_out(plan, store, executor, checkpoints, observer, environment.describe(device))
+        stop = SIGNALS.asked
+        executor = LocalExecutor(images, device, checkpoints, stop=stop)
+        described = environment.describe(device)
+        with SIGNALS.patient(), progress(console(), plan) as observer:
+            runner.carry_out(plan, store, executor, checkpoints, observer, described, before, stop)
     wanted = {trial.fingerprint for trial in plan.trials}
     records = store.records()
     mine = [record for record in records if record.trial.fingerprint in wanted]
@@ -186,8 +200,8 @@ def _announce(plan: Plan, catalogue: Catalogue, resumed: int) -> None:
     )
 
 
-def _estimate(plan: Plan, images: ImageSet, device: Any) -> int:
-    from kdbench.plan.estimate import duration, seconds
+def _estimate(plan: Plan, images: ImageSet, device: Any, out: Path) -> int:
+    from kdbench.plan.estimate import disk, duration, room, seconds
     from kdbench.train.calibrate import calibrate
 
     for number, cohort in enumerate(plan.cohorts, start=1):
@@ -201,4 +215,11 @@ def _estimate(plan: Plan, images: ImageSet, device: Any) -> int:
         print("measuring a few steps of each network and each method ...", flush=True)
         costs = calibrate(plan, images, device)
         print(f"estimated time on this device: {duration(seconds(plan, costs))}")
+        kept, states = disk(plan, costs)
+        place = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir())
+        free = shutil.disk_usage(place).free
+        print(
+            f"estimated room: {room(kept)} for what stays, at most {room(states)} of training states at a time; "
+            f"{room(free)} are free" + (": too little" if kept + states > free else "")
+        )
     return 0

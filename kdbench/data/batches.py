@@ -67,10 +67,11 @@ class Loader:
         self._own = torch.tensor((images.info.mean, images.info.std)).to(device)  # [2, 3]
         self._others = {each: torch.tensor(each).to(device) for each in others}
 
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """The batches of an epoch: shuffled, cropped at random from the padded image, mirrored half of the time."""
+    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from step `start` on: shuffled, cropped at random from the padded image, mirrored
+        half of the time."""
         order, top, left, mirrored = self._draw(number).to(self.device)  # [N] each
-        for step in range(self.steps):
+        for step in range(start, self.steps):
             here = slice(step * self.batch_size, (step + 1) * self.batch_size)
             index = order[here]
             rows = top[here, None] + self._rows  # [B, H]

@@ -1,4 +1,4 @@
-"""How long a plan will take, from what one image costs."""
+"""How long a plan will take and how much room it needs, from what one image and one network cost."""
 
 from __future__ import annotations
 
@@ -17,6 +17,28 @@ def seconds(plan: Plan, costs: Costs) -> float:
         if early := [train[trial.id] for trial in cohort.trials if trial.method in costs.pretrain]:
             total += cohort.recipe.pretraining_epochs * images * (shared + sum(early))
     return total
+
+
+_RECORD = 8 * 1024  # bytes of a record and of the end of its epochs
+_EPOCH = 400  # bytes of one epoch in a record's epochs
+
+
+def disk(plan: Plan, costs: Costs) -> tuple[int, int]:
+    """Bytes that stay (records, epochs, weights), and bytes of training states at the moment when these are most.
+
+    A state is held for each trial of the cohort under way; the cohorts of one folder follow each other in a process.
+    """
+    kept = sum(_RECORD + _EPOCH * trial.recipe.epochs + costs.archs[trial.arch].size for trial in plan.waiting)
+    states = [
+        [2 * costs.archs[trial.arch].size + costs.states.get(trial.method, 0) for trial in cohort.trials]
+        for cohort in plan.cohorts
+    ]
+    return kept, max((sum(sizes) + max(sizes) for sizes in states), default=0)  # the one being written is there twice
+
+
+def room(count: int) -> str:
+    """Bytes for people: `12 MiB`, `3.4 GiB`."""
+    return f"{count / 2**20:,.0f} MiB" if count < 10 * 2**30 else f"{count / 2**30:,.1f} GiB"
 
 
 def duration(value: float) -> str:

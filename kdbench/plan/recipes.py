@@ -58,7 +58,14 @@ def default(source: str) -> str:
     return source if source in _PRESETS else "paper"
 
 
-def recipe(name: str, *, epochs: int | None = None, lr: float | None = None, size: int | None = None) -> Recipe:
+def recipe(
+    name: str,
+    *,
+    epochs: int | None = None,
+    lr: float | None = None,
+    size: int | None = None,
+    max_grad_norm: float | None = None,
+) -> Recipe:
     """A recipe with what the user changed; the label says so. Raises UserError."""
     if name not in _PRESETS:
         raise unknown("recipe", name, _PRESETS, "see `python bench.py list recipes`")
@@ -79,4 +86,9 @@ def recipe(name: str, *, epochs: int | None = None, lr: float | None = None, siz
             raise UserError(f"--size must be between 8 and 1024 pixels, got {size}")
         chosen = replace(chosen, size=size, pad=size // 8)
         label += f",{size}px"
+    if max_grad_norm is not None:
+        if not (math.isfinite(max_grad_norm) and max_grad_norm > 0):
+            raise UserError(f"--max-grad-norm must be a finite number above 0, got {max_grad_norm}")
+        chosen = replace(chosen, max_grad_norm=max_grad_norm)
+        label += f",clip={max_grad_norm:g}"
     return replace(chosen, label=label)

@@ -1,10 +1,10 @@
-"""Small things that people type: seeds, class ranges."""
+"""Small things that people type: seeds, class ranges, intervals."""
 
 from __future__ import annotations
 
 import re
 
-from kdbench.spec import UserError
+from kdbench.spec import Interval, UserError
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
@@ -18,6 +18,14 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     if len(seeds) > 1000:
         raise UserError(f"--seeds {text!r} asks for {len(seeds)} seeds; for one seed write --seeds {words[0]},")
     return tuple(dict.fromkeys(seeds))
+
+
+def parse_interval(text: str) -> Interval:
+    """`5` means epochs, `10min` minutes."""
+    found = re.fullmatch(r"\s*(\d{1,6}|\d{1,6}\.\d{1,6}(?=\s*m))\s*(m|min|minutes?)?\s*", text)
+    if not found or not float(found[1]):
+        raise UserError(f"--checkpoint-every {text!r} is neither a number of epochs (5) nor of minutes (10min)")
+    return Interval(minutes=float(found[1])) if found[2] else Interval(int(found[1]))
 
 
 def parse_classes(text: str) -> tuple[int, ...]:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kdbench.disk import write_whole
 from kdbench.spec import Epoch, Record, TransferRecord, UserError
-from kdbench.store.files import write_whole
 
 if TYPE_CHECKING:
     import pandas as pd

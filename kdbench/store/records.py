@@ -3,48 +3,40 @@
 runs/ID.json          the record; its presence means that the trial ended, and it is written last
 runs/ID.epochs.json   rate, terms, accuracies and seconds of every epoch
 runs/ID.pt            final weights (tensors only), whose SHA-256 is in the record
+
+Each carries a checksum. What does not agree with it is set aside, and then its trial runs again.
 """
 
 from __future__ import annotations
 
-import json
-import logging
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean, median
 from typing import TYPE_CHECKING
 
-from kdbench.spec import (
-    FINAL,
-    PROTOCOL,
-    Epoch,
-    Outcome,
-    Record,
-    UserError,
-    Value,
-    file_sha256,
-)
+from kdbench.disk import Damaged, set_aside, sweep, write_whole
+from kdbench.spec import FINAL, PROTOCOL, Epoch, Outcome, Record, UserError, Value
 from kdbench.store import fields
-from kdbench.store.files import write_whole
+from kdbench.store.reading import UNREADABLE, contents, every
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-log = logging.getLogger("kdbench")
-
 FOLDERS = ("runs", "checkpoints", "tables", "charts")
 """What a study writes under its results folder."""
 
+_AGAIN = "its trial runs again"
+
 
 class Store:
-    """All records of one results folder."""
+    """All records of one results folder; `mend`: what is damaged there may be set aside."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, mend: bool = True) -> None:
+        self.root, self.mend = root, mend
         self.runs = root / "runs"
 
     def require_writable(self, *names: str) -> None:
@@ -61,8 +53,13 @@ class Store:
                 f"results cannot be written to {self.root}: {error.strerror}; choose another --out"
             ) from None
 
+    def sweep(self) -> None:
+        """Remove what processes that were killed left half written."""
+        for name in ("", *FOLDERS):
+            sweep(self.root / name)
+
     def save(self, outcome: Outcome, environment: Mapping[str, Value]) -> Record:
-        """Write a trial's epochs and weights, then its record."""
+        """Write a trial's epochs and weights, then its record. Raises DiskError."""
         trial_id = outcome.trial.id
         digest = None
         if outcome.weights is not None:
@@ -70,32 +67,25 @@ class Store:
 
             digest = save_weights(self.runs / f"{trial_id}.pt", outcome.weights)
         if outcome.epochs:
-            write_whole(
-                self.runs / f"{trial_id}.epochs.json", fields.encode([asdict(epoch) for epoch in outcome.epochs])
-            )
+            rows = [asdict(epoch) for epoch in outcome.epochs]
+            write_whole(self._epochs_path(trial_id), fields.seal({"id": trial_id, "epochs": rows}))
         record = _record(outcome, environment, digest)
-        write_whole(self.runs / f"{trial_id}.json", fields.encode({**asdict(record), "id": trial_id}))
+        write_whole(self.runs / f"{trial_id}.json", fields.seal({**asdict(record), "id": trial_id}))
         return record
 
     def records(self) -> list[Record]:
         """Every readable record of this protocol, in the order of their names."""
-        found = []
-        for path in sorted(self.runs.glob("*.json")):
-            if path.name.endswith(".epochs.json"):
-                continue
-            try:
-                record = _read(path)
-            except fields.UNREADABLE as error:
-                log.warning("%s is not a readable record and is left out (%s: %s)", path, type(error).__name__, error)
-                continue
-            if record.protocol == PROTOCOL:
-                found.append(record)
-        return found
+        paths = [path for path in self.runs.glob("*.json") if not path.name.endswith(".epochs.json")]
+        return every(paths, _read, _AGAIN if self.mend else None)
+
+    def stamps(self) -> dict[str, str]:
+        """When the newest record of each trial was finished, by fingerprint: another stamp is another try."""
+        return {record.trial.fingerprint: record.finished for record in sorted(self.records(), key=_age)}
 
     def standing(self, rerun: frozenset[str] = frozenset()) -> frozenset[str]:
         """Fingerprints of trials that need no training; `rerun` names statuses that do not stand this time.
 
-        A network that may serve as teacher stands only while its weights are whole.
+        What is done stands while its files are there, a network that may serve as teacher while its weights are whole.
         """
         return frozenset(
             record.trial.fingerprint
@@ -104,34 +94,71 @@ class Store:
         )
 
     def _whole(self, record: Record) -> bool:
-        path = self._weights_path(record.trial.id)
-        if not path.is_file():
+        name = record.trial.id
+        if not self._weights_path(name).is_file() or not self._epochs_path(name).is_file():
             return False
-        return record.trial.teacher is not None or file_sha256(path) == record.weights_sha256
+        if record.trial.teacher is not None:
+            return True
+        with suppress(ValueError):
+            return bool(self._checked_weights(record))
+        return False
 
     def find(self, fingerprint: str) -> Record | None:
         """The newest record of the trials with this fingerprint; they differ in labels only."""
         found = []
-        for path in self.runs.glob(f"*.{fingerprint}.json"):
-            with suppress(*fields.UNREADABLE):
-                found.append(_read(path))
-        return max(found, key=lambda record: (record.status == "done", record.finished), default=None)
+        for path in self.runs.glob("*.json"):
+            if path.name.endswith(f".{fingerprint}.json"):
+                with suppress(*UNREADABLE):
+                    found.append(_read(path))
+        return max(filter(None, found), key=_age, default=None)
 
     def epochs(self, trial_id: str) -> tuple[Epoch, ...]:
-        """What was measured after each epoch. Raises OSError or ValueError if it cannot be read."""
-        rows = json.loads((self.runs / f"{trial_id}.epochs.json").read_text("utf-8"))
-        return tuple(Epoch(**row) for row in rows)
+        """What was measured after each epoch. Raises OSError, ValueError or TypeError if it cannot be read."""
+        path = self._epochs_path(trial_id)
+        try:
+            content = fields.unseal(path)
+        except Damaged as error:
+            if self.mend:
+                set_aside(path, error, _AGAIN)
+            raise
+        if content.get("id") != trial_id:
+            raise ValueError("its contents do not belong to its id")
+        return fields.build(_Curve, content).epochs
 
     def weights(self, record: Record) -> dict[str, Tensor]:
         """The final weights of a trial that is done. Raises ValueError if they are not those of the record."""
         from kdbench.store.weights import load_weights
 
+        return load_weights(self._checked_weights(record))
+
+    def _checked_weights(self, record: Record) -> bytes:
         if record.weights_sha256 is None:
             raise ValueError(f"{record.trial.id} has no weights")
-        return load_weights(self._weights_path(record.trial.id), record.weights_sha256)
+        path = self._weights_path(record.trial.id)
+        try:
+            return contents(path, record.weights_sha256)
+        except Damaged as error:
+            if self.mend:
+                set_aside(path, error, _AGAIN)
+            raise ValueError(f"{path} is damaged: {error}") from None
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read: {error.strerror}") from None
 
     def _weights_path(self, trial_id: str) -> Path:
         return self.runs / f"{trial_id}.pt"
+
+    def _epochs_path(self, trial_id: str) -> Path:
+        return self.runs / f"{trial_id}.epochs.json"
+
+
+def _age(record: Record) -> tuple[bool, str]:
+    return record.status == "done", record.finished
+
+
+@dataclass(frozen=True)
+class _Curve:
+    id: str
+    epochs: tuple[Epoch, ...]
 
 
 def _record(outcome: Outcome, environment: Mapping[str, Value], weights_sha256: str | None) -> Record:
@@ -147,7 +174,7 @@ def _record(outcome: Outcome, environment: Mapping[str, Value], weights_sha256: 
         protocol=PROTOCOL,
         trial=outcome.trial,
         status=outcome.status,
-        reason=outcome.reason,
+        reason=outcome.reason and fields.plain(outcome.reason),
         top1=last.top1 if last else None,
         top5=last.top5 if last else None,
         best_top1=best.top1 if best else None,
@@ -166,10 +193,13 @@ def _record(outcome: Outcome, environment: Mapping[str, Value], weights_sha256: 
     )
 
 
-def _read(path: Path) -> Record:
-    content = json.loads(path.read_text("utf-8"))
-    trial_id = content.pop("id")
-    record = Record(**{**content, "trial": fields.trial(content["trial"])})
-    if record.protocol == PROTOCOL and record.trial.id != trial_id:
+def _read(path: Path) -> Record | None:
+    """A record of this protocol, None if it is of another. Raises one of UNREADABLE."""
+    content = fields.unseal(path)
+    if content.get("protocol") != PROTOCOL:
+        return None
+    name = content.pop("id", None)
+    record = fields.build(Record, content)
+    if record.trial.id != name:
         raise ValueError("its contents do not belong to its id")
     return record

@@ -1,4 +1,4 @@
-"""Final weights: a state dict of tensors, checked by its SHA-256."""
+"""Final weights: a state dict of tensors; its SHA-256 is kept in the record."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kdbench.store.files import write_whole
+from kdbench.disk import write_whole
 
 
 def save_weights(path: Path, weights: Mapping[str, Tensor]) -> str:
-    """Write the file whole; returns its SHA-256."""
+    """Write the file whole; returns its SHA-256. Raises DiskError."""
     buffer = io.BytesIO()
     torch.save(dict(weights), buffer)
     content = buffer.getvalue()
@@ -22,13 +22,10 @@ def save_weights(path: Path, weights: Mapping[str, Tensor]) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def load_weights(path: Path, sha256: str) -> dict[str, Tensor]:
-    """Raises ValueError if the file is missing or is not the one that was saved."""
+def load_weights(content: bytes) -> dict[str, Tensor]:
+    """From what was written and has been checked. Raises ValueError if it is something else after all."""
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise ValueError(f"{path} is damaged: its SHA-256 is not the one in its record")
-    weights: dict[str, Tensor] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        weights: dict[str, Tensor] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # somebody made a record and a file that agree
+        raise ValueError(f"the weights are no state dict ({type(error).__name__})") from None
     return weights

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -30,6 +30,7 @@ class _Unwatched:
     def step(self, cohort: Cohort, epoch: int, step: int, steps: int) -> None: ...
     def epoch(self, cohort: Cohort, epoch: int, latest: Mapping[str, Epoch]) -> None: ...
     def outcome(self, outcome: Outcome) -> None: ...
+    def waiting(self, trials: int, processes: Sequence[str]) -> None: ...
 
 
 def calibrate(plan: Plan, images: ImageSet, device: torch.device) -> Costs:
@@ -39,18 +40,24 @@ def calibrate(plan: Plan, images: ImageSet, device: torch.device) -> Costs:
     costs = architectures(archs, first.data, first.recipe, device, first.precision)
     methods: dict[str, float] = {}
     pretrain: set[str] = set()
+    states: dict[str, int] = {}
     for cohort in plan.cohorts:
         new = [trial for trial in cohort.trials if trial.method not in methods]
         if cohort.teacher and new:
-            own, early = _methods(cohort.only(new), images, device)
+            own, early, kept = _methods(cohort.only(new), images, device)
             train = {trial.method: costs[trial.arch].train for trial in new}
             methods |= {method: max(0.0, seconds - train[method]) for method, seconds in own.items()}
             pretrain |= early
-    return Costs(costs, methods, frozenset(pretrain))
+            size = {trial.method: costs[trial.arch].size for trial in new}
+            states |= {method: max(0, count - 2 * size[method]) for method, count in kept.items()}
+    return Costs(costs, methods, frozenset(pretrain), states)
 
 
-def _methods(cohort: Cohort, images: ImageSet, device: torch.device) -> tuple[dict[str, float], set[str]]:
-    """Seconds an image of each student under its method, by the real executor; and which methods have a first stage.
+def _methods(
+    cohort: Cohort, images: ImageSet, device: torch.device
+) -> tuple[dict[str, float], set[str], dict[str, int]]:
+    """By the real executor: seconds an image of each student under its method, which methods have a first stage, and
+    the bytes of each one's training state.
 
     A random teacher costs what a trained one does. The first of two epochs of a few steps is not counted.
     """
@@ -69,9 +76,10 @@ def _methods(cohort: Cohort, images: ImageSet, device: torch.device) -> tuple[di
     with TemporaryDirectory() as folder:
         executor = LocalExecutor(few, device, Checkpoints(Path(folder)), limit=REPETITIONS)
         outcomes = [each for each in executor.train(short, weights, _Unwatched()) if each.epochs]
+        kept = {each.trial.method: executor.checkpoints.size(each.trial.id) for each in outcomes}
     count = REPETITIONS * schedule.batch_size
     own = {each.trial.method: each.epochs[-1].seconds_own / count for each in outcomes}
-    return own, {each.trial.method for each in outcomes if "pretraining_epochs" in each.facts}
+    return own, {each.trial.method for each in outcomes if "pretraining_epochs" in each.facts}, kept
 
 
 def architectures(
@@ -101,7 +109,8 @@ def architectures(
         network.train()
         spent = _median_seconds(train, device)
         network.eval()
-        costs[arch] = Cost(spent / recipe.batch_size, _median_seconds(forward, device) / recipe.batch_size)
+        size = sum(tensor.nbytes for tensor in network.state_dict().values())
+        costs[arch] = Cost(spent / recipe.batch_size, _median_seconds(forward, device) / recipe.batch_size, size)
     return costs
 
 

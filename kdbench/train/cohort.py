@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,11 +13,12 @@ from torch import Tensor
 
 from kdbench.data.batches import Loader
 from kdbench.data.sources import ImageSet
+from kdbench.disk import DiskError
 from kdbench.distill.distiller import Shapes
 from kdbench.models import features, info
-from kdbench.spec import Cohort, Epoch, Observer, Outcome, Status, Trial
+from kdbench.spec import Cohort, Epoch, Interrupted, Observer, Outcome, Status, Trial
 from kdbench.train.checkpoints import Checkpoints, log
-from kdbench.train.environment import forget_peak, peak_mib
+from kdbench.train.environment import forget_peak, is_out_of_memory, peak_mib
 from kdbench.train.evaluate import EVALUATION_BATCH
 from kdbench.train.guide import Guide
 from kdbench.train.replay import worth_recording
@@ -24,18 +27,51 @@ from kdbench.train.student import Diverged, Student, name_of
 
 
 class LocalExecutor:
-    """Trains cohorts in this process on one device; for measurements with epochs of at most `limit` steps."""
+    """Trains cohorts in this process on one device; for measurements with epochs of at most `limit` steps.
+
+    `stop` is asked after every step: once it says so, states are kept and Interrupted is raised.
+    """
 
     def __init__(
-        self, images: ImageSet, device: torch.device, checkpoints: Checkpoints, limit: int | None = None
+        self,
+        images: ImageSet,
+        device: torch.device,
+        checkpoints: Checkpoints,
+        limit: int | None = None,
+        stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.images, self.device, self.checkpoints, self.limit = images, device, checkpoints, limit
+        self.images, self.device, self.checkpoints, self.limit, self.stop = images, device, checkpoints, limit, stop
 
     def train(self, cohort: Cohort, teacher: Mapping[str, Tensor] | None, observer: Observer) -> Iterator[Outcome]:
         """Outcomes in the order in which trials end. One student's failure leaves the others as they would be alone.
 
-        Raises: whatever breaks what they share (data, teacher, device memory).
+        A cohort that does not fit into memory goes on in two parts, and these likewise.
+        Raises: whatever else breaks what they share (data, teacher), DiskError, Interrupted.
         """
+        left = {trial.id: trial for trial in cohort.trials}
+        try:
+            for outcome in self._together(cohort, teacher, observer):
+                del left[outcome.trial.id]
+                yield outcome
+            return
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        # Only here, where nothing holds the frames of what failed, can its memory be had again.
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        trials = list(left.values())
+        if len(trials) == 1:
+            yield Outcome(trials[0], "failed", "out of memory, although it was trained alone")
+            return
+        half = (len(trials) + 1) // 2
+        log.warning("out of memory with %d students: they go on %d at a time", len(trials), half)
+        for part in (trials[:half], trials[half:]):
+            for outcome in self.train(cohort.only(part), teacher, observer):
+                yield replace(outcome, cost={**outcome.cost, "split_from": len(trials)})
+
+    def _together(self, cohort: Cohort, teacher: Mapping[str, Tensor] | None, observer: Observer) -> Iterator[Outcome]:
         forget_peak(self.device)
         archs = {trial.arch for trial in cohort.trials} | ({cohort.teacher.arch} if cohort.teacher else set())
         statistics = {info(arch).statistics for arch in archs}
@@ -59,6 +95,7 @@ class _Company:
         self, executor: LocalExecutor, cohort: Cohort, loader: Loader, guide: Guide, observer: Observer
     ) -> None:
         self.images, self.device, self.checkpoints = executor.images, executor.device, executor.checkpoints
+        self.stop = executor.stop
         self.cohort, self.loader, self.observer = cohort, loader, observer
         self.shared = Shared(loader, guide, self.device)
         self.teacher_top1 = guide.top1(loader.evaluation(EVALUATION_BATCH))
@@ -68,8 +105,10 @@ class _Company:
         for trial in self.cohort.trials:
             try:
                 self.students.append(self._student(trial))
+            except DiskError:
+                raise
             except Exception as error:
-                _, reason = verdict(error, "before training")
+                _, reason = _own(error, "before training")
                 yield Outcome(trial, "failed", reason, teacher_top1=self.teacher_top1)
 
         for number in range(1, self.cohort.recipe.pretraining_epochs + 1):
@@ -81,8 +120,7 @@ class _Company:
                     student.end_pretraining_epoch()
                 except Exception as error:
                     yield self._leave(student, active, error)
-                else:
-                    self.checkpoints.save(student.trial.id, student.state())
+            self._pause(self.checkpoints.due(number))
 
         for epoch in range(1, self.cohort.recipe.epochs + 1):
             active = [student for student in self.students if len(student.epochs) == epoch - 1]
@@ -100,7 +138,8 @@ class _Company:
                     yield self._leave(student, active, error)
                 else:
                     student.epochs.append(Epoch(epoch, student.rate, terms, top1, top5, own, shared, val))
-                    self.checkpoints.save(student.trial.id, student.state())
+                self._pause()
+            self._pause(epoch == self.cohort.recipe.epochs or self.checkpoints.due(epoch))
             self.observer.epoch(self.cohort, epoch, {each.trial.id: each.epochs[-1] for each in active})
         for student in self.students:
             yield self._ended(student)
@@ -119,16 +158,26 @@ class _Company:
                 return Student(trial, shapes, self.device)
         return student
 
+    def _pause(self, due: bool = False) -> None:
+        """Keep states where that is due, or before an orderly end. Raises Interrupted, DiskError."""
+        stop = self.stop()
+        if due or stop:
+            begun = [each for each in self.students if each.epochs or each.steps or each.first]
+            self.checkpoints.save((each.trial.id, each.state()) for each in begun)
+        if stop:
+            raise Interrupted
+
     def _steps(self, epoch: int, active: list[Student]) -> Iterator[Outcome]:
-        """One pass over the training images; students that fail leave."""
+        """One pass over the training images; students that fail leave. One that is ahead waits for the others."""
         shared, steps = self.shared, self.loader.steps if active else 0
         replayed = worth_recording(self.device, steps)
         for student in active:
             student.begin(epoch, replayed)
-        shared.begin(epoch, any(student.method.preact for student in active), replayed)
-        for step in range(1, steps + 1):
+        start = min((student.steps for student in active), default=0)
+        shared.begin(epoch, any(student.method.preact for student in active), replayed, start)
+        for step in range(start + 1, steps + 1):
             shared.advance()
-            for student in list(active):
+            for student in [each for each in active if each.steps < step]:
                 try:
                     student.step(shared.batch, shared.target)
                     if shared.spoilt():
@@ -142,6 +191,7 @@ class _Company:
             if not active:
                 break
             self.observer.step(self.cohort, epoch, step, steps)
+            self._pause(self.checkpoints.due())
 
     def _leave(self, student: Student, active: list[Student], error: Exception) -> Outcome:
         active.remove(student)
@@ -156,11 +206,18 @@ class _Company:
                 raise error
             facts, weights = student.facts(), student.weights()
         except Exception as final:
-            status, reason = verdict(final, name_of(student.epoch))
+            status, reason = _own(final, name_of(student.epoch))
         cost = student.cost() | {"cohort_size": len(self.cohort.trials)}
         if (peak := peak_mib(self.device)) is not None:
             cost["peak_mib"] = peak
         return Outcome(student.trial, status, reason, tuple(student.epochs), self.teacher_top1, facts, weights, cost)
+
+
+def _own(error: Exception, when: str) -> tuple[Status, str]:
+    """The verdict on one student; lack of memory is not its fault alone, and is raised again."""
+    if is_out_of_memory(error):
+        raise error
+    return verdict(error, when)
 
 
 def verdict(error: Exception, when: str) -> tuple[Status, str]:

@@ -83,6 +83,13 @@ def peak_mib(device: torch.device) -> float | None:
     return size / 2 ** (20 if sys.platform == "darwin" else 10)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether there was no memory left, on the device or on the host."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
 Network = TypeVar("Network", bound=nn.Module)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import islice
-
 import torch
 
 from kdbench.data.batches import Batch, Loader
@@ -22,10 +20,11 @@ class Shared:
         self.batch: Batch
         self.target: Output
 
-    def begin(self, epoch: int, preact: bool, replayed: bool) -> None:
-        """Make ready for an epoch; where it is replayed, everything keeps its place from the recording on."""
-        self._epoch, self._step, self._preact = epoch, -1, preact
-        self._batches = self.loader.epoch(epoch)
+    def begin(self, epoch: int, preact: bool, replayed: bool, start: int = 0) -> None:
+        """Make ready for an epoch from step `start` on; where it is replayed, everything keeps its place from the
+        recording on."""
+        self._epoch, self._step, self._preact = epoch, start - 1, preact
+        self._batches = self.loader.epoch(epoch, start)
         self._slots = Slots() if replayed else None
         self._replay = Replay("the teacher", self.guide, self.device) if replayed else None
 
@@ -50,7 +49,7 @@ class Shared:
 
     def mend(self) -> None:
         """Make this step's tensors anew, so that the others get theirs as they should be."""
-        self._serve(next(islice(self.loader.epoch(self._epoch), self._step, None)))
+        self._serve(next(self.loader.epoch(self._epoch, self._step)))
 
     def _count(self) -> list[int]:
         return [tensor._version for tensor in (*self.batch.tensors(), *self.target.tensors())]

@@ -69,7 +69,8 @@ class Student:
         self.trial, self.device = trial, device
         self.statistics = info(trial.arch).statistics
         self.epochs: list[Epoch] = []
-        self.epoch = 0
+        self.epoch = self.steps = 0
+        self._kept: dict[str, Any] | None = None  # how far an epoch was when its state was kept
         self.clock = Stopwatch(device)
         self._key = (trial.method, trial.teacher.arch if trial.teacher else "", trial.arch, trial.seed)
         with torch.random.fork_rng(devices=[]):
@@ -105,6 +106,7 @@ class Student:
     def begin(self, epoch: int, replayed: bool) -> None:
         """Make ready for an epoch: mode, rate, random streams, meters. Pretraining epochs are -1, -2, ..."""
         self.epoch, self.steps = epoch, 0
+        self._earlier, self._timed_from = 0.0, 0  # seconds of the steps before this one
         self._replay = Replay(self.trial.method, self._compute, self.device) if replayed else None
         self.method.generator.manual_seed(derive_seed("draws", *self._key, epoch))
         self._dropout = derive_seed("dropout", *self._key, epoch)
@@ -112,6 +114,9 @@ class Student:
         self._sums = torch.zeros((), device=self.device)
         self._first_bad = torch.zeros((), device=self.device)
         self._at = torch.zeros((), dtype=torch.int64, device=self.device)  # the step, where recordings can read it
+        if self._kept and self._kept["epoch"] == epoch:
+            self._go_on(self._kept)
+        self._kept = None
         self.method.train()
         if epoch < 0:
             assert self.first is not None
@@ -157,13 +162,21 @@ class Student:
         with torch.no_grad():
             if self.epoch > 0:
                 self.method.after_backward(batch)
-            self._meter(terms)
+            self._meter(terms, self._clip(optimiser))
         optimiser.step()
         self.network.zero_grad(set_to_none=True)
         self.method.zero_grad(set_to_none=True)
 
-    def _meter(self, terms: dict[str, Tensor]) -> None:
-        values = torch.stack(list(terms.values())).detach().double()  # [terms]
+    def _clip(self, optimiser: torch.optim.Optimizer) -> Tensor:
+        """The norm of all gradients, which are scaled down to the recipe's largest norm, if it has one."""
+        trained = [each for group in optimiser.param_groups for each in group["params"] if each.grad is not None]
+        norm = nn.utils.get_total_norm([each.grad for each in trained])
+        if self.trial.recipe.max_grad_norm is not None:
+            nn.utils.clip_grads_with_norm_(trained, self.trial.recipe.max_grad_norm, norm)
+        return norm
+
+    def _meter(self, terms: dict[str, Tensor], norm: Tensor) -> None:
+        values = torch.stack([*terms.values(), norm]).detach().double()  # [terms + 1]
         if not self._names:
             self._names = list(terms)
             self._sums = torch.zeros_like(values)
@@ -174,7 +187,10 @@ class Student:
 
     def own_seconds(self) -> float:
         """Of the epoch: its mean step times its steps; waits for the device."""
-        return self.clock.mean() * self.steps
+        mean = self.clock.mean()
+        if not mean and self._timed_from:  # replayed steps are not timed one by one
+            mean = self._earlier / self._timed_from
+        return self._earlier + mean * (self.steps - self._timed_from)
 
     def end_pretraining_epoch(self) -> None:
         """Note the epoch's loss; its time is no part of a training epoch's. Raises Diverged."""
@@ -184,14 +200,18 @@ class Student:
 
     def check(self) -> dict[str, float]:
         """The epoch's mean of each term. Raises Diverged, naming the terms that broke first and the step."""
-        bad = self._first_bad.tolist()
-        if (first := min(bad)) < NEVER:
-            names = ", ".join(name for name, step in zip(self._names, bad, strict=True) if step == first)
+        *bad, bad_gradient = self._first_bad.tolist()
+        if (first := min(*bad, bad_gradient)) < NEVER:
             when = f"{name_of(self.epoch)}, step {int(first) + 1}"
-            raise Diverged(f"the loss was not finite from {when} on (term: {names})")
+            names = ", ".join(name for name, step in zip(self._names, bad, strict=True) if step == first)
+            if names:
+                raise Diverged(f"the loss was not finite from {when} on (term: {names})")
+            raise Diverged(
+                f"the gradient was not finite from {when} on, while every term was ({', '.join(self._names)})"
+            )
         if not torch.stack([each.detach().float().abs().sum() for each in self.network.parameters()]).isfinite().all():
             raise Diverged(f"the weights were not finite after {name_of(self.epoch)}")
-        means = (self._sums / self.steps).tolist()
+        means = (self._sums[:-1] / self.steps).tolist()
         return dict(zip(self._names, means, strict=True))
 
     def accuracy(self, batches: Iterable[Batch]) -> tuple[float, float]:
@@ -214,8 +234,34 @@ class Student:
         held = sum(each.nbytes for each in (*self.method.parameters(), *self.method.buffers()))
         return {"extra_parameters": trained, "extra_mib": held / 2**20}
 
+    @property
+    def under_way(self) -> bool:
+        """Whether it is in the midst of an epoch."""
+        done = len(self.epochs) if self.epoch > 0 else len(self.first.losses) if self.first else 0
+        return self.steps > 0 and done < abs(self.epoch)
+
+    def _progress(self) -> dict[str, Any]:
+        """How far the epoch is."""
+        self._earlier, self._timed_from = self.own_seconds(), self.steps
+        return {
+            "epoch": self.epoch,
+            "steps": self.steps,
+            "seconds": self._earlier,
+            "names": self._names,
+            "sums": self._sums.cpu(),
+            "first_bad": self._first_bad.cpu(),
+            "next": self._at.cpu(),
+            "generator": self.method.generator.get_state(),
+        }
+
+    def _go_on(self, kept: dict[str, Any]) -> None:
+        self.steps = self._timed_from = kept["steps"]
+        self._earlier, self._names = kept["seconds"], list(kept["names"])
+        self._sums, self._first_bad, self._at = (kept[name].to(self.device) for name in ("sums", "first_bad", "next"))
+        self.method.generator.set_state(kept["generator"])
+
     def state(self) -> dict[str, Any]:
-        """All that the next epoch depends on."""
+        """All that what follows depends on."""
         return {
             "fingerprint": self.trial.fingerprint,
             "epochs": [asdict(each) for each in self.epochs],
@@ -223,6 +269,7 @@ class Student:
             "method": self.method.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "first": self.first.state() if self.first else None,
+            "progress": self._progress() if self.under_way else self._kept,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -235,7 +282,7 @@ class Student:
         self.optimiser.load_state_dict(state["optimiser"])
         if self.first:
             self.first.restore(state["first"])
-        self.epochs = epochs
+        self.epochs, self._kept = epochs, state["progress"]
 
     def weights(self) -> dict[str, Tensor]:
         """The network's state dict on the CPU."""

@@ -10,6 +10,7 @@ import torch
 
 from kdbench.spec import PROTOCOL, DataInfo, Epoch, Outcome, Recipe, Teacher, Trial, UserError, Value
 from kdbench.store import Store
+from kdbench.store.fields import seal, unseal
 
 DATA = DataInfo("toy[n=9]", "c0", 4, 9, 4, 8, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), True, {"a/b.bin": "00"})
 RECIPE = Recipe("paper", "paper@2", 2, 4, 0.05, 0.01, 0.9, 5e-4, (1.25, 1.5, 1.75), 0.1, 8, 1)
@@ -74,27 +75,70 @@ def test_damaged_weights_are_not_used(store: Store) -> None:
     assert store.find("another") is None
 
 
-def test_unreadable_records_are_named_and_left_out(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+def test_damaged_records_are_set_aside_and_foreign_ones_left(store: Store, caplog: pytest.LogCaptureFixture) -> None:
     store.save(DONE, ENVIRONMENT)
-    whole = json.loads((store.runs / f"{TRIAL.id}.json").read_text())
-    for name, text in {
-        "empty": "",
-        "list": "[]",
-        "short": json.dumps({"id": "x"}),
-        "renamed": json.dumps({**whole, "id": "other"}),
-        "extra": json.dumps({**whole, "surprise": 1}),
-    }.items():
-        (store.runs / f"{name}.json").write_text(text)
+    content = unseal(store.runs / f"{TRIAL.id}.json")
+    damaged = {
+        "empty": b"",
+        "text": b"[]",
+        "list": seal({"id": "x"}).replace(b'"id": "x"', b"1"),
+        "unsealed": json.dumps(content).encode(),
+        "flipped": seal(content).replace(b'"seed": 7', b'"seed": 6'),
+        "seal": seal(content).replace(b'"sha256": "', b'"sha255": "'),
+    }
+    foreign = {
+        "short": seal({"protocol": PROTOCOL, "id": "x"}),
+        "renamed": seal({**content, "id": "other"}),
+        "later": seal({**content, "surprise": 1}),
+        "typed": seal({**content, "top1": "55"}),
+        "coloured": seal({**content, "reason": "\x1b[31m"}),
+        "deep": seal({**content, "reason": json.loads("[" * 500 + "]" * 500)}),
+    }
+    for name, text in (damaged | foreign).items():
+        (store.runs / f"{name}.json").write_bytes(text)
+    assert len(Store(store.root, mend=False).records()) == 1
+    assert not (store.root / "damaged").exists()
     assert len(store.records()) == 1
-    assert sum("not a readable record" in message for message in caplog.messages) == 5
+    assert {path.stem for path in (store.root / "damaged").iterdir()} == set(damaged)
+    assert all((store.runs / f"{name}.json").read_bytes() == text for name, text in foreign.items())
+    assert sum("set aside in damaged/" in message for message in caplog.messages) == len(damaged)
+    caplog.clear()
+    assert len(store.records()) == 1
+    assert len(caplog.messages) == len(foreign)
+
+
+def test_what_is_damaged_is_never_written_over(store: Store) -> None:
+    path = store.runs / f"{TRIAL.id}.json"
+    for content in (b"first", b"second", b"third"):
+        store.save(DONE, ENVIRONMENT)
+        path.write_bytes(content)
+        assert TRIAL.fingerprint not in store.standing()
+    kept = {path.read_bytes() for path in (store.root / "damaged").iterdir()}
+    assert kept == {b"first", b"second", b"third"}
+
+
+def test_damaged_epochs_are_set_aside_and_their_trial_runs_again(store: Store) -> None:
+    store.save(DONE, ENVIRONMENT)
+    path = store.runs / f"{TRIAL.id}.epochs.json"
+    path.write_bytes(path.read_bytes().replace(b"60.0", b"99.0"))
+    with pytest.raises(ValueError, match="checksum"):
+        store.epochs(TRIAL.id)
+    assert store.standing() == set()
+
+
+def test_a_hostile_fingerprint_leads_nowhere(store: Store) -> None:
+    store.save(DONE, ENVIRONMENT)
+    assert store.find("*") is None
+    assert store.find("/../../etc/passwd") is None
 
 
 def test_records_of_another_protocol_are_kept_but_not_read(store: Store) -> None:
     store.save(DONE, ENVIRONMENT)
     path = store.runs / f"{TRIAL.id}.json"
-    fields = json.loads(path.read_text())
-    path.write_text(json.dumps({**fields, "protocol": PROTOCOL + 1}))
+    content = unseal(path)
+    path.write_bytes(seal({**content, "protocol": PROTOCOL - 1, "surprise": [1]}))
     assert store.records() == []
+    assert store.find(TRIAL.fingerprint) is None
     assert path.exists()
 
 

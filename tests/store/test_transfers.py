@@ -7,6 +7,7 @@ import pytest
 
 from kdbench.spec import PROTOCOL
 from kdbench.store import Transfers
+from kdbench.store.fields import seal, unseal
 from tests.report.factory import trained
 from tests.report.test_transfer import TINY, moved
 
@@ -25,11 +26,16 @@ def test_what_is_saved_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     store.save(replace(done, protocol=PROTOCOL + 1))
     assert store.records() == [failed]
     path = store.folder / f"{failed.transfer.id}.json"
-    path.write_text(path.read_text().replace('"seed": 0', '"seed": 3'))
+    content = unseal(path)
+    path.write_bytes(seal({**content, "id": "another"}))
     assert store.records() == []
     assert "do not belong to its id" in caplog.text
-    path.write_text("[")
+    assert path.exists()
+    path.write_bytes(seal(content).replace(b'"seed": 0', b'"seed": 3'))
     assert store.records() == []
+    assert "its checksum does not agree" in caplog.text
+    assert not path.exists()
+    assert (tmp_path / "damaged" / path.name).exists()
 
 
 def test_a_transfer_depends_on_what_may_change_it() -> None:

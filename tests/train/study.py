@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -12,7 +12,7 @@ from kdbench.data.imageset import ImageSet, Split
 from kdbench.distill import registry
 from kdbench.plan.expressions import parse
 from kdbench.plan.recipes import recipe
-from kdbench.spec import VANILLA, Catalogue, Cohort, DataInfo, Epoch, Outcome, Teacher, Trial
+from kdbench.spec import VANILLA, Catalogue, Cohort, DataInfo, Epoch, Interval, Outcome, Teacher, Trial
 from kdbench.train.checkpoints import Checkpoints
 from kdbench.train.cohort import LocalExecutor
 
@@ -49,6 +49,7 @@ class Quiet:
     def cohort(self, cohort: Cohort, number: int, of: int) -> None: ...
     def step(self, cohort: Cohort, epoch: int, step: int, steps: int) -> None: ...
     def outcome(self, outcome: Outcome) -> None: ...
+    def waiting(self, trials: int, processes: Sequence[str]) -> None: ...
 
     def epoch(self, cohort: Cohort, epoch: int, latest: Mapping[str, Epoch]) -> None:
         self.trained.append((epoch, len(latest)))
@@ -88,17 +89,22 @@ def teacher_weights() -> dict[str, Tensor]:
 
 
 def train(
-    folder: Path, *trials: Trial, stop_after: int | None = None, observer: Quiet | None = None
+    folder: Path,
+    *trials: Trial,
+    stop_after: int | None = None,
+    observer: Quiet | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    interval: Interval | None = None,
 ) -> dict[str, Outcome]:
     """Outcomes by method and architecture; a run that is stopped gives what had ended by then."""
-    executor = LocalExecutor(IMAGES, CPU, Checkpoints(folder))
+    executor = LocalExecutor(IMAGES, CPU, Checkpoints(folder, interval), stop=stop)
     weights = teacher_weights() if trials[0].teacher else None
     found: dict[str, Outcome] = {}
     try:
         for outcome in executor.train(cohort(*trials), weights, observer or Quiet(stop_after)):
             found[f"{outcome.trial.method}/{outcome.trial.arch}"] = outcome
     except KeyboardInterrupt:
-        assert stop_after is not None
+        assert stop_after is not None or stop()
     return found
 
 

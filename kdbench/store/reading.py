@@ -1,0 +1,49 @@
+"""Reading what may be damaged, of another version, or somebody else's."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TypeVar
+
+from kdbench.disk import Damaged, set_aside
+
+R = TypeVar("R")
+
+log = logging.getLogger("kdbench")
+
+UNREADABLE = (OSError, ValueError, TypeError, AttributeError)
+"""What reading a file that is missing, damaged or written by something else may raise."""
+
+
+def every(paths: Iterable[Path], read: Callable[[Path], R | None], then: str | None) -> list[R]:
+    """What `read` finds, in the order of the names; it gives None for what is not of this protocol, which is kept.
+
+    Damaged files are set aside, which leads to `then`; with None they stay. What does not fit for another reason is
+    named and left where it is: a later version may have written it.
+    """
+    found = []
+    for path in sorted(paths):
+        try:
+            record = read(path)
+        except Damaged as error:
+            if then is None:
+                log.warning("%s is damaged (%s) and is left out", path, error)
+            else:
+                set_aside(path, error, then)
+        except UNREADABLE as error:
+            log.warning("%s is not a record of this version and is left out (%s)", path, error)
+        else:
+            if record is not None:
+                found.append(record)
+    return found
+
+
+def contents(path: Path, sha256: str) -> bytes:
+    """A file's bytes. Raises Damaged if their SHA-256 is another one, or OSError."""
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise Damaged("its SHA-256 is not the one in its record")
+    return content
