@@ -36,9 +36,9 @@ def _verdict(outcome: Outcome) -> str:
     return f"{pair} {trial.method}, seed {trial.seed}: {outcome.status}: {outcome.reason}"
 
 
-def _waiting(trials: int, processes: Sequence[str]) -> str:
+def _waiting(what: str, processes: Sequence[str]) -> str:
     who = f"{len(processes)} other processes have" if len(processes) > 1 else "another process has"
-    return f"waiting for {trials} trial{'s' * (trials > 1)} that {who} in hand"
+    return f"waiting for {what} that {who} in hand"
 
 
 class PlainProgress:
@@ -92,7 +92,7 @@ class PlainProgress:
     def waiting(self, trials: int, processes: Sequence[str]) -> None:
         if self.waited != trials:
             self.waited = trials
-            self._say(_waiting(trials, processes))
+            self._say(_waiting(f"{trials} trial{'s' * (trials > 1)}", processes))
 
 
 class LiveProgress:
@@ -147,7 +147,7 @@ class LiveProgress:
             self.console.print(escape(_verdict(outcome)), highlight=False, soft_wrap=True)
 
     def waiting(self, trials: int, processes: Sequence[str]) -> None:
-        self.title, self.students = _waiting(trials, processes), ""
+        self.title, self.students = _waiting(f"{trials} trial{'s' * (trials > 1)}", processes), ""
 
 
 def progress(console: Console, plan: Plan) -> LiveProgress | PlainProgress:
@@ -160,6 +160,7 @@ class TransferProgress:
 
     def __init__(self, console: Console, groups: Sequence[Sequence[Transfer]]) -> None:
         self.console, self.of, self.number, self.done = console, len(groups), 0, 0
+        self.waited = 0  # transfers that it said it waits for
         self.total = sum(len(transfers) * transfers[0].recipe.epochs for transfers in groups)
         columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()
         self.bar = Progress(
@@ -191,6 +192,11 @@ class TransferProgress:
         if not self.console.is_terminal and time.monotonic() - self.spoke >= QUIET_SECONDS:
             left = (time.monotonic() - self.started) / self.done * (self.total - self.done)
             self._say(f"{self.title}: {self.done} of {self.total} epochs; about {left / 60:.1f} min left")
+
+    def waiting(self, transfers: int, processes: Sequence[str]) -> None:
+        if self.waited != transfers:
+            self.waited = transfers
+            self._say(_waiting(f"{transfers} transfer{'s' * (transfers > 1)}", processes))
 
     def record(self, record: TransferRecord) -> None:
         if record.status != "done":

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from kdbench.disk import DiskError
 from kdbench.spec import FINAL, Cohort, Executor, Interrupted, Observer, Outcome, Plan, Value
-from kdbench.store import Claims, Store, Work
+from kdbench.store import Claims, Store, Work, newer
 from kdbench.train.checkpoints import Checkpoints
 
 
@@ -25,11 +25,7 @@ def carry_out(
     `before` are the store's stamps when the plan was made; a trial whose record has another one by now was done by
     another process. Raises DiskError, Interrupted.
     """
-    stamps = store.stamps() if before is None else before
-
-    def finished(fingerprint: str) -> bool:
-        record = store.find(fingerprint)
-        return record is not None and record.finished != stamps.get(fingerprint)
+    finished = newer(store.find, store.stamps() if before is None else before)
 
     def keep(outcome: Outcome) -> None:
         store.save(outcome, environment)

@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def carry(args: argparse.Namespace) -> int:
-    from kdbench.store import Store, Transfers
+    from kdbench.store import Claims, Store, Transfers, Work, newer
     from kdbench.store.transfers import FOLDER
 
     check_threads(args)
@@ -91,19 +91,30 @@ def carry(args: argparse.Namespace) -> int:
                     made = transfer(record.trial, digest, images.info, how, model, args.views, precision)
                     by_seed.setdefault(made.seed, []).append(made)
             wanted += [(images, of) for _, of in sorted(by_seed.items())]
+    before = kept.stamps()
     standing = kept.standing()
     groups = [(images, todo) for images, of in wanted if (todo := [t for t in of if t.fingerprint not in standing])]
     everything = [each for _, of in wanted for each in of]
     waiting = sum(len(todo) for _, todo in groups)
     print(f"{len(everything)} transfers: {len(everything) - waiting} already there, {waiting} to train", flush=True)
     records = {record.trial.fingerprint: record for record in sources}
-    with TransferProgress(console(), [transfers for _, transfers in groups]) as watcher:
-        for images, todo in groups:
+    checkpoints = Checkpoints(args.out / "checkpoints")
+    store.sweep()
+    for each in everything:
+        if each.fingerprint in standing:
+            checkpoints.remove(each.id)
+    work = [Work(place, frozenset(each.fingerprint for each in todo)) for place, (_, todo) in enumerate(groups)]
+    finished = newer(kept.find, before)
+    with (
+        Claims(args.out) as claims,
+        TransferProgress(console(), [transfers for _, transfers in groups]) as watcher,
+    ):
+        for place, mine in claims.share(work, finished, watcher.waiting):
+            images, todo = groups[place]
             environment.configure(device, todo[0].precision, args.threads)
             described = environment.describe(device)
-            checkpoints = Checkpoints(args.out / "checkpoints")
             for done in carry_out(
-                todo,
+                [each for each in todo if each.fingerprint in mine],
                 images,
                 lambda each: store.weights(records[each.source.fingerprint]),
                 checkpoints,

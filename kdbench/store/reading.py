@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from kdbench.disk import Damaged, set_aside
 
@@ -39,6 +39,21 @@ def every(paths: Iterable[Path], read: Callable[[Path], R | None], then: str | N
             if record is not None:
                 found.append(record)
     return found
+
+
+class Stamped(Protocol):
+    @property
+    def finished(self) -> str: ...
+
+
+def newer(find: Callable[[str], Stamped | None], stamps: Mapping[str, str]) -> Callable[[str], bool]:
+    """Whether something was finished after these stamps were taken, by fingerprint."""
+
+    def finished(fingerprint: str) -> bool:
+        record = find(fingerprint)
+        return record is not None and record.finished != stamps.get(fingerprint)
+
+    return finished
 
 
 def contents(path: Path, sha256: str) -> bytes:

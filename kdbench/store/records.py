@@ -55,7 +55,7 @@ class Store:
 
     def sweep(self) -> None:
         """Remove what processes that were killed left half written."""
-        for name in ("", *FOLDERS):
+        for name in ("", *FOLDERS, "transfers"):
             sweep(self.root / name)
 
     def save(self, outcome: Outcome, environment: Mapping[str, Value]) -> Record:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
 from kdbench.disk import write_whole
 from kdbench.spec import FINAL, PROTOCOL, TransferRecord
 from kdbench.store import fields
-from kdbench.store.reading import every
+from kdbench.store.reading import UNREADABLE, every
 
 FOLDER = "transfers"
 
@@ -26,6 +27,18 @@ class Transfers:
     def records(self) -> list[TransferRecord]:
         """Every readable record of this protocol, in the order of their names."""
         return every(self.folder.glob("*.json"), _read, "it is trained again")
+
+    def stamps(self) -> dict[str, str]:
+        """When each transfer was finished, by fingerprint: another stamp is another try."""
+        return {record.transfer.fingerprint: record.finished for record in self.records()}
+
+    def find(self, fingerprint: str) -> TransferRecord | None:
+        """The record of the transfer with this fingerprint, if there is one."""
+        for path in self.folder.glob("*.json"):
+            if path.name.endswith(f".{fingerprint}.json"):
+                with suppress(*UNREADABLE):
+                    return _read(path)
+        return None
 
     def standing(self) -> frozenset[str]:
         """Fingerprints of transfers that need no training."""
