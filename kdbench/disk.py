@@ -81,6 +81,12 @@ def alive(name: str) -> bool | None:
     return _started(int(pid)) == started
 
 
+def temporary(path: Path) -> Path:
+    """Where this process may build what is to become `path`; `sweep` knows it."""
+    name = hashlib.sha256(path.name.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    return path.with_name(f".{name}.{process()}.tmp")
+
+
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A temporary path to write to, which takes the place of `path` when the block ends well.
@@ -88,19 +94,18 @@ def whole(path: Path) -> Iterator[Path]:
     A reader sees the old file, the new one, or none, whatever happens meanwhile; once this returns the new one also
     survives a loss of power. Raises DiskError.
     """
-    name = hashlib.sha256(path.name.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-    temporary = path.with_name(f".{name}.{process()}.tmp")
+    place = temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            yield temporary
-            with temporary.open("rb+") as file:
+            yield place
+            with place.open("rb+") as file:
                 os.fsync(file.fileno())
-            temporary.replace(path)
+            place.replace(path)
             _sync(path.parent)
         finally:
             with suppress(OSError):
-                temporary.unlink(missing_ok=True)
+                place.unlink(missing_ok=True)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise DiskError(
@@ -121,14 +126,14 @@ def _sync(folder: Path) -> None:
 
 def write_whole(path: Path, content: bytes) -> Path:
     """Write a file `whole`. Raises DiskError."""
-    with whole(path) as temporary:
-        temporary.write_bytes(content)
+    with whole(path) as place:
+        place.write_bytes(content)
     return path
 
 
 def write_sealed(path: Path, content: bytes) -> Path:
     """Write a file `whole`, its first line the SHA-256 of all that follows. Raises DiskError."""
-    with whole(path) as temporary, temporary.open("wb") as file:
+    with whole(path) as place, place.open("wb") as file:
         file.write(b"sha256 " + hashlib.sha256(content).hexdigest().encode() + b"\n")
         file.write(content)
     return path

@@ -29,7 +29,7 @@ def carry(args: argparse.Namespace) -> int:
     if not records:
         raise UserError(f"{args.out} holds no records; train something first, or name the folder with --out")
     store.require_writable()
-    other = Store(args.against).records() if args.against else []
+    other = Store(args.against, mend=False).records() if args.against else []
     if args.against and not other:
         raise UserError(f"--against {args.against}: that folder holds no records")
     show(args, records, store, records)

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import time
-import uuid
+from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from kdbench.data.imageset import Decoded, Source, Split, digest
+from kdbench.disk import DiskError, sweep, whole
 
 log = logging.getLogger("kdbench")
 
@@ -25,7 +25,6 @@ DECODER = 1
 """Raised whenever `pixels` or a reader turns the same files into other pixels or labels."""
 
 _FIELDS = ("train_images", "train_labels", "test_images", "test_labels")
-_STALE = 24 * 3600  # seconds after which a temporary file has lost its writer
 
 
 def decoded(source: Source, size: int, data_dir: Path) -> Decoded:
@@ -34,7 +33,7 @@ def decoded(source: Source, size: int, data_dir: Path) -> Decoded:
         return source.decode(size)
     key = digest(json.dumps([DECODER, sorted(source.files.items()), size, source.detail]))
     path = data_dir / "cache" / f"{key[:32]}.safetensors"
-    found = _load(path, key)
+    found = _load(path, key, size)
     if found is None:
         log.info("decoding %s; the result is kept in %s", source.label, path)
         found = source.decode(size)
@@ -42,7 +41,15 @@ def decoded(source: Source, size: int, data_dir: Path) -> Decoded:
     return found
 
 
-def _load(path: Path, key: str) -> Decoded | None:
+def _split(images: Tensor, labels: Tensor, size: int, classes: Mapping[int, str]) -> Split:
+    """Raises ValueError if it is not what `decode` gives: anybody can make a file whose checksum agrees."""
+    good = images.dtype == torch.uint8 and images.shape == (len(labels), size, size, 3)
+    if not good or labels.dtype != torch.int64 or not set(labels.unique().tolist()) <= classes.keys():
+        raise ValueError("it does not hold images and their labels")
+    return Split(images, labels)
+
+
+def _load(path: Path, key: str, size: int) -> Decoded | None:
     if not path.is_file():
         return None
     try:
@@ -54,7 +61,8 @@ def _load(path: Path, key: str) -> Decoded | None:
         if header["sha256"] != digest(key, names, *tensors):
             raise ValueError("its checksum does not agree")
         classes = {int(number): str(name) for number, name in json.loads(names)}
-        return Decoded(Split(tensors[0], tensors[1]), Split(tensors[2], tensors[3]), classes)
+        train, test = (_split(*tensors[rows : rows + 2], size, classes) for rows in (0, 2))
+        return Decoded(train, test, classes)
     except Exception as error:  # whatever is wrong with it, it can be built again
         log.warning("%s is damaged (%s): it is built again", path, error)
         return None
@@ -65,18 +73,10 @@ def _save(path: Path, key: str, content: Decoded) -> None:
     train, test = content.train, content.test
     tensors: tuple[Tensor, ...] = (train.images, train.labels, test.images, test.labels)
     header = {"names": names, "sha256": digest(key, names, *tensors)}
-    temporary = path.with_name(f"{path.stem}.{uuid.uuid4().hex}.tmp")
+    sweep(path.parent)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for old in path.parent.glob("*.tmp"):
-            if old.stat().st_mtime < time.time() - _STALE:
-                old.unlink()
-        try:
-            save_file(dict(zip(_FIELDS, tensors, strict=True)), temporary, metadata=header)
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except (OSError, SafetensorError) as error:
-        log.warning("the decoded images cannot be kept in %s (%s): the next start decodes again", path.parent, error)
+        with whole(path) as place:
+            save_file(dict(zip(_FIELDS, tensors, strict=True)), place, metadata=header)
+    except (DiskError, SafetensorError) as error:
+        why = error.__cause__ or error
+        log.warning("the decoded images cannot be kept in %s (%s): the next start decodes again", path.parent, why)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -128,9 +129,12 @@ def _read(path: Path) -> object:
             warnings.simplefilter("ignore")  # torch's advice on odd pickles is not for the user of this file
             if path.suffix == ".safetensors":
                 return load_file(path)
+            _check_zip(path)
             return torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except UserError:
+        raise
     except Exception as error:  # a damaged file raises almost anything, from EOFError to UnicodeDecodeError
         refused = re.search(r"\bGLOBAL (\S+)", str(error))
         if refused:
@@ -139,6 +143,20 @@ def _read(path: Path) -> object:
                 "save the state dict alone and use that file"
             ) from error
         raise UserError(f"{path} is not a PyTorch checkpoint, or is damaged") from error
+
+
+def _check_zip(path: Path) -> None:
+    """The checksums that torch.save puts beside each tensor, which torch.load passes over; older files have none.
+
+    Raises UserError, also for entries that would grow when they are read: torch.save compresses nothing.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as file:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in file.infolist()):
+            raise UserError(f"{path} is compressed, which torch.save never does, and was not opened")
+        if damaged := file.testzip():
+            raise UserError(f"{path} is damaged: the checksum of {damaged} in it does not agree")
 
 
 def _state_dict(content: object, path: Path) -> dict[str, Tensor]:

@@ -50,7 +50,7 @@ class Vectors:
 
     @cached_property
     def arrays(self) -> dict[str, Tensor]:
-        path = self.folder / self.entry["file"]
+        path = self.folder / Path(self.entry["file"]).name
         try:
             with np.load(path, allow_pickle=False) as file:
                 return {name: torch.from_numpy(np.asarray(file[name])) for name in file.files}

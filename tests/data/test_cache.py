@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from kdbench import disk
 from kdbench.data import cache
 from kdbench.data.imageset import ImageSet
 from kdbench.data.pixels import decode_all
@@ -138,13 +139,13 @@ def test_a_full_disk_leaves_nothing_behind(
 def test_what_killed_processes_left_is_swept(tmp_path: Path) -> None:
     folder = tmp_path / "data-dir/cache"
     folder.mkdir(parents=True)
-    old, new = folder / "a.tmp", folder / "b.tmp"
-    for path in (old, new):
+    mine = disk.temporary(folder / "a")
+    dead = mine.with_name(mine.name.replace(f"-{os.getpid()}-", "-99999999-"))
+    for path in (mine, dead):
         path.write_bytes(b"half")
-    os.utime(old, (0, 0))
     get(folder_tree(tmp_path / "pets"), tmp_path)
-    assert not old.exists()
-    assert new.exists()  # its writer may be at work
+    assert not dead.exists()
+    assert mine.exists()  # its writer may be at work
 
 
 def test_an_error_in_the_source_writes_no_entry(tmp_path: Path) -> None:

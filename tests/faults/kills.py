@@ -21,7 +21,11 @@ from typing import Any
 
 from tests.faults.laboratory import Study, digits_as_parquet, written
 
-FOLDERS = ("checkpoints", "checkpoints", "checkpoints", "runs", "cache", "claims", "tables", "")
+EVENTS = {"checkpoints": 18, "runs": 18, "cache": 3, "claims": 12, "": 30}
+"""Folder -> within how many events of its files a kill strikes."""
+
+LAST = 2
+"""Kills that strike while the tables are written, when all is trained."""
 
 
 def study(home: Path, images: Path, *, seeds: int, epochs: int) -> Study:
@@ -40,12 +44,12 @@ def harass(harassed: Study, kills: int, chance: random.Random) -> dict[str, Any]
     while True:
         starts += 1
         left = kills - sum(struck.values())
-        if left > 0 and chance.random() < 0.6:
-            folder = chance.choice(FOLDERS)
+        if 0 < left <= LAST or (left > 0 and chance.random() < 0.6):
+            folder = chance.choice(list(EVENTS)) if left > LAST else "tables"
             if folder == "cache":
                 shutil.rmtree(harassed.home / "data", ignore_errors=True)
-            harm = {"folder": folder, "number": chance.randint(1, 18), "how": "kill", "log": str(log)}
-            process = harassed.start(harm)
+            number = chance.randint(1, EVENTS.get(folder, 18))
+            process = harassed.start({"folder": folder, "number": number, "how": "kill", "log": str(log)})
             printed, _ = process.communicate()
             kind = f"a file in {folder or 'any folder'}"
         elif left > 0:
@@ -105,8 +109,8 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=20261124)
-    parser.add_argument("--seeds", type=int, default=4, help="of the study")
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--seeds", type=int, default=6, help="of the study")
+    parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -6,7 +6,6 @@ import os
 import shutil
 import socket
 import tarfile
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 
+from kdbench.disk import sweep, temporary
 from kdbench.spec import UserError
 
 _PATIENCE = 60.0  # seconds without a byte before a download is given up
@@ -36,17 +36,18 @@ def obtain(archive: Archive, data_dir: Path, whole: Callable[[Path], bool]) -> N
 
     Raises UserError, one sentence that says what to put where.
     """
-    from torchvision.datasets.utils import check_integrity, download_url, extract_archive
+    from torchvision.datasets.utils import check_integrity, download_url
 
     packed = data_dir / archive.filename
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f"{archive.name}-", dir=data_dir) as staging, _timeout(_PATIENCE):
+        sweep(data_dir)
+        with _staging(data_dir, archive.name) as staging, _timeout(_PATIENCE):
             source = packed
             if not check_integrity(packed, archive.md5):
                 download_url(archive.url, staging, archive.filename, archive.md5)
                 source = Path(staging, archive.filename)
-            extract_archive(str(source), staging)
+            _unpack(source, staging)
             for name in archive.leave:
                 Path(staging, archive.folder, name).unlink(missing_ok=True)
             if not whole(Path(staging)):
@@ -70,6 +71,27 @@ def obtain(archive: Archive, data_dir: Path, whole: Callable[[Path], bool]) -> N
             f"{archive.name} is not in {data_dir}{present} and could not be had from {archive.url} ({error}): "
             f"put {archive.filename} (md5 {archive.md5}) into {data_dir} and run again"
         ) from error
+
+
+@contextmanager
+def _staging(data_dir: Path, name: str) -> Iterator[str]:
+    """A folder that is gone afterwards, at the latest with the next start after this process was killed."""
+    folder = temporary(data_dir / name)
+    folder.mkdir()
+    try:
+        yield str(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _unpack(packed: Path, folder: str) -> None:
+    """Nothing is written outside the folder, whatever the archive says."""
+    if tarfile.is_tarfile(packed):
+        with tarfile.open(packed) as tar:
+            tar.extractall(folder, filter="data")
+    else:
+        with zipfile.ZipFile(packed) as archive:
+            archive.extractall(folder)
 
 
 @contextmanager

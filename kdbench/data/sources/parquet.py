@@ -32,6 +32,8 @@ _SPLIT = re.compile(rf"({'|'.join((_TRAIN, *_TEST))})(?![a-z0-9])", re.IGNORECAS
 _SHARD = re.compile(r"-(\d+)-of-(\d+)")
 _LAYOUT = "expected files such as train-00000-of-00001.parquet and test-00000-of-00001.parquet"
 _ROWS = 1024  # encoded images read at a time
+_MOST_ROWS = 2**26  # of one file; ImageNet-21k has 2**24 images in all
+_LARGEST_GROUP = 2**33  # bytes of a group of rows once it is decompressed
 
 
 @dataclass(frozen=True)
@@ -147,9 +149,17 @@ def _check_shards(files: Sequence[Path]) -> None:
 
 def _open(file: Path) -> Any:
     try:
-        return pq.ParquetFile(file, page_checksum_verification=True)
+        opened = pq.ParquetFile(file, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(file, error) from error
+    most = max((opened.metadata.row_group(n).total_byte_size for n in range(opened.num_row_groups)), default=0)
+    if opened.metadata.num_rows > _MOST_ROWS or most > _LARGEST_GROUP:
+        opened.close()
+        raise UserError(
+            f"{file}: claims {opened.metadata.num_rows:,} rows, up to {most:,} bytes of them in a group, which may be an "
+            f"attack; split it into files of at most {_MOST_ROWS:,} rows, in groups of at most {_LARGEST_GROUP:,} bytes"
+        )
+    return opened
 
 
 def _unreadable(file: Path, error: Exception) -> UserError:

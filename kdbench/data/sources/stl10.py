@@ -27,9 +27,8 @@ def find(request: DataRequest, data_dir: Path) -> Source:
 
     folder = data_dir / STL10.base_folder
     sums = dict((*Labelled.train_list, *STL10.test_list))
-    damaged = [
-        name for name, md5 in sums.items() if (folder / name).is_file() and not check_integrity(folder / name, md5)
-    ]
+    good = {name: check_integrity(folder / name, md5) for name, md5 in sums.items()}
+    damaged = [name for name in sums if (folder / name).is_file() and not good[name]]
     archive = Archive("stl10", STL10.url, STL10.filename, STL10.tgz_md5, STL10.base_folder, frozenset({_UNLABELLED}))
     if damaged and not (data_dir / archive.filename).is_file():
         raise UserError(
@@ -39,7 +38,7 @@ def find(request: DataRequest, data_dir: Path) -> Source:
     def whole(root: Path) -> bool:
         return all(check_integrity(root / STL10.base_folder / name, md5) for name, md5 in sums.items())
 
-    if not whole(data_dir):
+    if not all(good.values()):
         obtain(archive, data_dir, whole)
 
     def decode(size: int) -> Decoded:

@@ -5,6 +5,7 @@ wnids.txt   words.txt   train/WNID/images/*.JPEG   val/images/*.JPEG   val/val_a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -37,6 +38,9 @@ def find(request: DataRequest, data_dir: Path) -> Source:
     if not root.is_dir():
         obtain(ARCHIVE, data_dir, lambda place: (place / ARCHIVE.folder / "wnids.txt").is_file())
     wnids = sorted(_text(root / "wnids.txt").split())
+    for wnid in wnids:
+        if not re.fullmatch(r"\w+", wnid):  # a folder's name, and no way out of it
+            raise UserError(f"{root / 'wnids.txt'} holds {wnid[:40]!r}, which is no WordNet id; {_AGAIN}")
     numbers = {wnid: number for number, wnid in enumerate(wnids)}
     train, test = _train(root / "train", numbers), _validation(root / "val", numbers)
 

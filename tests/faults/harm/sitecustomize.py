@@ -99,5 +99,5 @@ def _harmful_replace(source: Any, target: Any, **options: Any) -> None:
 
 
 if HARM:
-    io.open = builtins.open = _harmful_open
+    io.open = builtins.open = _harmful_open  # type: ignore[assignment]
     os.fsync, os.replace = _harmful_fsync, _harmful_replace  # type: ignore[assignment]
