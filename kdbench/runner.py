@@ -38,7 +38,6 @@ def carry_out(
         if stop():
             raise Interrupted
 
-    store.sweep()
     for trial in plan.done:  # a process may have been killed before it could do so
         checkpoints.remove(trial.id)
     for trial, reason in plan.verdicts:

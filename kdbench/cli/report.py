@@ -29,6 +29,7 @@ def carry(args: argparse.Namespace) -> int:
     if not records:
         raise UserError(f"{args.out} holds no records; train something first, or name the folder with --out")
     store.require_writable()
+    store.sweep()
     other = Store(args.against, mend=False).records() if args.against else []
     if args.against and not other:
         raise UserError(f"--against {args.against}: that folder holds no records")

@@ -126,6 +126,7 @@ def carry(args: argparse.Namespace) -> int:
     store = Store(args.out)
     if not args.dry_run:
         store.require_writable()
+        store.sweep()
     images = prepare(request, args.data_dir or data_dir())
     catalogue = catalogue_of(images)
     for arch in dict.fromkeys(name for pair in chosen_pairs for name in (pair.teacher, pair.student)):

@@ -61,7 +61,7 @@ def _load(path: Path, key: str, size: int) -> Decoded | None:
         if header["sha256"] != digest(key, names, *tensors):
             raise ValueError("its checksum does not agree")
         classes = {int(number): str(name) for number, name in json.loads(names)}
-        train, test = (_split(*tensors[rows : rows + 2], size, classes) for rows in (0, 2))
+        train, test = (_split(tensors[place], tensors[place + 1], size, classes) for place in (0, 2))
         return Decoded(train, test, classes)
     except Exception as error:  # whatever is wrong with it, it can be built again
         log.warning("%s is damaged (%s): it is built again", path, error)

@@ -62,7 +62,6 @@ class Claims:
     def __enter__(self) -> Claims:
         self._file = self.folder / f"{disk.process()}.json"
         with self._locked():
-            disk.sweep(self.folder)
             self._write()
         self._heart = threading.Thread(target=self._beat, daemon=True)
         self._heart.start()

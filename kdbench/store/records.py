@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import TYPE_CHECKING
 
-from kdbench.disk import Damaged, set_aside, sweep, write_whole
+from kdbench.disk import Damaged, alive, set_aside, sweep, write_whole
 from kdbench.spec import FINAL, PROTOCOL, Epoch, Outcome, Record, UserError, Value
 from kdbench.store import fields
 from kdbench.store.reading import UNREADABLE, contents, every
@@ -54,9 +54,13 @@ class Store:
             ) from None
 
     def sweep(self) -> None:
-        """Remove what processes that were killed left half written."""
-        for name in ("", *FOLDERS, "transfers"):
+        """Remove what processes that were killed left half written, and their claims."""
+        for name in ("", *FOLDERS, "transfers", "claims"):
             sweep(self.root / name)
+        for path in (self.root / "claims").glob("*.json"):
+            if alive(path.stem) is False:
+                with suppress(OSError):
+                    path.unlink(missing_ok=True)
 
     def save(self, outcome: Outcome, environment: Mapping[str, Value]) -> Record:
         """Write a trial's epochs and weights, then its record. Raises DiskError."""

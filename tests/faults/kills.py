@@ -97,11 +97,11 @@ def _follow(process: Any, lines: list[str]) -> None:
     lines.extend(iter(process.stdout.readline, ""))
 
 
-def compare(harassed: Study, undisturbed: Study) -> dict[str, bool]:
-    """Whether the two ended alike."""
+def compare(harassed: Study, undisturbed: Study) -> dict[str, Any]:
+    """Whether the two ended alike, and which files only one of them has."""
     return {
         "records_equal": harassed.trials() == undisturbed.trials(),
-        "no_stray_file": harassed.files() == undisturbed.files(),
+        "stray_files": sorted(harassed.files() ^ undisturbed.files()),
     }
 
 

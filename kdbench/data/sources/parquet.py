@@ -156,8 +156,8 @@ def _open(file: Path) -> Any:
     if opened.metadata.num_rows > _MOST_ROWS or most > _LARGEST_GROUP:
         opened.close()
         raise UserError(
-            f"{file}: claims {opened.metadata.num_rows:,} rows, up to {most:,} bytes of them in a group, which may be an "
-            f"attack; split it into files of at most {_MOST_ROWS:,} rows, in groups of at most {_LARGEST_GROUP:,} bytes"
+            f"{file}: claims {opened.metadata.num_rows:,} rows, up to {most:,} bytes of them in a group, which may be "
+            f"an attack; split it, at most {_MOST_ROWS:,} rows a file and {_LARGEST_GROUP:,} bytes a group"
         )
     return opened
 
