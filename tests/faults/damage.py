@@ -27,6 +27,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from kdbench.data.sources import prepare
+from kdbench.disk import Damaged
 from kdbench.models import build, load_checkpoint
 from kdbench.spec import DataRequest, UserError
 from kdbench.store import Store, Transfers
@@ -235,7 +236,7 @@ def outcome(kind: Kind, path: Path) -> str:
     try:
         found = kind.read(path)
     except (UserError, ValueError) as error:
-        if kind.ours:
+        if kind.ours and (isinstance(error, Damaged) or "damaged" in str(error)):
             return CAUGHT
         if not isinstance(error, UserError) or "\n" in str(error):
             raise
