@@ -50,6 +50,14 @@ def unknown(kind: str, word: str, known: Iterable[str], where: str) -> UserError
     return UserError(f"unknown {kind} {word!r}: {hint}{where}")
 
 
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def plain(text: str) -> str:
+    """A text of unknown origin without what a terminal would obey and a file could not hold."""
+    return _CONTROL.sub(" ", text)
+
+
 def derive_seed(*key: object) -> int:
     """A 63-bit seed from any key, equal on every machine: SHA-256 of the parts' text.
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from kdbench.cli import figures, lists, report, run, transfer, verify
 from kdbench.cli.interruption import SIGNALS
-from kdbench.spec import Interrupted, UserError
+from kdbench.spec import Interrupted, UserError, plain
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         SIGNALS.listen()
         return carry(parser().parse_args(words[bool(command) :] or (["--help"] if not command else [])))
     except UserError as error:
-        print(f"kdbench: {error}", file=sys.stderr)
+        print(f"kdbench: {plain(str(error))}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         sys.stderr.close()  # the reader (head, less) has left: nothing more to say

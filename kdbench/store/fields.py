@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import is_dataclass
 from functools import cache
@@ -16,16 +15,11 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from kdbench.disk import Damaged
+from kdbench.spec import plain
 
 T = TypeVar("T")
 
 _LARGEST = 2**26  # bytes of one file; a record with a thousand epochs has less than one of 2**20
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # would reach terminals and tables
-
-
-def plain(text: str) -> str:
-    """A text without the characters that are refused in records."""
-    return _CONTROL.sub(" ", text)
 
 
 def seal(value: Mapping[str, object]) -> bytes:
@@ -106,7 +100,7 @@ def _conform(hint: Any, value: Any, where: str) -> Any:
 
 def _is(hint: Any, value: Any) -> bool:
     if hint is str:
-        return isinstance(value, str) and not _CONTROL.search(value)
+        return isinstance(value, str) and plain(value) == value
     if hint is float:  # JSON has one kind of number
         return type(value) in (int, float)
     if hint is Any:

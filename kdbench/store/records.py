@@ -19,7 +19,7 @@ from statistics import fmean, median
 from typing import TYPE_CHECKING
 
 from kdbench.disk import Damaged, alive, set_aside, sweep, write_whole
-from kdbench.spec import FINAL, PROTOCOL, Epoch, Outcome, Record, UserError, Value
+from kdbench.spec import FINAL, PROTOCOL, Epoch, Outcome, Record, UserError, Value, plain
 from kdbench.store import fields
 from kdbench.store.reading import UNREADABLE, contents, every
 
@@ -178,7 +178,7 @@ def _record(outcome: Outcome, environment: Mapping[str, Value], weights_sha256: 
         protocol=PROTOCOL,
         trial=outcome.trial,
         status=outcome.status,
-        reason=outcome.reason and fields.plain(outcome.reason),
+        reason=outcome.reason and plain(outcome.reason),
         top1=last.top1 if last else None,
         top5=last.top5 if last else None,
         best_top1=best.top1 if best else None,

@@ -10,6 +10,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,12 +148,22 @@ def _check_shards(files: Sequence[Path]) -> None:
 # Columns -------------------------------------------------------------------------------------------------------------
 
 
-def _open(file: Path) -> Any:
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """What a damaged file leads pyarrow to (which may be anything) becomes a sentence. Raises UserError."""
     try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+        raise UserError(f"{file}: cannot be read as parquet ({reason}); fetch it again") from error
+
+
+def _open(file: Path) -> Any:
+    with _reading(file):
         opened = pq.ParquetFile(file, page_checksum_verification=True)
-    except (pa.ArrowException, OSError) as error:
-        raise _unreadable(file, error) from error
-    most = max((opened.metadata.row_group(n).total_byte_size for n in range(opened.num_row_groups)), default=0)
+        most = max((opened.metadata.row_group(n).total_byte_size for n in range(opened.num_row_groups)), default=0)
     if opened.metadata.num_rows > _MOST_ROWS or most > _LARGEST_GROUP:
         opened.close()
         raise UserError(
@@ -162,13 +173,8 @@ def _open(file: Path) -> Any:
     return opened
 
 
-def _unreadable(file: Path, error: Exception) -> UserError:
-    reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
-    return UserError(f"{file}: cannot be read as parquet ({reason}); fetch it again")
-
-
 def _columns(file: Path, wanted: str | None) -> _Columns:
-    with _open(file) as opened:
+    with _reading(file), _open(file) as opened:
         schema = opened.schema_arrow
     image = _image_column(file, schema)
     labels = _label_columns(schema)
@@ -244,7 +250,7 @@ def _part(files: Sequence[Path], columns: _Columns) -> _Part:
 
 def _labels(file: Path, columns: _Columns) -> NDArray[np.int64]:
     """[rows]; -1 where there is none."""
-    with _open(file) as opened:
+    with _reading(file), _open(file) as opened:
         schema = opened.schema_arrow
         if columns.image not in schema.names:
             raise UserError(f"{file}: has no column {columns.image!r}, which the training split has")
@@ -252,11 +258,8 @@ def _labels(file: Path, columns: _Columns) -> NDArray[np.int64]:
             raise UserError(f"{file}: column {columns.image!r} is of another type than in the training split")
         if columns.label not in schema.names:
             return np.full(opened.metadata.num_rows, -1, dtype=np.int64)
-        try:
-            column = opened.read(columns=[columns.label]).column(0)
-            return np.asarray(pc.fill_null(column.cast(pa.int64()), -1).to_numpy(), dtype=np.int64)
-        except (pa.ArrowException, OSError) as error:
-            raise _unreadable(file, error) from error
+        column = opened.read(columns=[columns.label]).column(0)
+        return np.asarray(pc.fill_null(column.cast(pa.int64()), -1).to_numpy(), dtype=np.int64)
 
 
 def _labelled_test(path: Path, splits: dict[str, list[Path]], columns: _Columns) -> tuple[str, _Part]:
@@ -298,10 +301,8 @@ def _pictures(part: _Part, columns: _Columns) -> Iterator[tuple[str, bytes]]:
         with _open(file) as opened:
             batches = opened.iter_batches(batch_size=_ROWS, columns=[wanted])
             while True:
-                try:
+                with _reading(file):
                     batch = next(batches, None)
-                except (pa.ArrowException, OSError) as error:
-                    raise _unreadable(file, error) from error
                 if batch is None:
                     break
                 column = batch.column(0)
