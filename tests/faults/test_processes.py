@@ -26,7 +26,7 @@ def _nobody(*_: object) -> None:
     raise AssertionError("there is nobody to wait for")
 
 
-@pytest.mark.parametrize("doomed", [False, True])
+@pytest.mark.parametrize("doomed", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_four_at_once_do_everything_once(tmp_path: Path, doomed: bool) -> None:
     alone = Study(tmp_path / "alone", [*WORDS, "--seeds", "2", "--epochs", "3"])
     together = Study(tmp_path / "together", alone.words)
