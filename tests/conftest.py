@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # as the command line does; before torch is loaded
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers side by side: a thread each, here and in the processes they start
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 

@@ -2,7 +2,7 @@
 
     python -m tests.faults.soak --seeds 100 --json FILE
 
-Each seed has two cohorts, plain students and those of a pair.
+Each seed has two cohorts; those of plain students come in the first half, those of a pair in the second.
 """
 
 from __future__ import annotations
