@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Generic, TypeVar
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from kdbench import disk
 from kdbench.spec import UserError
@@ -154,12 +154,21 @@ class Claims:
         while not self._over.wait(_BEAT):
             self._touch()
 
+    def _acquire(self) -> BaseFileLock:
+        place = self.folder / "lock"
+        try:
+            lock: BaseFileLock = FileLock(place, timeout=_PATIENCE)
+            lock.acquire()
+        except NotImplementedError:  # no flock on this file system, and a filelock that does not fall back by itself
+            lock = SoftFileLock(place.with_name("lock.soft"), timeout=_PATIENCE)
+            lock.acquire()
+        return lock
+
     @contextmanager
     def _locked(self) -> Iterator[None]:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.folder / "lock", timeout=_PATIENCE)
-            lock.acquire()
+            lock = self._acquire()
         except Timeout:
             raise UserError(f"{self.folder / 'lock'} is held by a process that does not go on: end it") from None
         except OSError as error:
