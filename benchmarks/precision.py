@@ -15,28 +15,25 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from math import sqrt
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import stdev
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from scipy.stats import t
-
+from kdbench.report import statistics
 from kdbench.spec import Record
 from kdbench.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIDENCE = 0.95
 
 
 def difference(left: Sequence[float], right: Sequence[float]) -> dict[str, Any]:
     """Mean of left - right over pairs, with its interval. Raises ValueError for fewer than two pairs."""
     each = [a - b for a, b in zip(left, right, strict=True)]
-    if len(each) < 2:
+    found = statistics.difference(each)
+    if found is None or found.low is None:
         raise ValueError("an interval needs at least two seeds")
-    half = float(t.ppf((1 + CONFIDENCE) / 2, len(each) - 1)) * stdev(each) / sqrt(len(each))
-    return {"mean": fmean(each), "low": fmean(each) - half, "high": fmean(each) + half, "each": each}
+    return {"mean": found.mean, "low": found.low, "high": found.high, "each": each}
 
 
 def paired(bf16: Sequence[Record], fp32: Sequence[Record]) -> dict[str, Any]:

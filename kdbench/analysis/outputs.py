@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from kdbench.data.batches import in_order
 from kdbench.data.imageset import ImageSet
-from kdbench.models import info, load_checkpoint, restore
+from kdbench.models import info, restore
 from kdbench.models.output import Output
-from kdbench.spec import Record, Trial, file_sha256
+from kdbench.spec import Record, Trial
 from kdbench.store import Store
 from kdbench.train.environment import on_device
 from kdbench.train.evaluate import EVALUATION_BATCH, autocast
+from kdbench.train.guide import from_file
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,7 @@ class Networks:
         if source is None:
             raise ValueError(f"{trial.id} had no teacher")
         if source.file:
-            path = Path(source.file)
-            if not path.is_file() or file_sha256(path) != source.sha256:
-                raise ValueError(f"{path} is missing or was changed since this study began")
-            weights = load_checkpoint(path, source.arch, trial.data.classes, trial.data.size)
+            weights = from_file(source, trial.data)
         else:
             record = self.store.find(source.trial or "")
             if record is None:

@@ -16,7 +16,7 @@ from kdbench.models.output import Output
 from kdbench.spec import Transfer, derive_seed
 from kdbench.train.environment import on_device
 from kdbench.train.evaluate import accuracy, autocast
-from kdbench.train.schedule import learning_rate
+from kdbench.train.schedule import learning_rate, sgd
 from kdbench.train.stopwatch import Stopwatch
 from kdbench.train.student import Diverged
 
@@ -58,14 +58,7 @@ class Probe:
             torch.manual_seed(derive_seed("probe", transfer.data.content, seed))
             network = Probed(trunk, width, transfer.data.classes)
         self.network = on_device(network, device)
-        recipe = transfer.recipe
-        self.optimiser = torch.optim.SGD(
-            self.network.head.parameters(),
-            lr=transfer.lr,
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
-            fused=True,
-        )
+        self.optimiser = sgd(transfer.recipe, self.network.head.parameters(), transfer.lr)
         self.clock = Stopwatch(device)
         self.seconds = 0.0
         self.epoch = 0  # the last whole one
@@ -161,13 +154,7 @@ class Stack:
         """Train the classifiers, each image in a view drawn anew each epoch; `advance` is called after each."""
         transfer, clock = self.probes[0].transfer, Stopwatch(self.probes[0].device)
         recipe, (students, views, count, width) = self.recipe, self.features.shape
-        optimiser = torch.optim.SGD(
-            [self.weight, self.bias],
-            lr=transfer.lr,
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
-            fused=True,
-        )
+        optimiser = sgd(recipe, [self.weight, self.bias], transfer.lr)
         flat, losses = self.features.view(students, views * count, width), []
         with clock.running():
             for epoch in range(1, recipe.epochs + 1):

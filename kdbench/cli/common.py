@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from kdbench.plan.words import parse_classes
 from kdbench.report import BASELINE
+from kdbench.report.selection import RULES
 from kdbench.spec import Catalogue, DataInfo, DataRequest, Pair, Record, UserError, Value, unknown
 
 if TYPE_CHECKING:
@@ -50,8 +51,7 @@ def add_rules(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None
     """What tables show, and what they compare with."""
     about = f"what methods are compared with (default: {BASELINE})"
     parser.add_argument("--baseline", default=BASELINE, metavar="METHOD", help=about)
-    rules = ("last", "last10", "validation", "best")
-    parser.add_argument("--select", default="last", choices=rules, help="which epoch counts (default: last)")
+    parser.add_argument("--select", default="last", choices=RULES, help="which epoch counts (default: last)")
 
 
 def add_device(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:

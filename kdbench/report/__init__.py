@@ -65,7 +65,7 @@ def write_report(
     from kdbench.report.groups import select
 
     chosen_by_rule = rules.gaps(records, asked)
-    records = rules.under(records, rule)
+    records, when = rules.under(records, rule), rules.RULES[rule][1]
     beside = ledger.ledger(records, rule, asked)
     selection = select(records, asked)
     frame = tables.accuracy(records, asked)
@@ -92,12 +92,12 @@ def write_report(
     ]
     drawn: dict[tuple[str, str], dict[str, bytes]] = {}
     if selection.groups:
-        for table, kind, path, content in _charts(frame, spent, studies, selection, curves, out / "charts"):
+        for table, kind, path, content in _charts(frame, spent, studies, selection, curves, out / "charts", when):
             paths.append(write_whole(path, content))
             if path.suffix == ".png":
                 drawn.setdefault(table, {})[kind] = content
     others = page.further(transfers, _fidelity(out), beside, chosen_by_rule)
-    html = page.page(records, selection.groups, frame, spent, studies, notes, drawn, alike, others)
+    html = page.page(records, selection.groups, frame, spent, studies, notes, drawn, alike, others, when)
     paths.append(write_whole(out / "report.html", html.encode()))
     return Report(frame, tuple(notes), tuple(paths))
 
@@ -202,6 +202,7 @@ def _charts(
     selection: Selection,
     curves: dict[str, Sequence[Epoch]],
     folder: Path,
+    when: str,
 ) -> Iterator[Drawn]:
     from kdbench.report import charts, comparison_charts, style, tables
 
@@ -211,7 +212,7 @@ def _charts(
         name = _file_name(dataset, recipe, taken)
         with style.house_style():
             figures = {
-                "accuracy": charts.accuracy_chart(frame, selection.groups, dataset, recipe),
+                "accuracy": charts.accuracy_chart(frame, selection.groups, dataset, recipe, when),
                 "curves": charts.curves_chart(frame, selection.groups, curves, dataset, recipe),
                 "cost": comparison_charts.cost_chart(frame, spent, dataset, recipe),
             }

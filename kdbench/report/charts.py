@@ -25,8 +25,12 @@ Curves = Mapping[str, Sequence[Epoch]]
 Pair = tuple[str, str]
 
 
-def accuracy_chart(frame: pd.DataFrame, groups: Sequence[Group], dataset: str, recipe: str) -> Figure | None:
+def accuracy_chart(
+    frame: pd.DataFrame, groups: Sequence[Group], dataset: str, recipe: str, when: str = "the last epoch"
+) -> Figure | None:
     """A panel per pair: mean ± sd of each method, its seeds as dots, teacher and vanilla as lines; None if it is empty.
+
+    `when` says which epoch counts.
 
     To be called, and its figure to be saved, within `style.house_style()`.
     """
@@ -38,7 +42,7 @@ def accuracy_chart(frame: pd.DataFrame, groups: Sequence[Group], dataset: str, r
     pairs = list(dict.fromkeys((row["teacher"], row["student"]) for row in rows))
     labels = max(style.text_width(method) for method in methods)
     height = 0.75 + _ROW * (len(methods) + 0.6)
-    title = f"{dataset}, {recipe}: accuracy after the last epoch"
+    title = f"{dataset}, {recipe}: accuracy, {when}"
     figure, panels = _panels(pairs, title, labels, height, legend_width=0.0, legend_height=0.5, xlabel=TOP1)
     for pair, axes in panels:
         mine = {row["method"]: row for row in rows if (row["teacher"], row["student"]) == pair}

@@ -66,8 +66,10 @@ def page(
     charts: Mapping[tuple[str, str], Mapping[str, bytes]],
     alike: Collection[tuple[tables.Column, str]] = (),
     others: Sequence[tuple[tuple[str, str], Table]] = (),
+    when: str = "the last epoch",
 ) -> str:
-    """The page. `charts` are PNG files by table and name, `alike` places that cannot be told apart from the best."""
+    """The page. `charts` are PNG files by table and name, `alike` places that cannot be told apart from the best,
+    `when` the epoch that counts."""
     by_place = {(study.dataset, study.recipe): study for study in studies}
     details: dict[str, Any] = {}
     sections = []
@@ -75,7 +77,7 @@ def page(
         study, name = by_place.get(table), ", ".join(table)
         rows = tables.rows_of(frame, *table)
         mine = {(g.teacher, g.student, g.method): g for g in groups if (g.dataset, g.recipe) == table}
-        shown = [_accuracy(name, rows, mine, study, alike, details)]
+        shown = [_accuracy(name, rows, mine, study, alike, details, when)]
         if costs := tables.rows_of(spent, *table):
             shown.append(_cost(costs))
         if study:
@@ -113,6 +115,7 @@ def _accuracy(
     study: Study | None,
     alike: Collection[tuple[tables.Column, str]],
     details: dict[str, Any],
+    when: str,
 ) -> Table:
     best, by_place = tables.best(rows), {tables.place(row): row for row in rows}
     columns = list(dict.fromkeys(map(tables.column, rows)))
@@ -130,7 +133,7 @@ def _accuracy(
             line.append(replace(made, text=made.text + tables.ALIKE) if (each, method) in alike else made)
         lines.append(line)
     header = ["method", *map(tables.column_label, columns)]
-    note = "Top-1 % after the last epoch: mean ± sd (seeds). Click a cell for its trials; hover for the difference."
+    note = f"Top-1 %, {when}: mean ± sd (seeds). Click a cell for its trials; hover for the difference."
     return Table("Accuracy", header, lines, note)
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from statistics import fmean
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from kdbench.report.groups import select
 from kdbench.spec import Record, UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 RULES: dict[str, tuple[Callable[[Record], float | None], str]] = {
     "last": (lambda record: record.top1, "the last epoch"),
@@ -33,6 +35,8 @@ def under(records: Sequence[Record], rule: str) -> list[Record]:
 
 def gaps(records: Sequence[Record], asked: Collection[str] = ()) -> pd.DataFrame:
     """A row for each (dataset, recipe, teacher, student, method): its mean under every rule; absent: NaN."""
+    import pandas as pd
+
     rows = []
     for group in select(records, asked).groups:
         place = (group.dataset, group.recipe, group.teacher, group.student, group.method)

@@ -191,7 +191,7 @@ def column_label(of: Column, separator: str = " → ") -> str:
 
 
 def pair_label(teacher: str, student: str) -> str:
-    return f"{teacher} → {student}" if teacher else student
+    return column_label((teacher, student, ""))
 
 
 def row_label(method: str) -> str:

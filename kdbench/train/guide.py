@@ -13,9 +13,20 @@ from kdbench.data.batches import Batch
 from kdbench.models import info, load_checkpoint, restore
 from kdbench.models.fold import fold
 from kdbench.models.output import Output
-from kdbench.spec import Cohort, file_sha256
+from kdbench.spec import Cohort, DataInfo, Teacher, file_sha256
 from kdbench.train.environment import on_device
 from kdbench.train.evaluate import accuracy, autocast
+
+
+def from_file(teacher: Teacher, data: DataInfo) -> dict[str, Tensor]:
+    """The weights of a teacher that was given as a file.
+
+    Raises ValueError if it is missing or was changed since it was named, UserError if it does not fit.
+    """
+    path = Path(teacher.file or "")
+    if not path.is_file() or file_sha256(path) != teacher.sha256:
+        raise ValueError(f"{path} is missing or was changed since this study began")
+    return load_checkpoint(path, teacher.arch, data.classes, data.size)
 
 
 class Guide:
@@ -31,9 +42,7 @@ class Guide:
         if teacher is None:
             return
         if teacher.file:
-            if file_sha256(Path(teacher.file)) != teacher.sha256:
-                raise ValueError(f"{teacher.file} was changed since this study began")
-            weights = load_checkpoint(Path(teacher.file), teacher.arch, data.classes, data.size)
+            weights = from_file(teacher, data)
         if weights is None:
             raise ValueError(f"no weights were given for the teacher {teacher.arch}")
         network = restore(teacher.arch, data.classes, data.size, weights)

@@ -1,6 +1,10 @@
-"""The learning rate as a pure function of the epoch."""
+"""How networks are optimised: the learning rate as a pure function of the epoch, and what it drives."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
 
 from kdbench.spec import Recipe
 
@@ -11,3 +15,10 @@ def learning_rate(recipe: Recipe, initial: float, epoch: int) -> float:
     With the published milestone of 150, epoch 151 is the first at the lower rate (RepDistiller).
     """
     return initial * recipe.decay ** sum(epoch - 1 >= milestone for milestone in recipe.milestones)
+
+
+def sgd(recipe: Recipe, parameters: Iterable[torch.Tensor], rate: float) -> torch.optim.SGD:
+    """The optimiser of every recipe."""
+    return torch.optim.SGD(
+        list(parameters), lr=rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=True
+    )

@@ -21,7 +21,7 @@ from kdbench.spec import Epoch, Trial, Value, derive_seed
 from kdbench.train.environment import on_device
 from kdbench.train.evaluate import accuracy, autocast
 from kdbench.train.replay import Replay
-from kdbench.train.schedule import learning_rate
+from kdbench.train.schedule import learning_rate, sgd
 from kdbench.train.stopwatch import Stopwatch
 from kdbench.train.trunk import trunk_modules
 
@@ -84,14 +84,8 @@ class Student:
             self.method: Distiller[Any] = method(hyper, shapes, generator)
         self.network = on_device(network, device)
         self.method = self.method.to(device)
-        self.optimiser = self._sgd([*self.network.parameters(), *self.method.parameters()], trial.lr)
+        self.optimiser = sgd(trial.recipe, [*self.network.parameters(), *self.method.parameters()], trial.lr)
         self.first = self._first_stage()
-
-    def _sgd(self, parameters: list[nn.Parameter], rate: float) -> torch.optim.SGD:
-        recipe = self.trial.recipe
-        return torch.optim.SGD(
-            parameters, lr=rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=True
-        )
 
     def _first_stage(self) -> FirstStage | None:
         plan = self.method.pretraining()
@@ -100,7 +94,7 @@ class Student:
         trunk = trunk_modules(self.network, self.trial.data.size, self.device) if plan.student else []
         parameters = [each for module in trunk for each in module.parameters(recurse=False)]
         parameters += [each for module in plan.modules for each in module.parameters()]
-        optimiser = self._sgd(parameters, self.trial.lr if plan.lr is None else plan.lr)
+        optimiser = sgd(self.trial.recipe, parameters, self.trial.lr if plan.lr is None else plan.lr)
         return FirstStage(trunk, optimiser, self.trial.recipe.pretraining_epochs)
 
     def begin(self, epoch: int, replayed: bool) -> None:

@@ -1,8 +1,9 @@
-"""Ctrl-C and SIGTERM, once and twice; the rest is in test_end_to_end.py."""
+"""Ctrl-C and SIGTERM, once and twice."""
 
 from __future__ import annotations
 
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from kdbench.cli.interruption import Signals
 from tests.faults.laboratory import Study
 
 WORDS = ["--methods", "kd", "--pairs", "wrn_16_2:resnet8", "--dataset", "digits", "--seeds", "1"]
+POLITE = "kdbench: finishing this step and keeping what is under way; once more ends at once"
 
 
 def test_polite_first_and_at_once_then() -> None:
@@ -27,12 +29,47 @@ def test_polite_first_and_at_once_then() -> None:
         Signals()._heard(signal.SIGINT, None)
 
 
+def _training(study: Study) -> subprocess.Popen[str]:
+    """The study's process, after its first epoch."""
+    process = study.start()
+    deadline = time.monotonic() + 120
+    while not list(study.out.glob("checkpoints/*.pt")):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return process
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    study = Study(tmp_path_factory.mktemp("undisturbed"), [*WORDS, "--epochs", "4"])
+    study.run()
+    return study
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_study_goes_on(tmp_path: Path, undisturbed: Study, number: int, code: int) -> None:
+    study = Study(tmp_path, undisturbed.words)
+    process = _training(study)
+    process.send_signal(number)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == code
+    said = [line for line in printed.splitlines() if line.startswith("kdbench:")]
+    assert said == [POLITE, "kdbench: interrupted, nothing is lost; the same command goes on from this step"]
+    assert not study.stamps()
+    assert list(study.out.glob("checkpoints/*.pt"))
+    assert not list(study.out.glob("claims/*.json"))
+
+    again = study.run()
+    assert "3 to train" in again
+    assert "go on from their checkpoints" in again
+    assert study.trials() == undisturbed.trials()
+    assert study.files() == undisturbed.files()
+
+
 @pytest.mark.slow
 def test_a_second_ctrl_c_ends_at_once_and_safely(tmp_path: Path) -> None:
     study = Study(tmp_path, [*WORDS, "--epochs", "60"])
-    process = study.start()
-    while not list(study.out.glob("checkpoints/*.pt")):
-        time.sleep(0.01)
+    process = _training(study)
     started = time.monotonic()
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGINT)

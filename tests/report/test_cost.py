@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from kdbench.report.tables import rows_of
 from kdbench.report.terminal import render_costs
 from kdbench.spec import VANILLA, Outcome, Record, Value
 from kdbench.store import Store
+from kdbench.store.fields import seal, unseal
 from tests.report.factory import trained
 
 OTHER: dict[str, Value] = {"torch": "2.11.0", "device": "cuda:0", "threads": 2}
@@ -79,7 +79,7 @@ def test_records_from_before_costs_were_kept_are_read(tmp_path: Path, known: boo
     kept = store.save(Outcome(trained("kd").trial, "done", cost={"extra_mib": 1.5}), {})
     path = store.runs / f"{kept.trial.id}.json"
     if not known:
-        fields = json.loads(path.read_text("utf-8"))
-        del fields["cost"]
-        path.write_text(json.dumps(fields), "utf-8")
+        content = unseal(path)
+        del content["cost"]
+        path.write_bytes(seal(content))
     assert [record.cost for record in store.records()] == [{"extra_mib": 1.5} if known else {}]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from kdbench.disk import DiskError
 from kdbench.report import Report, published, write_against, write_report
 from kdbench.report.ledger import ledger
 from kdbench.report.selection import gaps, under
@@ -112,7 +113,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: p
         raise OSError("no space left")
 
     monkeypatch.setattr(os, "replace", broken)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(DiskError, match="no space left"):
         written([trained("kd", 71.0)], tmp_path)
     assert (tmp_path / "tables" / "accuracy.csv").read_bytes() == before
     assert not list(tmp_path.rglob("*.tmp"))
@@ -189,3 +190,7 @@ def test_rules_for_the_epoch(tmp_path: Path) -> None:
     write_report(records, lambda _: (), tmp_path, rule="best")
     assert "the best epoch on the test split: optimistic" in (tmp_path / "tables" / "accuracy.md").read_text("utf-8")
     assert table(tmp_path)[-1]["top1_mean"] == "70.5"
+
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert "Top-1 %, the best epoch on the test split: optimistic: mean" in page
+    assert "Top-1 %, the last epoch" not in page
