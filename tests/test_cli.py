@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -49,6 +50,8 @@ def bad(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
         (["--classes", "0-12"], ["12"]),
         (["--subset", "20"], ["20 training images", "batch of 64"]),
         (["--rerun", "never"], ["--rerun 'never'"]),
+        (["--checkpoint-every", "never"], ["--checkpoint-every 'never'", "10min"]),
+        (["--max-grad-norm", "0"], ["--max-grad-norm must be a finite number above 0"]),
         (["--threads", "0"], ["--threads"]),
         (["--threads", "100000"], ["--threads", "processors of this machine"]),
         (["--precision", "int8"], ["--precision", "int8"]),
@@ -142,4 +145,5 @@ def test_a_dry_run_trains_and_writes_nothing(capsys: pytest.CaptureFixture[str],
     printed = capsys.readouterr().out
     assert "3 trials: 0 already there, 3 to train in 2 cohorts" in printed
     assert "estimated time on this device: " in printed
+    assert re.search(r"estimated room: \d+ MiB for what stays, at most \d+ MiB of training states at a time; ", printed)
     assert not out.exists()

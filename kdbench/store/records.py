@@ -9,7 +9,6 @@ Each carries a checksum. What does not agree with it is set aside, and then its 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -18,7 +17,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import TYPE_CHECKING
 
-from kdbench.disk import Damaged, alive, set_aside, sweep, write_whole
+from kdbench.disk import Damaged, alive, set_aside, sweep, temporary, write_whole
 from kdbench.spec import FINAL, PROTOCOL, Epoch, Outcome, Record, UserError, Value, plain
 from kdbench.store import fields
 from kdbench.store.reading import UNREADABLE, contents, every
@@ -45,7 +44,7 @@ class Store:
             for name in names or FOLDERS:
                 folder = self.root / name
                 folder.mkdir(parents=True, exist_ok=True)
-                probe = folder / f".probe{os.getpid()}"
+                probe = temporary(folder / "probe")
                 probe.write_text("")
                 probe.unlink()
         except OSError as error:

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 
 from kdbench.plan import pairs, recipes
-from kdbench.plan.estimate import duration, seconds
+from kdbench.plan.estimate import disk, duration, room, seconds
 from kdbench.plan.expand import Request, expand
 from kdbench.plan.expressions import parse
-from kdbench.plan.words import parse_classes, parse_seeds
-from kdbench.spec import Cost, Costs, Pair, Plan, Teacher, UserError
+from kdbench.plan.words import parse_classes, parse_interval, parse_seeds
+from kdbench.spec import Cost, Costs, Interval, Pair, Plan, Teacher, UserError
 from tests.plan.catalogue import CATALOGUE, DATA
 
 
@@ -150,6 +150,37 @@ def test_recipes() -> None:
     for wrong in ({"epochs": 0}, {"lr": 0.0}, {"lr": float("nan")}, {"size": 4}):
         with pytest.raises(UserError):
             recipes.recipe("paper", **wrong)
+
+
+def test_largest_gradients_are_part_of_the_recipe_only_where_asked_for() -> None:
+    plain, clipped = (
+        plan(replace(request(), recipe=recipes.recipe("paper", max_grad_norm=norm))) for norm in (None, 5.0)
+    )
+    assert clipped.waiting[0].recipe_label == "paper,clip=5"
+    assert not clipped.waiting[0].recipe.published()
+    assert clipped.waiting[0].fingerprint != plain.waiting[0].fingerprint
+    assert "max_grad_norm" not in plain.waiting[0].recipe.key  # an option that is off changes no fingerprint
+    for wrong in (0.0, -1.0, float("inf")):
+        with pytest.raises(UserError, match="--max-grad-norm"):
+            recipes.recipe("paper", max_grad_norm=wrong)
+
+
+def test_intervals() -> None:
+    assert parse_interval("5") == Interval(epochs=5)
+    assert parse_interval(" 10min") == Interval(minutes=10)
+    assert parse_interval("0.5 m") == Interval(minutes=0.5)
+    for wrong in ("", "0", "0min", "-1", "1.5", "ten", "5h"):
+        with pytest.raises(UserError, match="neither a number of epochs"):
+            parse_interval(wrong)
+
+
+def test_the_room_adds_up() -> None:
+    made = plan(request("kd,one", seeds=(0,)))
+    costs = Costs({"big": Cost(1, 1, 10_000_000), "small": Cost(1, 1, 1_000_000)}, states={"one": 500_000})
+    kept, states = disk(made, costs)
+    assert kept - 13_000_000 == pytest.approx(4 * 104_192)  # weights; and records with 240 epochs
+    assert states == (20_000_000 + 2_000_000) + 20_000_000  # the teacher's cohort, its largest file written twice
+    assert [room(count) for count in (3 * 2**20, 3 * 2**30, 30 * 2**30)] == ["3 MiB", "3,072 MiB", "30.0 GiB"]
 
 
 def test_the_estimate_adds_up() -> None:

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from pylatexenc.latexwalker import LatexEnvironmentNode, LatexWalker, LatexWalkerParseError
 
 from kdbench.report import latex, tables
 from kdbench.spec import VANILLA
@@ -50,6 +51,15 @@ def test_braces_and_environments_close() -> None:
         for line in block[1].splitlines():
             if line.endswith(r"\\") and "multicolumn" not in line:
                 assert line.replace(r"\&", "").count("&") == len(block[0]) - 1, line
+
+
+def test_a_parser_takes_it() -> None:
+    walker = LatexWalker(text(), tolerant_parsing=False)
+    nodes, _, length = walker.get_latex_nodes()
+    assert length == len(walker.s)
+    assert {node.environmentname for node in nodes if isinstance(node, LatexEnvironmentNode)} == {"table"}
+    with pytest.raises(LatexWalkerParseError):
+        LatexWalker(text().replace(r"\end{tabular}", "", 1), tolerant_parsing=False).get_latex_nodes()
 
 
 @pytest.mark.parametrize("hostile", ["50% & $x_1^2$ #{}~\\", "a → b ± 1 × 2 –"])
