@@ -23,6 +23,7 @@ def command(trial: Trial) -> str:
     words += [word for option, key in _NOTES.items() if key in named for word in (option, named[key])]
     if rate := re.search(r",lr=([^,]+)", recipe.label):
         words += ["--lr", rate[1]]
+    words += ["--max-grad-norm", f"{recipe.max_grad_norm:g}"] if recipe.max_grad_norm is not None else []
     words += ["--teacher", "FILE"] if trial.teacher and trial.teacher.sha256 else []
     return "python bench.py " + shlex.join(words)
 

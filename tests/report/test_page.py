@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,3 +106,7 @@ def test_the_command_that_trains_a_cell_again() -> None:
         "python bench.py --methods 'icd(alpha=0.1)+kd' --pairs resnet56:resnet20 --seeds 2, --dataset cifar100 "
         "--recipe paper --epochs 240 --size 32 --precision fp32 --subset 1000"
     )
+    clipped = replace(record.trial, recipe=replace(record.trial.recipe, max_grad_norm=5.0))
+    assert command(clipped).endswith("--subset 1000 --max-grad-norm 5")
+    hostile = replace(record.trial, method="kd; rm -rf ~ $(id)")
+    assert "--methods 'kd; rm -rf ~ $(id)' " in command(hostile)

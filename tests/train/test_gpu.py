@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from kdbench.data.batches import Loader
+from kdbench.spec import Interrupted
 from kdbench.train.checkpoints import Checkpoints
 from kdbench.train.cohort import LocalExecutor
 from kdbench.train.environment import configure, describe, pick_device, pick_precision
@@ -53,3 +54,22 @@ def test_a_cohort_trains_on_the_device(tmp_path: Path, precision: str) -> None:
             # (every image of another class is a negative here, so the draw is the same on both)
             # three steps from equal weights on equal batches: rounding only; bf16 carries 8 bits
             assert first.terms[name] == pytest.approx(value, rel=2e-3 if precision == "fp32" else 5e-2), (method, name)
+
+
+def test_stopped_in_the_midst_of_an_epoch_it_goes_on(tmp_path: Path) -> None:
+    device = pick_device("cuda")
+    configure(device, "fp32", None)
+    trials = [trial(method) for method in METHODS]
+    asked = iter([False] * 4 + [True])  # after one epoch of three steps and one step
+    stopped = LocalExecutor(IMAGES, device, Checkpoints(tmp_path / "parts"), stop=lambda: next(asked))
+    with pytest.raises(Interrupted):
+        list(stopped.train(cohort(*trials), teacher_weights(), Quiet()))
+    ends = []
+    for folder in ("parts", "whole"):
+        executor = LocalExecutor(IMAGES, device, Checkpoints(tmp_path / folder))
+        ends.append({o.trial.method: o for o in executor.train(cohort(*trials), teacher_weights(), Quiet())})
+    for method in METHODS:
+        resumed, whole = (end[method].epochs[1] for end in ends)
+        assert resumed.epoch == 2
+        for name, value in whole.terms.items():
+            assert resumed.terms[name] == pytest.approx(value, rel=2e-3), (method, name)
