@@ -60,7 +60,7 @@ def test_stopped_in_the_midst_of_an_epoch_it_goes_on(tmp_path: Path) -> None:
     device = pick_device("cuda")
     configure(device, "fp32", None)
     trials = [trial(method) for method in METHODS]
-    asked = iter([False] * 4 + [True])  # after one epoch of three steps and one step
+    asked = iter([False] * 8 + [True])  # three steps, four evaluations, the end of the epoch, and one step
     stopped = LocalExecutor(IMAGES, device, Checkpoints(tmp_path / "parts"), stop=lambda: next(asked))
     with pytest.raises(Interrupted):
         list(stopped.train(cohort(*trials), teacher_weights(), Quiet()))
