@@ -29,6 +29,9 @@ from kdbench.store.reading import UNREADABLE
 G = TypeVar("G")
 
 FOLDER = "claims"
+CLAIM = "*-*-*.json"
+"""Names of claims: `disk.process()` has two hyphens. Other files in the folder are somebody else's."""
+
 _BEAT = 15.0  # seconds between two signs of life
 _SILENCE = 300.0  # seconds without one after which a process of another machine is taken for dead
 _PATIENCE = 120.0  # seconds to wait for the lock, which is held for milliseconds
@@ -121,12 +124,12 @@ class Claims:
         disk.write_whole(self._file, fields.seal({"names": sorted(self._mine)}))
 
     def _others(self) -> list[str]:
-        return sorted(path.stem for path in self.folder.glob("*.json") if path != self._file)
+        return sorted(path.stem for path in self.folder.glob(CLAIM) if path != self._file)
 
     def _held_by_others(self) -> set[str]:
         """What living processes have; the files of dead ones are removed."""
         found: set[str] = set()
-        for path in self.folder.glob("*.json"):
+        for path in self.folder.glob(CLAIM):
             if path == self._file:
                 continue
             if not self._living(path):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from kdbench.disk import Damaged, alive, set_aside, sweep, temporary, write_whole
 from kdbench.spec import FINAL, PROTOCOL, Epoch, Outcome, Record, UserError, Value, plain
-from kdbench.store import fields
+from kdbench.store import claims, fields
 from kdbench.store.reading import UNREADABLE, contents, every
 
 if TYPE_CHECKING:
@@ -54,9 +54,9 @@ class Store:
 
     def sweep(self) -> None:
         """Remove what processes that were killed left half written, and their claims."""
-        for name in ("", *FOLDERS, "transfers", "claims"):
+        for name in ("", *FOLDERS, "transfers", claims.FOLDER):
             sweep(self.root / name)
-        for path in (self.root / "claims").glob("*.json"):
+        for path in (self.root / claims.FOLDER).glob(claims.CLAIM):
             if alive(path.stem) is False:
                 with suppress(OSError):
                     path.unlink(missing_ok=True)
