@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from kdbench.train.evaluate import EVALUATION_BATCH
 from kdbench.train.guide import Guide
 from kdbench.train.replay import worth_recording
 from kdbench.train.shared import Shared
-from kdbench.train.student import Diverged, Student, name_of
+from kdbench.train.student import BrokenGradient, Diverged, Student, name_of
 
 
 class LocalExecutor:
@@ -112,7 +113,7 @@ class _Company:
                 yield Outcome(trial, "failed", reason, teacher_top1=self.teacher_top1)
 
         for number in range(1, self.cohort.recipe.pretraining_epochs + 1):
-            active = [each for each in self.students if each.first and len(each.first.losses) == number - 1]
+            active = [student for student in self.students if student.is_next(-number)]
             yield from self._steps(-number, active)
             self.shared.clock.mean()
             for student in list(active):
@@ -123,7 +124,7 @@ class _Company:
             self._pause(self.checkpoints.due(number))
 
         for epoch in range(1, self.cohort.recipe.epochs + 1):
-            active = [student for student in self.students if len(student.epochs) == epoch - 1]
+            active = [student for student in self.students if student.is_next(epoch)]
             if not active:
                 continue
             yield from self._steps(epoch, active)
@@ -196,7 +197,23 @@ class _Company:
     def _leave(self, student: Student, active: list[Student], error: Exception) -> Outcome:
         active.remove(student)
         self.students.remove(student)
+        if isinstance(error, BrokenGradient):
+            with suppress(Exception):  # the search may fail as the student did
+                error = self._explained(student.trial, error)
         return self._ended(student, error)
+
+    def _explained(self, trial: Trial, error: BrokenGradient) -> Diverged:
+        """The error with the terms that did it: a twin goes through the epoch again, up to that step."""
+        twin = self._student(trial)
+        if twin.is_next(error.epoch):
+            twin.begin(error.epoch, False)
+            self.shared.begin(error.epoch, twin.method.preact, False, twin.steps)
+            while twin.steps <= error.step:
+                self.shared.advance()
+                if twin.steps == error.step and (terms := twin.culprits(self.shared.batch, self.shared.target)):
+                    return Diverged(error.words(f"term: {', '.join(terms)}"))
+                twin.step(self.shared.batch, self.shared.target)
+        return error
 
     def _ended(self, student: Student, error: Exception | None = None) -> Outcome:
         status: Status = "done"

@@ -31,7 +31,18 @@ TIMED = 24
 
 
 class Diverged(Exception):
-    """The loss or the weights stopped being finite; the message says where."""
+    """The loss, the gradient or the weights stopped being finite; the message says where."""
+
+
+class BrokenGradient(Diverged):
+    """The gradient stopped being finite while every term of the loss was; which of them did it, `culprits` knows."""
+
+    def __init__(self, epoch: int, step: int, terms: list[str]) -> None:
+        self.epoch, self.step, self.terms = epoch, step, terms  # the step from 0
+        super().__init__(self.words(f"while every term was: {', '.join(terms)}"))
+
+    def words(self, why: str) -> str:
+        return f"the gradient was not finite from {name_of(self.epoch)}, step {self.step + 1} on ({why})"
 
 
 def name_of(epoch: int) -> str:
@@ -144,14 +155,7 @@ class Student:
 
     def _compute(self, batch: Batch, teacher: Output) -> None:
         """A step's work on the device."""
-        with autocast(self.device, self.trial.precision):
-            output: Output = self.network(batch.images_for(self.statistics), preact=self.method.preact)
-        output = output.convert(widened)
-        if self.epoch < 0:
-            assert self.first is not None
-            terms, optimiser = self.method.pretraining_losses(output, teacher, batch, -self.epoch), self.first.optimiser
-        else:
-            terms, optimiser = objective(self.method, output, teacher, batch, self.epoch), self.optimiser
+        terms, optimiser = self._terms(batch, teacher)
         torch.stack(list(terms.values())).sum().backward()
         with torch.no_grad():
             if self.epoch > 0:
@@ -160,6 +164,29 @@ class Student:
         optimiser.step()
         self.network.zero_grad(set_to_none=True)
         self.method.zero_grad(set_to_none=True)
+
+    def _terms(self, batch: Batch, teacher: Output) -> tuple[dict[str, Tensor], torch.optim.SGD]:
+        """What the stage at hand minimises, and by which optimiser."""
+        with autocast(self.device, self.trial.precision):
+            output: Output = self.network(batch.images_for(self.statistics), preact=self.method.preact)
+        output = output.convert(widened)
+        if self.epoch < 0:
+            assert self.first is not None
+            return self.method.pretraining_losses(output, teacher, batch, -self.epoch), self.first.optimiser
+        return objective(self.method, output, teacher, batch, self.epoch), self.optimiser
+
+    def culprits(self, batch: Batch, teacher: Output) -> list[str]:
+        """The terms whose own gradient would not be finite in the next step, which is not taken."""
+        torch.manual_seed((self._dropout + self.steps) % 2**63)
+        terms, optimiser = self._terms(batch, teacher)
+        trained = [each for group in optimiser.param_groups for each in group["params"]]
+        found = []
+        for name, term in terms.items():
+            if term.requires_grad:
+                gradients = torch.autograd.grad(term, trained, retain_graph=True, allow_unused=True)
+                if not all(each.isfinite().all() for each in gradients if each is not None):
+                    found.append(name)
+        return found
 
     def _clip(self, optimiser: torch.optim.Optimizer) -> Tensor:
         """The norm of all gradients, which are scaled down to the recipe's largest norm, if it has one."""
@@ -200,9 +227,7 @@ class Student:
             names = ", ".join(name for name, step in zip(self._names, bad, strict=True) if step == first)
             if names:
                 raise Diverged(f"the loss was not finite from {when} on (term: {names})")
-            raise Diverged(
-                f"the gradient was not finite from {when} on, while every term was ({', '.join(self._names)})"
-            )
+            raise BrokenGradient(self.epoch, int(first), self._names)
         if not torch.stack([each.detach().float().abs().sum() for each in self.network.parameters()]).isfinite().all():
             raise Diverged(f"the weights were not finite after {name_of(self.epoch)}")
         means = (self._sums[:-1] / self.steps).tolist()
@@ -228,11 +253,16 @@ class Student:
         held = sum(each.nbytes for each in (*self.method.parameters(), *self.method.buffers()))
         return {"extra_parameters": trained, "extra_mib": held / 2**20}
 
+    def is_next(self, epoch: int) -> bool:
+        """Whether this is the first epoch of its stage that the student has not finished."""
+        if epoch > 0:
+            return len(self.epochs) == epoch - 1
+        return self.first is not None and len(self.first.losses) == -epoch - 1
+
     @property
     def under_way(self) -> bool:
         """Whether it is in the midst of an epoch."""
-        done = len(self.epochs) if self.epoch > 0 else len(self.first.losses) if self.first else 0
-        return self.steps > 0 and done < abs(self.epoch)
+        return self.steps > 0 and self.is_next(self.epoch)
 
     def _progress(self) -> dict[str, Any]:
         """How far the epoch is."""
