@@ -45,7 +45,7 @@ class Store:
                 folder = self.root / name
                 folder.mkdir(parents=True, exist_ok=True)
                 probe = temporary(folder / "probe")
-                probe.write_text("")
+                probe.touch()
                 probe.unlink()
         except OSError as error:
             raise UserError(
