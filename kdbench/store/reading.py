@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from kdbench.disk import Damaged, set_aside
+from kdbench.spec import PROTOCOL
+from kdbench.store import fields
 
 R = TypeVar("R")
 
@@ -18,8 +20,20 @@ UNREADABLE = (OSError, ValueError, TypeError, AttributeError)
 """What reading a file that is missing, damaged or written by something else may raise."""
 
 
-def every(paths: Iterable[Path], read: Callable[[Path], R | None], then: str | None) -> list[R]:
-    """What `read` finds, in the order of the names; it gives None for what is not of this protocol, which is kept.
+def read(path: Path, kind: type[R], identify: Callable[[R], str]) -> R | None:
+    """A record of this protocol, None if it is of another. Raises one of UNREADABLE."""
+    content = fields.unseal(path)
+    if content.get("protocol") != PROTOCOL:
+        return None
+    name = content.pop("id", None)
+    record = fields.build(kind, content)
+    if identify(record) != name:
+        raise ValueError("its contents do not belong to its id")
+    return record
+
+
+def every(paths: Iterable[Path], reader: Callable[[Path], R | None], then: str | None) -> list[R]:
+    """What `reader` finds, in the order of the names; it gives None for what is not of this protocol, which is kept.
 
     Damaged files are set aside, which leads to `then`; with None they stay. What does not fit for another reason is
     named and left where it is: a later version may have written it.
@@ -27,7 +41,7 @@ def every(paths: Iterable[Path], read: Callable[[Path], R | None], then: str | N
     found = []
     for path in sorted(paths):
         try:
-            record = read(path)
+            record = reader(path)
         except Damaged as error:
             if then is None:
                 log.warning("%s is damaged (%s) and is left out", path, error)

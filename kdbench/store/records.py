@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from kdbench.disk import Damaged, alive, set_aside, sweep, temporary, write_whole
 from kdbench.spec import FINAL, PROTOCOL, Epoch, Outcome, Record, UserError, Value, plain
 from kdbench.store import claims, fields
-from kdbench.store.reading import UNREADABLE, contents, every
+from kdbench.store.reading import UNREADABLE, contents, every, read
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -197,12 +197,4 @@ def _record(outcome: Outcome, environment: Mapping[str, Value], weights_sha256: 
 
 
 def _read(path: Path) -> Record | None:
-    """A record of this protocol, None if it is of another. Raises one of UNREADABLE."""
-    content = fields.unseal(path)
-    if content.get("protocol") != PROTOCOL:
-        return None
-    name = content.pop("id", None)
-    record = fields.build(Record, content)
-    if record.trial.id != name:
-        raise ValueError("its contents do not belong to its id")
-    return record
+    return read(path, Record, lambda record: record.trial.id)

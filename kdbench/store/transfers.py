@@ -7,9 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from kdbench.disk import write_whole
-from kdbench.spec import FINAL, PROTOCOL, TransferRecord
+from kdbench.spec import FINAL, TransferRecord
 from kdbench.store import fields
-from kdbench.store.reading import UNREADABLE, every
+from kdbench.store.reading import UNREADABLE, every, read
 
 FOLDER = "transfers"
 
@@ -46,11 +46,4 @@ class Transfers:
 
 
 def _read(path: Path) -> TransferRecord | None:
-    content = fields.unseal(path)
-    if content.get("protocol") != PROTOCOL:
-        return None
-    name = content.pop("id", None)
-    record = fields.build(TransferRecord, content)
-    if record.transfer.id != name:
-        raise ValueError("its contents do not belong to its id")
-    return record
+    return read(path, TransferRecord, lambda record: record.transfer.id)
