@@ -35,8 +35,13 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.conventional import CONTRASTIVE, Run, wait
-from kdbench.data.batches import Loader
-from kdbench.data.imageset import ImageSet, Split
+from kdbench.core.catalog import Catalog
+from kdbench.core.data import DataInfo, DataRequest
+from kdbench.core.errors import UserError
+from kdbench.core.record import EpochMetrics, Outcome
+from kdbench.core.trial import VANILLA, Cohort, Pair, Trial, Value
+from kdbench.data.dataset import ImageSet, Split
+from kdbench.data.resident import Loader
 from kdbench.data.sources import prepare
 from kdbench.distill import Distiller, Shapes, registry
 from kdbench.models import build, features, info
@@ -44,24 +49,18 @@ from kdbench.plan import pairs
 from kdbench.plan.expand import Request, expand
 from kdbench.plan.expressions import parse
 from kdbench.plan.recipes import recipe
-from kdbench.spec import (
-    VANILLA,
-    Catalogue,
-    Cohort,
-    DataInfo,
-    DataRequest,
-    Epoch,
-    Outcome,
-    Pair,
-    Trial,
-    UserError,
-    Value,
-)
-from kdbench.train.checkpoints import Checkpoints
+from kdbench.train.checkpoint import Checkpoints
 from kdbench.train.cohort import LocalExecutor
-from kdbench.train.environment import configure, describe, forget_peak, peak_mib, pick_device, pick_precision
-from kdbench.train.guide import Guide
+from kdbench.train.device import (
+    configure_torch,
+    describe_environment,
+    forget_peak,
+    peak_mib,
+    resolve_device,
+    resolve_precision,
+)
 from kdbench.train.student import Student
+from kdbench.train.teacher import Teacher
 
 TEST_IMAGES = 10  # the executor evaluates the teacher once before it trains; that is not timed
 CLASSES = 100  # of the synthetic images
@@ -79,7 +78,7 @@ class Watch:
         self.marks: list[float] = []
 
     def cohort(self, cohort: Cohort, number: int, of: int) -> None: ...
-    def epoch(self, cohort: Cohort, epoch: int, latest: Mapping[str, Epoch]) -> None: ...
+    def epoch(self, cohort: Cohort, epoch: int, latest: Mapping[str, EpochMetrics]) -> None: ...
     def outcome(self, outcome: Outcome) -> None: ...
     def waiting(self, trials: int, processes: Sequence[str]) -> None: ...
 
@@ -100,15 +99,15 @@ class Bench:
         self.args, self.images, self.device = args, images, device
         self.checkpoints = Checkpoints(folder)
         self.peaks = {"conventional": 0.0, "cohort": 0.0}  # MiB
-        self.precision = pick_precision(args.precision, device, args.size)
+        self.precision = resolve_precision(args.precision, device, args.size)
         pair = pairs.parse(args.pair, args.images)[0]
         schedule = replace(recipe("paper", epochs=1, size=args.size), batch_size=args.batch)
-        methods = parse(args.methods, (catalogue := _catalogue(images)))
-        plan = expand(Request(images.info, schedule, methods, (pair,), (0,), self.precision, {}), catalogue, ())
-        self.left_out = {trial.method: reason for trial, reason in plan.verdicts}
+        methods = parse(args.methods, (catalog := _catalogue(images)))
+        plan = expand(Request(images.info, schedule, methods, (pair,), (0,), self.precision, {}), catalog, ())
+        self.left_out = {trial.method: reason for trial, reason in plan.not_applicable}
         named = VANILLA in (word.strip() for word in args.methods.split(","))
         alone = [trial for trial in plan.cohorts[0].trials if named and trial.arch == pair.student]
-        self.cohorts = [each for each in (plan.cohorts[0].only(alone), *plan.cohorts[1:]) if each.trials]
+        self.cohorts = [each for each in (plan.cohorts[0].with_trials(alone), *plan.cohorts[1:]) if each.trials]
         self.trials = [trial for cohort in self.cohorts for trial in cohort.trials]
         if not self.trials:
             raise UserError(f"nothing to measure: {self.left_out or args.methods}")
@@ -122,8 +121,8 @@ class Bench:
 
     def cohort(self, trials: Sequence[Trial]) -> list[float]:
         """Seconds of these trials in the cohorts of the plan, vanilla's first."""
-        configure(self.device, self.precision, self.args.threads)
-        parts = [cohort.only([trial for trial in trials if trial in cohort.trials]) for cohort in self.cohorts]
+        configure_torch(self.device, self.precision, self.args.threads)
+        parts = [cohort.with_trials([trial for trial in trials if trial in cohort.trials]) for cohort in self.cohorts]
         return [self._peak("cohort", partial(self._timed, part)) for part in parts if part.trials]
 
     def _timed(self, cohort: Cohort) -> float:
@@ -132,7 +131,7 @@ class Bench:
         if early:  # one step on one batch; the run below goes on from the state that the executor keeps after it
             train = self.images.train
             batch = Split(train.images[: self.args.batch], train.labels[: self.args.batch])
-            self._train(cohort.only(early), replace(self.images, train=batch), Watch(self.device, 1, 0))
+            self._train(cohort.with_trials(early), replace(self.images, train=batch), Watch(self.device, 1, 0))
         watch = Watch(self.device, self.args.warmup, self.args.steps)
         self._train(cohort, self.images, watch)
         return watch.marks[1] - watch.marks[0]
@@ -144,10 +143,10 @@ class Bench:
                 raise RuntimeError(f"{outcome.trial.method} {outcome.status}: {outcome.reason}")
 
     def parts(self) -> dict[str, float]:
-        """Seconds a step of the last cohort's parts, each measured alone: what is shared, and all optimisers."""
+        """Seconds a step of the last cohort's parts, each measured alone: what is shared, and all optimizers."""
         cohort, schedule = self.cohorts[-1], self.cohorts[-1].recipe
-        guide = Guide(cohort, self.weights, self.device)
-        preact = any(registry.distiller(trial.base).preact for trial in cohort.trials)
+        guide = Teacher(cohort, self.weights, self.device)
+        pre_activations = any(registry.distiller(trial.base).pre_activations for trial in cohort.trials)
         loader = Loader(self.images, batch_size=schedule.batch_size, pad=schedule.pad, device=self.device, seed=0)
         batches = loader.epoch(1)
         batch = next(batches)
@@ -163,12 +162,12 @@ class Bench:
 
         found = {"data": seconds(lambda: next(batches))}
         if cohort.teacher:
-            found["teacher"] = seconds(lambda: guide(batch, preact))
-        optimisers = [self.student(trial).optimiser for trial in cohort.trials]
-        for group in (group for optimiser in optimisers for group in optimiser.param_groups):
+            found["teacher"] = seconds(lambda: guide(batch, pre_activations))
+        optimizers = [self.student(trial).optimizer for trial in cohort.trials]
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             for parameter in group["params"]:
                 parameter.grad = torch.zeros_like(parameter)
-        return found | {"optimisers": seconds(lambda: [optimiser.step() for optimiser in optimisers])}
+        return found | {"optimizers": seconds(lambda: [optimizer.step() for optimizer in optimizers])}
 
     def student(self, trial: Trial) -> Student:
         """A student at the beginning of its first epoch."""
@@ -189,13 +188,13 @@ class Bench:
         return result
 
 
-def _catalogue(images: ImageSet) -> Catalogue:
-    def obstacle(name: str, settings: Mapping[str, Value], pair: Pair, data: DataInfo) -> str | None:
+def _catalogue(images: ImageSet) -> Catalog:
+    def incompatibility(name: str, settings: Mapping[str, Value], pair: Pair, data: DataInfo) -> str | None:
         own, seen = (features(arch, data.classes, data.size) for arch in (pair.student, pair.teacher))
         shapes = Shapes(own, seen, data.classes, images.train.labels, info(pair.student).family)
-        return registry.obstacle(name, settings, shapes)
+        return registry.incompatibility(name, settings, shapes)
 
-    return Catalogue(registry.infos(), info, obstacle, registry.discover())
+    return Catalog(registry.infos(), info, incompatibility, registry.discover())
 
 
 def load(source: str, size: int) -> ImageSet:
@@ -215,8 +214,8 @@ def load(source: str, size: int) -> ImageSet:
 
 def measure(args: argparse.Namespace, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
     """All figures; `folder` is for the states after first stages. Raises UserError."""
-    device = pick_device(args.device)
-    configure(device, pick_precision(args.precision, device, args.size), args.threads)
+    device = resolve_device(args.device)
+    configure_torch(device, resolve_precision(args.precision, device, args.size), args.threads)
     images = load(args.images, args.size)
     if min(args.repetitions, args.warmup, args.steps) < 1 or args.warmup + args.steps > len(images.train) // args.batch:
         raise UserError(f"--warmup and --steps must be at least 1, and together fit into {len(images.train)} images")
@@ -254,7 +253,7 @@ def measure(args: argparse.Namespace, folder: Path, say: Callable[[str], None]) 
 
     parts, whole = bench.parts(), median(spent[-1] for spent in ours["all"]) / args.steps
     return {
-        "machine": {name: value for name, value in describe(device).items() if name != "host"},
+        "machine": {name: value for name, value in describe_environment(device).items() if name != "host"},
         "date": time.strftime("%Y-%m-%d"),
         "settings": {**vars(args), "json": None, "precision": bench.precision},
         "left_out": bench.left_out,

@@ -15,18 +15,18 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from kdbench.methods.crd import EPS, CRDHyper
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from kdbench.data.imageset import ImageSet
+from kdbench.core.trial import Trial
+from kdbench.data.dataset import ImageSet
 from kdbench.distill import Batch, Distiller, Output, Shapes, initial_memory, registry, smallest_pool
 from kdbench.distill.objective import objective
 from kdbench.models import build, features, info
-from kdbench.spec import Trial
-from methods.crd import EPS, CRDHyper
 
 CONTRASTIVE = "crd"
 """The method whose data set and loss are written here as the public code has them."""
@@ -115,7 +115,8 @@ class Contrast(Distiller[CRDHyper]):
         noise = (rows.shape[1] - 1) / len(memory)  # K times the uniform probability of a row
         own = (score[:, 0] / (score[:, 0] + noise + EPS)).log()
         others = (noise / (score[:, 1:] + noise + EPS)).log()
-        return -(own.sum() + others.sum()) / len(rows)
+        loss: Tensor = -(own.sum() + others.sum()) / len(rows)
+        return loss
 
     def after_backward(self, batch: Batch) -> None:
         for memory, anchor in zip((self.memory_student, self.memory_teacher), self.anchors, strict=True):
@@ -150,7 +151,7 @@ class Run:
         self.photographs = Photographs(images, recipe.pad)
         if contrastive:  # as many negatives as the cohort draws
             self.photographs = ContrastedPhotographs(images, recipe.pad, min(hyper.nce_k, smallest_pool(shapes)))
-        self.optimiser = torch.optim.SGD(
+        self.optimizer = torch.optim.SGD(
             [*self.network.parameters(), *self.method.parameters()],
             lr=trial.lr,
             momentum=recipe.momentum,
@@ -161,14 +162,14 @@ class Run:
         self.meters = Meters()
 
     def step(self, batch: Batch) -> None:
-        """One batch through teacher and student, one step of the optimiser."""
-        output: Output = self.network(batch.images, preact=self.method.preact)
+        """One batch through teacher and student, one step of the optimizer."""
+        output: Output = self.network(batch.images, pre_activations=self.method.pre_activations)
         if self.guide is None:
             nothing = batch.images.new_empty(0)
             target = Output(nothing, (), nothing)
         else:
             with torch.no_grad():
-                target = self.guide(batch.images, preact=self.method.preact)
+                target = self.guide(batch.images, pre_activations=self.method.pre_activations)
         terms = objective(self.method, output, target, batch, epoch=1)
         loss = torch.stack(list(terms.values())).sum()
         best = output.logits.topk(min(5, output.logits.shape[1]), dim=1).indices  # [B, 5]
@@ -176,11 +177,11 @@ class Run:
         self.meters.losses.append(loss.item())
         self.meters.top1.append(hits[:, 0].sum().item())
         self.meters.top5.append(hits.sum().item())
-        self.optimiser.zero_grad()
+        self.optimizer.zero_grad()
         loss.backward()
         with torch.no_grad():
             self.method.after_backward(batch)
-        self.optimiser.step()
+        self.optimizer.step()
 
     def seconds(self, workers: int, warmup: int, steps: int) -> float:
         """The time of `steps` steps after `warmup` others, in which the worker processes have started; they end here.

@@ -3,7 +3,7 @@
     python benchmarks/marginal.py --json FILE
 
 In every step, in turns: each student's whole step as a cohort takes it, and the same step with its network left out,
-which leaves the method's helper modules, its loss and their optimiser. A method is lean if its step costs no more than
+which leaves the method's helper modules, its loss and their optimizer. A method is lean if its step costs no more than
 the plain (vanilla) student's and those parts together.
 """
 
@@ -27,14 +27,15 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from benchmarks.compare import Bench, load, parser, summary
-from kdbench.data.batches import Loader
+from kdbench.core.errors import UserError
+from kdbench.core.trial import VANILLA
+from kdbench.data.resident import Loader
 from kdbench.models.output import Output
-from kdbench.spec import VANILLA, UserError
-from kdbench.train.environment import configure, describe, pick_device
+from kdbench.train.device import configure_torch, describe_environment, resolve_device
 from kdbench.train.evaluate import autocast
-from kdbench.train.guide import Guide
-from kdbench.train.shared import Shared
+from kdbench.train.shared_inputs import Shared
 from kdbench.train.student import Student
+from kdbench.train.teacher import Teacher
 
 
 class Given(nn.Module):
@@ -42,28 +43,28 @@ class Given(nn.Module):
 
     def __init__(self, network: nn.Module, images: Tensor, student: Student) -> None:
         super().__init__()
-        self.network = network  # still the optimiser's, without gradients
+        self.network = network  # still the optimizer's, without gradients
         with torch.no_grad(), autocast(student.device, student.trial.precision):
-            self.said: Output = network(images, preact=student.method.preact)
+            self.said: Output = network(images, pre_activations=student.method.pre_activations)
 
-    def forward(self, images: Tensor, preact: bool) -> Output:
+    def forward(self, images: Tensor, pre_activations: bool) -> Output:
         return self.said.convert(lambda tensor: tensor.detach().requires_grad_())
 
 
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """All figures, in seconds a step. Raises UserError."""
-    device = pick_device(args.device)
+    device = resolve_device(args.device)
     images = load(args.images, args.size)
     bench = Bench(args, images, folder, device)
-    configure(device, bench.precision, args.threads)
+    configure_torch(device, bench.precision, args.threads)
     if bench.trials[0].method != VANILLA:
         raise UserError("--methods must begin with vanilla: its step is what the others are measured by")
     cohort = bench.cohorts[-1]
     loader = Loader(images, batch_size=args.batch, pad=cohort.recipe.pad, device=device, seed=0)
-    shared = Shared(loader, Guide(cohort, bench.weights, device), device)
+    shared = Shared(loader, Teacher(cohort, bench.weights, device), device)
     whole = {trial.method: bench.student(trial) for trial in bench.trials}
     parts = {method: bench.student(student.trial) for method, student in whole.items() if method != VANILLA}
-    shared.begin(1, any(student.method.preact for student in whole.values()), replayed=False)
+    shared.begin(1, any(student.method.pre_activations for student in whole.values()), replayed=False)
     spent: dict[str, dict[str, list[float]]] = {name: {"whole": [], "parts": []} for name in whole}
     lead: list[float] = []
     for number in range(args.warmup + args.steps):
@@ -74,7 +75,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             spent[method]["whole"].append(student.clock.mean())
         for method, student in parts.items():
             if number == 0:
-                student.network = Given(student.network, shared.batch.images_for(student.statistics), student)
+                student.network = Given(student.network, shared.batch.images_for(student.normalization), student)
             student.step(shared.batch, shared.target)
             spent[method]["parts"].append(student.clock.mean())
     plain, guide = summary(spent[VANILLA]["whole"][args.warmup :]), summary(lead[args.warmup :])
@@ -92,7 +93,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         }
 
     return {
-        "machine": {name: value for name, value in describe(device).items() if name != "host"},
+        "machine": {name: value for name, value in describe_environment(device).items() if name != "host"},
         "date": time.strftime("%Y-%m-%d"),
         "settings": {**vars(args), "json": None, "precision": bench.precision},
         "left_out": bench.left_out,

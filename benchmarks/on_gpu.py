@@ -28,10 +28,10 @@ def machine() -> dict[str, Any]:
     """What the figures were measured on."""
     import torch
 
-    from kdbench.train.environment import describe, pick_device
+    from kdbench.train.device import describe_environment, resolve_device
 
-    device = pick_device("auto")
-    found: dict[str, Any] = dict(describe(device))
+    device = resolve_device("auto")
+    found: dict[str, Any] = dict(describe_environment(device))
     del found["host"]
     if device.type == "cuda":
         about = torch.cuda.get_device_properties(device)
@@ -96,7 +96,16 @@ def study(images: Path, epochs: int, seconds: float, precision: str, target: Pat
             if not path.name.endswith(".epochs.json"):
                 record = json.loads(path.read_text("utf-8"))
                 trial = record["trial"]
-                keys = ("status", "reason", "top1", "top5", "teacher_top1", "seconds_own", "seconds_shared", "facts")
+                keys = (
+                    "status",
+                    "reason",
+                    "top1",
+                    "top5",
+                    "teacher_top1",
+                    "student_seconds",
+                    "shared_seconds",
+                    "extra_info",
+                )
                 found["trials"].append(
                     {"arch": trial["arch"], "method": trial["method"], "precision": trial["precision"]}
                     | {key: record[key] for key in keys}

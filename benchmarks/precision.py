@@ -20,9 +20,9 @@ from statistics import stdev
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from kdbench.core.record import Record
 from kdbench.report import statistics
-from kdbench.spec import Record
-from kdbench.store import Store
+from kdbench.results import Store
 
 ROOT = Path(__file__).resolve().parents[1]
 

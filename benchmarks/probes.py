@@ -22,14 +22,16 @@ os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # as bench.py has it
 
 
 from benchmarks.compare import load, summary
-from kdbench.analysis.transfer import carry_out
-from kdbench.data.imageset import ImageSet, Split
+from kdbench.core.linear_probe import LinearProbe
+from kdbench.core.record import ProbeRecord
+from kdbench.core.trial import VANILLA, Trial
+from kdbench.data.dataset import ImageSet, Split
 from kdbench.models import build, info
-from kdbench.plan.protocols import protocol, transfer
+from kdbench.plan.probe_protocols import protocol, transfer
 from kdbench.plan.recipes import recipe
-from kdbench.spec import VANILLA, Transfer, TransferRecord, Trial
-from kdbench.train.checkpoints import Checkpoints
-from kdbench.train.environment import configure, describe, pick_device, pick_precision
+from kdbench.train.checkpoint import Checkpoints
+from kdbench.train.device import configure_torch, describe_environment, resolve_device, resolve_precision
+from kdbench.train.probe_group import train_probes
 
 CLASSES, TEST = 10, 8000
 
@@ -37,9 +39,9 @@ CLASSES, TEST = 10, 8000
 class Nobody:
     """Watches nothing."""
 
-    def group(self, transfers: Sequence[Transfer]) -> None: ...
+    def group(self, transfers: Sequence[LinearProbe]) -> None: ...
     def advance(self, epochs: int) -> None: ...
-    def record(self, record: TransferRecord) -> None: ...
+    def record(self, record: ProbeRecord) -> None: ...
 
 
 def target(count: int) -> ImageSet:
@@ -63,9 +65,9 @@ def main() -> int:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
-    device, images = pick_device(args.device), target(args.images)
-    precision = pick_precision("auto", device, 32)
-    configure(device, precision, None)
+    device, images = resolve_device(args.device), target(args.images)
+    precision = resolve_precision("auto", device, 32)
+    configure_torch(device, precision, None)
     how, schedule = protocol("frozen", epochs=None, size=32), recipe("paper")
     weights = build(args.arch, CLASSES, 32).state_dict()
     source = Trial(images.info, schedule, args.arch, schedule.lr, None, VANILLA, {}, "", 0, precision)
@@ -78,11 +80,11 @@ def main() -> int:
         with TemporaryDirectory() as folder:
             started = time.perf_counter()
             records = list(
-                carry_out(transfers, images, lambda _: weights, Checkpoints(Path(folder)), device, {}, Nobody())
+                train_probes(transfers, images, lambda _: weights, Checkpoints(Path(folder)), device, {}, Nobody())
             )
             seconds.append(time.perf_counter() - started)
         assert [record.status for record in records] == ["done"] * args.students
-    machine = {name: value for name, value in describe(device).items() if name != "host"}
+    machine = {name: value for name, value in describe_environment(device).items() if name != "host"}
     settings = {**vars(args), "json": None, "precision": precision, "epochs": how.recipe.epochs}
     found = summary(seconds)
     figures = {"date": time.strftime("%Y-%m-%d"), "machine": machine, "settings": settings, "seconds": found}

@@ -20,10 +20,12 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the methods of this tree, whatever is installed
 
 from kdbench import models
+from kdbench.core.catalog import Catalog, MethodInfo
+from kdbench.core.errors import UserError
+from kdbench.core.trial import Pair
 from kdbench.distill import Batch, Hyper, Output, Shapes, registry
 from kdbench.models import FeatureShapes
 from kdbench.plan import expressions, pairs, recipes
-from kdbench.spec import Catalogue, MethodInfo, Pair, UserError
 
 FOLDER = Path(__file__).resolve().parent / "methods"
 FIELDS = ("Paper", "Loss", "Defaults", "Differs")
@@ -70,7 +72,7 @@ Cross-entropy and KL divergence are added by the harness, for every method alike
 
 ## The paper's {len(PAPER)} pairs
 
-{{obstacles}}
+{{incompatibilities}}
 
 ## Cost
 
@@ -86,7 +88,7 @@ Computed, not timed, for `{PAIR}`, {IMAGES:,} training images of {RECIPE.size}×
 and the default settings. The method is built for the shapes of both networks, and the losses of each stage are
 differentiated once, for random outputs of these shapes: a parameter is trained in a stage, and a map or embedding is
 read, where these losses have a gradient with respect to it. Buffers count as they are stored, statistics of batch
-normalisation included. Left out: the student ({STUDENT:,} parameters), the teacher, the optimiser's state, and what
+normalization included. Left out: the student ({STUDENT:,} parameters), the teacher, the optimizer's state, and what
 exists only during a step.
 """
 
@@ -99,9 +101,9 @@ INDEX = f"""\
 {{rows}}
 
 *In `all`*: whether `--methods all` includes it. *Reads*: of the student, in all stages, the logits apart; map 0 is the
-stem's, a preact map is taken before the activation. *First stage*: what is trained in a stage of its own before the
-main one. *Trained*: parameters beside the student's {STUDENT:,}, in all stages. *Buffers*: memories, and statistics of
-batch normalisation. *Pairs*: how many of the paper's {len(PAPER)} it serves. All with the default settings; costs for
+stem's, a pre-activation map is taken before the activation. *First stage*: what is trained in a stage of its own
+before the main one. *Trained*: parameters beside the student's {STUDENT:,}, in all stages. *Buffers*: memories, and
+statistics of batch normalization. *Pairs*: how many of the paper's {len(PAPER)} it serves. All with the default settings; costs for
 `{PAIR}`, {IMAGES:,} images and {CLASSES} classes, computed as each page says.
 [The protocol](../protocol.md) has what all methods share.
 """
@@ -111,9 +113,9 @@ ROW = "| [{name}]({name}.md) | {summary} | {paper} | {core} | {reads} | {what} |
 def pages() -> dict[str, str]:
     """File name -> text. Raises ValueError, in one sentence, where a method does not give what its page needs."""
     for module, reason in registry.discover().items():
-        if module.startswith("methods."):
+        if module.startswith("kdbench.methods."):
             raise ValueError(f"{module} failed to import: {reason}")
-    infos = {name: info for name, info in registry.infos().items() if info.module == f"methods.{name}"}
+    infos = {name: info for name, info in registry.infos().items() if info.module == f"kdbench.methods.{name}"}
     facts = [{**words(info, infos), **cost(name)} for name, info in infos.items()]
     index = {"README.md": INDEX.format(rows="\n".join(ROW.format(**each) for each in facts))}
     return index | {f"{each['name']}.md": PAGE.format(**each) for each in facts}
@@ -142,8 +144,8 @@ def words(info: MethodInfo, infos: Mapping[str, MethodInfo]) -> dict[str, object
     said = parts(f"methods/{info.name}.py", sys.modules[info.module].__doc__ or "")
     example = next((s for s in info.settings if s.name not in SHARED and s.kind == "float"), info.settings[-1])
     forms = (info.name, f"{info.name}+kd", f"{info.name}({example.name}={example.default * 2})")
-    obstacles = {pair: registry.obstacle(info.name, {}, shapes(pair)) for pair in PAPER}
-    refused = [f"- `{pair}`: {reason}" for pair, reason in obstacles.items() if reason]
+    incompatibilities = {pair: registry.incompatibility(info.name, {}, shapes(pair)) for pair in PAPER}
+    refused = [f"- `{pair}`: {reason}" for pair, reason in incompatibilities.items() if reason]
     told = f"It cannot serve {len(refused)} of them, whose cells say `n/a` with this reason:\n\n"
     return {
         "name": info.name,
@@ -152,7 +154,7 @@ def words(info: MethodInfo, infos: Mapping[str, MethodInfo]) -> dict[str, object
         "core": "yes" if info.core else "no",
         "settings": "\n".join(f"| `{s.name}` | {s.kind} | `{s.default}` | {cell(s.help)} |" for s in info.settings),
         "calls": "\n".join(call(form, infos) for form in forms),
-        "obstacles": told + "\n".join(refused) if refused else "It serves all of them.",
+        "incompatibilities": told + "\n".join(refused) if refused else "It serves all of them.",
         "served": len(PAPER) - len(refused),
         **{field: text if field == "Loss" else linked(text) for field, text in said.items()},
     }
@@ -161,7 +163,7 @@ def words(info: MethodInfo, infos: Mapping[str, MethodInfo]) -> dict[str, object
 def call(form: str, infos: Mapping[str, MethodInfo]) -> str:
     """The command of a method expression, or why there is none."""
     try:
-        expression = expressions.parse(form, Catalogue(infos, models.info, lambda *_: None))[-1].expression
+        expression = expressions.parse(form, Catalog(infos, models.info, lambda *_: None))[-1].expression
     except UserError as error:
         return f"- `{form}` is refused: {error}"
     quoted = f'"{expression}"' if "(" in expression else expression
@@ -175,9 +177,11 @@ def shapes(pair: Pair) -> Shapes:
 
 def random_output(known: FeatureShapes, images: int) -> Output:
     """What a network of these shapes might return."""
-    maps, preact = ([torch.randn(images, *shape, requires_grad=True) for shape in known.maps] for _ in range(2))
+    maps, pre_activations = (
+        [torch.randn(images, *shape, requires_grad=True) for shape in known.feature_maps] for _ in range(2)
+    )
     logits, embedding = (torch.randn(images, size, requires_grad=True) for size in (CLASSES, known.embedding))
-    return Output(logits, tuple(maps), embedding, tuple(preact))
+    return Output(logits, tuple(maps), embedding, tuple(pre_activations))
 
 
 def reached(terms: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> set[str]:
@@ -192,7 +196,7 @@ def reached(terms: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> set[s
 def cost(name: str) -> dict[str, object]:
     """What a method holds beside the student, what of it is trained in which stage, and what it reads."""
     known = shapes(PAIR)
-    if reason := registry.obstacle(name, {}, known):
+    if reason := registry.incompatibility(name, {}, known):
         return {
             "cost": f"| {reason} | n/a | n/a |",
             **dict.fromkeys(("banks", "stage", "reads", "what", "trained", "mib"), "n/a"),
@@ -200,8 +204,8 @@ def cost(name: str) -> dict[str, object]:
     method = registry.distiller(name)(registry.hyper_of(name, {}), known, torch.Generator().manual_seed(0))
     parameters, buffers = dict(method.named_parameters()), dict(method.named_buffers())
     own, target = random_output(known.student, 4), random_output(known.teacher, 4).convert(Tensor.detach)
-    outputs = {f"map {number}": each for number, each in enumerate(own.maps)} | {"embedding": own.embedding}
-    outputs |= {f"preact map {number}": each for number, each in enumerate(own.preact_maps or ())}
+    outputs = {f"map {number}": each for number, each in enumerate(own.feature_maps)} | {"embedding": own.embedding}
+    outputs |= {f"pre_activations map {number}": each for number, each in enumerate(own.pre_activations or ())}
     batch = Batch(torch.empty(4, 3, RECIPE.size, RECIPE.size), torch.arange(4), torch.arange(4))
 
     terms, stage = method.losses(own, target, batch, 1), method.pretraining()

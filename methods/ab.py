@@ -1,4 +1,4 @@
-"""Activation boundaries: before training, the student learns where the teacher's neurons switch on.
+"""Activation boundaries: before training, the student learns where the teacher's neurons are active.
 
 Paper:    Heo, Lee, Yun, Choi, "Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden Neurons",
           arXiv:1811.03233, equation 7.
@@ -29,7 +29,7 @@ from kdbench.distill import (
     no_maps,
     register,
     stages,
-    sum_of,
+    sum_losses,
 )
 
 
@@ -60,7 +60,7 @@ class Connectors(nn.Module):
 
     def __init__(self, shapes: Shapes) -> None:
         super().__init__()
-        pairs = stages(shapes.student.maps, shapes.teacher.maps)
+        pairs = stages(shapes.student.feature_maps, shapes.teacher.feature_maps)
         self.connectors = nn.ModuleList(
             nn.Identity() if student[:2] == teacher[:2] else ConvRegressor(student, teacher, relu=False)
             for student, teacher in pairs
@@ -71,31 +71,34 @@ class Connectors(nn.Module):
 class AB(Distiller[ABHyper]):
     """Has no term in the main stage."""
 
-    preact = True
+    pre_activations = True
 
     def __init__(self, hyper: ABHyper, shapes: Shapes, generator: torch.Generator) -> None:
         super().__init__(hyper, shapes, generator)
         self.connector = Connectors(shapes)
 
     @classmethod
-    def serves(cls, hyper: ABHyper, shapes: Shapes) -> str | None:
+    def supports(cls, hyper: ABHyper, shapes: Shapes) -> str | None:
         if reason := no_maps(shapes):
             return reason
-        if not (shapes.student.preact_maps and shapes.teacher.preact_maps):
+        if not (shapes.student.pre_activations and shapes.teacher.pre_activations):
             return "a network of this pair has no maps before the activation"
-        reasons = (ConvRegressor.obstacle(*pair) for pair in stages(shapes.student.maps, shapes.teacher.maps))
+        reasons = (
+            ConvRegressor.incompatibility(*pair)
+            for pair in stages(shapes.student.feature_maps, shapes.teacher.feature_maps)
+        )
         return next((reason for reason in reasons if reason), None)
 
     def pretraining(self) -> Pretraining:
         return Pretraining(student=True, modules=(self.connector,))
 
     def pretraining_losses(self, student: Output, teacher: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
-        assert student.preact_maps is not None
-        assert teacher.preact_maps is not None
-        pairs = stages(student.preact_maps, teacher.preact_maps)
+        assert student.pre_activations is not None
+        assert teacher.pre_activations is not None
+        pairs = stages(student.pre_activations, teacher.pre_activations)
         last = len(pairs) - 1
         terms = (
             2.0 ** (number - last) * boundary_loss(connect(own), target, self.hyper.margin)
             for number, (connect, (own, target)) in enumerate(zip(self.connector.connectors, pairs, strict=True))
         )
-        return {"boundary": self.hyper.ab_weight * 3 / 1000 * sum_of(terms)}
+        return {"boundary": self.hyper.ab_weight * 3 / 1000 * sum_losses(terms)}

@@ -20,11 +20,11 @@ from kdbench.distill import (
     Output,
     Shapes,
     attention,
+    match_spatial_size,
     no_positions,
-    pool_alike,
     register,
     stages,
-    sum_of,
+    sum_losses,
 )
 
 
@@ -39,7 +39,7 @@ def attention_distance(student: Tensor, teacher: Tensor) -> Tensor:
     Args:
         student, teacher: maps [B, K, H, W]; K and size may differ.
     """
-    student, teacher = pool_alike(student, teacher)
+    student, teacher = match_spatial_size(student, teacher)
     return (attention(student) - attention(teacher)).square().mean()
 
 
@@ -48,9 +48,9 @@ class AT(Distiller[ATHyper]):
     """No helper modules."""
 
     @classmethod
-    def serves(cls, hyper: ATHyper, shapes: Shapes) -> str | None:
+    def supports(cls, hyper: ATHyper, shapes: Shapes) -> str | None:
         return no_positions(shapes)
 
     def losses(self, student: Output, teacher: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
-        pairs = stages(student.maps, teacher.maps)
-        return {"attention": self.hyper.at_weight * sum_of(attention_distance(*pair) for pair in pairs)}
+        pairs = stages(student.feature_maps, teacher.feature_maps)
+        return {"attention": self.hyper.at_weight * sum_losses(attention_distance(*pair) for pair in pairs)}

@@ -1,12 +1,12 @@
 """Contrastive representation distillation: tell a pair of views of one image from thousands of others, by NCE.
 
 Paper:    Tian, Krishnan, Isola, "Contrastive Representation Distillation", arXiv:1910.10699, §3.
-Loss:     Embeddings are linear and L2-normalised. A student anchor v scores memory rows m of the teacher by
+Loss:     Embeddings are linear and L2-normalized. A student anchor v scores memory rows m of the teacher by
           P(m|v) = exp(v·m / T) / Z; with K negatives of other classes and noise probability 1/N,
           -[ log P(own)/(P(own) + K/N) + Σ_neg log (K/N)/(P(neg) + K/N) ], averaged over the batch;
           the same with the teacher as anchor and the student's memory; crd_weight · (both).
           Z = N · mean score of the first batch, then constant. After each step the batch's rows of both memories
-          become normalise(momentum · old + (1 - momentum) · new).
+          become normalize(momentum · old + (1 - momentum) · new).
 Defaults: weight 0.8, embedding 128, K = 16,384, T = 0.07, momentum 0.5: RepDistiller's scripts.
 Differs:  K is at most the images of other classes, so that negatives are drawn without replacement as published.
           They are drawn anew for each image on the training device, and scored by one product with the whole memory.
@@ -24,7 +24,7 @@ from kdbench.distill import (
     Batch,
     Distiller,
     Hyper,
-    OtherClasses,
+    NegativeSampler,
     Output,
     Shapes,
     initial_memory,
@@ -90,13 +90,13 @@ class CRD(Distiller[CRDHyper]):
         self.register_buffer("memory_teacher", initial_memory(len(shapes.labels), hyper.feat_dim))
         self.register_buffer("Z_student", torch.zeros(()))
         self.register_buffer("Z_teacher", torch.zeros(()))
-        self.negatives: Callable[[Batch, torch.Generator], Tensor] = OtherClasses(
+        self.negatives: Callable[[Batch, torch.Generator], Tensor] = NegativeSampler(
             shapes.labels, min(hyper.nce_k, smallest_pool(shapes))
         )
         self._fresh: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
 
     @classmethod
-    def serves(cls, hyper: CRDHyper, shapes: Shapes) -> str | None:
+    def supports(cls, hyper: CRDHyper, shapes: Shapes) -> str | None:
         return no_negatives(shapes)
 
     def losses(self, student: Output, teacher: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
@@ -119,5 +119,5 @@ class CRD(Distiller[CRDHyper]):
         mix(self.memory_student, batch.indices, fresh_s, self.hyper.nce_m)
         mix(self.memory_teacher, batch.indices, fresh_t, self.hyper.nce_m)
 
-    def facts(self) -> dict[str, bool | int | float | str]:
-        return {"negatives": self.negatives.k} if isinstance(self.negatives, OtherClasses) else {}
+    def extra_info(self) -> dict[str, bool | int | float | str]:
+        return {"negatives": self.negatives.k} if isinstance(self.negatives, NegativeSampler) else {}

@@ -34,18 +34,20 @@ class FitNet(Distiller[FitNetHyper]):
     def __init__(self, hyper: FitNetHyper, shapes: Shapes, generator: torch.Generator) -> None:
         super().__init__(hyper, shapes, generator)
         layer = hyper.hint_layer
-        self.regressor = ConvRegressor(shapes.student.maps[layer], shapes.teacher.maps[layer], relu=True)
+        self.regressor = ConvRegressor(
+            shapes.student.feature_maps[layer], shapes.teacher.feature_maps[layer], relu=True
+        )
 
     @classmethod
-    def serves(cls, hyper: FitNetHyper, shapes: Shapes) -> str | None:
+    def supports(cls, hyper: FitNetHyper, shapes: Shapes) -> str | None:
         if reason := no_maps(shapes):
             return reason
         layer = hyper.hint_layer
-        if layer >= min(len(shapes.student.maps), len(shapes.teacher.maps)):
+        if layer >= min(len(shapes.student.feature_maps), len(shapes.teacher.feature_maps)):
             return f"there is no map {layer} in both networks"
-        return ConvRegressor.obstacle(shapes.student.maps[layer], shapes.teacher.maps[layer])
+        return ConvRegressor.incompatibility(shapes.student.feature_maps[layer], shapes.teacher.feature_maps[layer])
 
     def losses(self, student: Output, teacher: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
         layer = self.hyper.hint_layer
-        error = F.mse_loss(self.regressor(student.maps[layer]), teacher.maps[layer])
+        error = F.mse_loss(self.regressor(student.feature_maps[layer]), teacher.feature_maps[layer])
         return {"hint": self.hyper.fitnet_weight * error}

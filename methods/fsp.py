@@ -24,10 +24,10 @@ from kdbench.distill import (
     Output,
     Pretraining,
     Shapes,
+    match_spatial_size,
     no_maps,
-    pool_alike,
     register,
-    sum_of,
+    sum_losses,
 )
 
 
@@ -40,7 +40,7 @@ def flow(maps: Sequence[Tensor]) -> list[Tensor]:
     """Matrices [B, K of a map, K of the next] of maps [B, K, H, W]: inner products averaged over positions."""
     found = []
     for bottom, top in pairwise(maps):
-        bottom, top = pool_alike(bottom, top)
+        bottom, top = match_spatial_size(bottom, top)
         found.append(bottom.flatten(2) @ top.flatten(2).transpose(1, 2) / bottom[0, 0].numel())
     return found
 
@@ -50,10 +50,10 @@ class FSP(Distiller[FSPHyper]):
     """Has no helper modules, and no term in the main stage."""
 
     @classmethod
-    def serves(cls, hyper: FSPHyper, shapes: Shapes) -> str | None:
+    def supports(cls, hyper: FSPHyper, shapes: Shapes) -> str | None:
         if reason := no_maps(shapes):
             return reason
-        own, target = ([shape[0] for shape in side.maps] for side in (shapes.student, shapes.teacher))
+        own, target = ([shape[0] for shape in side.feature_maps] for side in (shapes.student, shapes.teacher))
         if own != target:
             return f"it needs equal channels, and the maps have {own} (student) and {target} (teacher)"
         return None
@@ -62,5 +62,5 @@ class FSP(Distiller[FSPHyper]):
         return Pretraining(student=True)
 
     def pretraining_losses(self, student: Output, teacher: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
-        pairs = zip(flow(student.maps), flow(teacher.maps), strict=True)
-        return {"flow": self.hyper.fsp_weight * sum_of(F.mse_loss(own, target) for own, target in pairs)}
+        pairs = zip(flow(student.feature_maps), flow(teacher.feature_maps), strict=True)
+        return {"flow": self.hyper.fsp_weight * sum_losses(F.mse_loss(own, target) for own, target in pairs)}

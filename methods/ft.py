@@ -6,8 +6,8 @@ Loss:     First the paraphraser learns to reconstruct the teacher's last map (me
           channels of factor², flattened, divided by its L2 norm), ft_weight · mean absolute difference.
 Defaults: weight 200, factor rate k = 0.5, slopes 0.1: RepDistiller's scripts and code. The paraphraser's rate is 0.01
           for students of the resnet and wrn families, else the student's own, as in its code.
-Differs:  from the paper in comparing attention maps of the factors, not the normalised factors; the paraphraser has no
-          batch normalisation, the translator has. So does RepDistiller. The larger factor is average-pooled.
+Differs:  from the paper in comparing attention maps of the factors, not the normalized factors; the paraphraser has no
+          batch normalization, the translator has. So does RepDistiller. The larger factor is average-pooled.
 """
 
 from dataclasses import dataclass
@@ -26,8 +26,8 @@ from kdbench.distill import (
     Pretraining,
     Shapes,
     attention,
+    match_spatial_size,
     no_positions,
-    pool_alike,
     register,
 )
 
@@ -46,7 +46,7 @@ class FTHyper(Hyper):
 
 def factor_distance(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean absolute difference of the attention of two factors [B, K, H, W]."""
-    student, teacher = pool_alike(student, teacher)
+    student, teacher = match_spatial_size(student, teacher)
     return (attention(student) - attention(teacher)).abs().mean()
 
 
@@ -95,16 +95,16 @@ class FT(Distiller[FTHyper]):
 
     def __init__(self, hyper: FTHyper, shapes: Shapes, generator: torch.Generator) -> None:
         super().__init__(hyper, shapes, generator)
-        factor = int(shapes.teacher.maps[-1][0] * hyper.k)
-        self.translator = Translator(shapes.student.maps[-1][0], factor)
-        self.paraphraser = Paraphraser(shapes.teacher.maps[-1][0], factor)
+        factor = int(shapes.teacher.feature_maps[-1][0] * hyper.k)
+        self.translator = Translator(shapes.student.feature_maps[-1][0], factor)
+        self.paraphraser = Paraphraser(shapes.teacher.feature_maps[-1][0], factor)
         self._slow = shapes.student_family in ("resnet", "wrn")
 
     @classmethod
-    def serves(cls, hyper: FTHyper, shapes: Shapes) -> str | None:
+    def supports(cls, hyper: FTHyper, shapes: Shapes) -> str | None:
         if reason := no_positions(shapes, last_only=True):
             return reason
-        if int(shapes.teacher.maps[-1][0] * hyper.k) < 1:
+        if int(shapes.teacher.feature_maps[-1][0] * hyper.k) < 1:
             return "k leaves no channel to the factor"
         return None
 
@@ -112,11 +112,11 @@ class FT(Distiller[FTHyper]):
         return Pretraining(modules=(self.paraphraser,), lr=0.01 if self._slow else None)
 
     def pretraining_losses(self, student: Output, teacher: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
-        target = teacher.maps[-1]
+        target = teacher.feature_maps[-1]
         return {"reconstruction": F.mse_loss(self.paraphraser.decoder(self.paraphraser.encoder(target)), target)}
 
     def losses(self, student: Output, teacher: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
         with torch.no_grad():
-            target = self.paraphraser.encoder(teacher.maps[-1])
-        own = self.translator.encoder(student.maps[-1])
+            target = self.paraphraser.encoder(teacher.feature_maps[-1])
+        own = self.translator.encoder(student.feature_maps[-1])
         return {"factor": self.hyper.ft_weight * factor_distance(own, target)}

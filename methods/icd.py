@@ -1,7 +1,7 @@
 """Invariant consistency distillation: contrast students with teachers in the batch, and ask both directions to agree.
 
 Paper:    Giakoumoglou, Stathaki, "Invariant Consistency for Knowledge Distillation", arXiv:2407.11802v1.
-Loss:     With s_i, t_j the L2-normalised linear embeddings of student and teacher in a batch of B images,
+Loss:     With s_i, t_j the L2-normalized linear embeddings of student and teacher in a batch of B images,
           logits l_ij = min(exp(tau), max_tau) · s_i·t_j + b, tau and b learnable:
           contrastive = mean_i CE(softmax_j(l_ij), i);
           invariance = (1/B) Σ_i KL(q_i ‖ p_i), p_i = softmax_j(l_ij): student i over teachers,

@@ -20,11 +20,11 @@ from kdbench.distill import (
     Hyper,
     Output,
     Shapes,
+    match_spatial_size,
     no_maps,
-    pool_alike,
     register,
     stages,
-    sum_of,
+    sum_losses,
 )
 
 
@@ -39,7 +39,7 @@ def squared_discrepancy(student: Tensor, teacher: Tensor) -> Tensor:
     Args:
         student, teacher: maps [B, K, H, W]; K and size may differ. Gradients reach `student` only.
     """
-    student, teacher = pool_alike(student, teacher)
+    student, teacher = match_spatial_size(student, teacher)
     own, target = (F.normalize(each.flatten(2), dim=2) for each in (student, teacher.detach()))  # [B, K, H·W]
     return _kernel(target, target) + _kernel(own, own) - 2 * _kernel(own, target)
 
@@ -53,9 +53,9 @@ class NST(Distiller[NSTHyper]):
     """No helper modules."""
 
     @classmethod
-    def serves(cls, hyper: NSTHyper, shapes: Shapes) -> str | None:
+    def supports(cls, hyper: NSTHyper, shapes: Shapes) -> str | None:
         return no_maps(shapes)
 
     def losses(self, student: Output, teacher: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
-        pairs = stages(student.maps, teacher.maps)
-        return {"discrepancy": self.hyper.nst_weight * sum_of(squared_discrepancy(*pair) for pair in pairs)}
+        pairs = stages(student.feature_maps, teacher.feature_maps)
+        return {"discrepancy": self.hyper.nst_weight * sum_losses(squared_discrepancy(*pair) for pair in pairs)}

@@ -1,7 +1,7 @@
 """Relational representation distillation: similarities to a memory should be distributed as the teacher's are.
 
 Paper:    Giakoumoglou, Stathaki, "Relational Representation Distillation", arXiv:2407.12073.
-Loss:     Embeddings are linear and L2-normalised. With similarities of student and teacher to the rows of a memory:
+Loss:     Embeddings are linear and L2-normalized. With similarities of student and teacher to the rows of a memory:
           mean over images of the cross-entropy between softmax(teacher / nce_t_t), detached, and softmax(student /
           nce_t_s); rrd_weight · that. The teacher's entropy is not subtracted.
           form=queue: the memory is a first-in-first-out queue of teacher embeddings; the batch's own enter it first.
@@ -27,7 +27,7 @@ from kdbench.distill import (
     Batch,
     Distiller,
     Hyper,
-    OtherClasses,
+    NegativeSampler,
     Output,
     Shapes,
     initial_memory,
@@ -86,7 +86,7 @@ class RRD(Distiller[RRDHyper]):
         self.embed_teacher = nn.Linear(shapes.teacher.embedding, hyper.feat_dim)
         self._fresh: tuple[Tensor, ...] | None = None
         if hyper.form == "queue":
-            # Gaussian noise, normalised along the queue and not along the rows, as the authors' code does.
+            # Gaussian noise, normalized along the queue and not along the rows, as the authors' code does.
             self.register_buffer("queue", F.normalize(torch.randn(hyper.nce_k, hyper.feat_dim), dim=0))
             self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.int64))
         else:
@@ -94,12 +94,12 @@ class RRD(Distiller[RRDHyper]):
                 self.register_buffer(name, initial_memory(len(shapes.labels), hyper.feat_dim))
             for name in ("Z_student", "Z_teacher"):
                 self.register_buffer(name, torch.zeros(()))
-            self.negatives: Callable[[Batch, torch.Generator], Tensor] = OtherClasses(
+            self.negatives: Callable[[Batch, torch.Generator], Tensor] = NegativeSampler(
                 shapes.labels, min(hyper.nce_k, smallest_pool(shapes))
             )
 
     @classmethod
-    def serves(cls, hyper: RRDHyper, shapes: Shapes) -> str | None:
+    def supports(cls, hyper: RRDHyper, shapes: Shapes) -> str | None:
         return no_negatives(shapes) if hyper.form == "momentum" else None
 
     def losses(self, student: Output, teacher: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
@@ -143,6 +143,6 @@ class RRD(Distiller[RRDHyper]):
             mix(self.memory_student, batch.indices, own, self.hyper.nce_m)
             mix(self.memory_teacher, batch.indices, target, self.hyper.nce_m)
 
-    def facts(self) -> dict[str, bool | int | float | str]:
+    def extra_info(self) -> dict[str, bool | int | float | str]:
         negatives = getattr(self, "negatives", None)
-        return {"negatives": negatives.k} if isinstance(negatives, OtherClasses) else {}
+        return {"negatives": negatives.k} if isinstance(negatives, NegativeSampler) else {}

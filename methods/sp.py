@@ -22,7 +22,7 @@ class SPHyper(Hyper):
 
 
 def batch_similarity(student: Tensor, teacher: Tensor) -> Tensor:
-    """Squared Frobenius distance of the row-normalised Gram matrices, divided by B².
+    """Squared Frobenius distance of the row-normalized Gram matrices, divided by B².
 
     Args:
         student, teacher: maps of the same images, [B, ...]; shapes may differ beyond B.
@@ -37,8 +37,10 @@ class SP(Distiller[SPHyper]):
     """No helper modules."""
 
     @classmethod
-    def serves(cls, hyper: SPHyper, shapes: Shapes) -> str | None:
+    def supports(cls, hyper: SPHyper, shapes: Shapes) -> str | None:
         return no_maps(shapes)
 
     def losses(self, student: Output, teacher: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
-        return {"similarity": self.hyper.sp_weight * batch_similarity(student.maps[-1], teacher.maps[-1])}
+        return {
+            "similarity": self.hyper.sp_weight * batch_similarity(student.feature_maps[-1], teacher.feature_maps[-1])
+        }

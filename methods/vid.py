@@ -6,7 +6,7 @@ Loss:     For each pair of stages: mu = three 1x1 convolutions with ReLU between
           channel = softplus(log_scale) + eps; mean over all entries of ½ ((mu - teacher)² / variance + log variance);
           vid_weight · the sum over the pairs.
 Defaults: weight 1, initial variance 5, eps 1e-5: RepDistiller's scripts and code.
-Differs:  no batch normalisation in the regressors, whose middle has the teacher's channels, as in RepDistiller.
+Differs:  no batch normalization in the regressors, whose middle has the teacher's channels, as in RepDistiller.
 """
 
 import math
@@ -17,7 +17,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.distill import Batch, Distiller, Hyper, Output, Shapes, no_maps, pool_alike, register, stages, sum_of
+from kdbench.distill import (
+    Batch,
+    Distiller,
+    Hyper,
+    Output,
+    Shapes,
+    match_spatial_size,
+    no_maps,
+    register,
+    stages,
+    sum_losses,
+)
 
 
 @dataclass(frozen=True)
@@ -51,7 +62,7 @@ class Predictor(nn.Module):
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Scalar, from maps [B, K, H, W]."""
-        student, teacher = pool_alike(student, teacher)
+        student, teacher = match_spatial_size(student, teacher)
         variance = (F.softplus(self.log_scale) + self.eps)[:, None, None]  # [K, 1, 1]
         error = (self.regressor(student) - teacher).square()
         likelihood: Tensor = (error / variance + variance.log()).mean() / 2
@@ -64,14 +75,14 @@ class VID(Distiller[VIDHyper]):
 
     def __init__(self, hyper: VIDHyper, shapes: Shapes, generator: torch.Generator) -> None:
         super().__init__(hyper, shapes, generator)
-        pairs = stages(shapes.student.maps, shapes.teacher.maps)
+        pairs = stages(shapes.student.feature_maps, shapes.teacher.feature_maps)
         self.vid = nn.ModuleList(Predictor(student[0], teacher[0], hyper) for student, teacher in pairs)
 
     @classmethod
-    def serves(cls, hyper: VIDHyper, shapes: Shapes) -> str | None:
+    def supports(cls, hyper: VIDHyper, shapes: Shapes) -> str | None:
         return no_maps(shapes)
 
     def losses(self, student: Output, teacher: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
-        pairs = stages(student.maps, teacher.maps)
+        pairs = stages(student.feature_maps, teacher.feature_maps)
         terms = (predictor(*pair) for predictor, pair in zip(self.vid, pairs, strict=True))
-        return {"likelihood": self.hyper.vid_weight * sum_of(terms)}
+        return {"likelihood": self.hyper.vid_weight * sum_losses(terms)}

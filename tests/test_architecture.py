@@ -7,44 +7,32 @@ from pathlib import Path
 
 import pytest
 
+from kdbench.core.trial import VANILLA
 from kdbench.distill import registry
-from kdbench.spec import VANILLA
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "kdbench"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 MAY_IMPORT: dict[str, set[str]] = {
-    "spec": set(),
-    "disk": {"spec"},
-    "plan": {"spec"},
-    "data": {"spec", "disk"},
-    "models": {"spec"},
-    "distill": {"spec", "data", "models"},
-    "train": {"spec", "disk", "data", "models", "distill"},
-    "store": {"spec", "disk"},
-    "report": {"spec", "disk", "store"},
-    "verify": {"spec", "data", "models", "distill"},
-    "analysis": {"spec", "data", "models", "train", "store", "report"},
-    "progress": {"spec"},
-    "runner": {"spec", "disk", "data", "train", "store"},
+    "core": set(),
+    "plan": {"core"},
+    "data": {"core"},
+    "models": {"core"},
+    "distill": {"core", "data", "models"},
+    "methods": {"distill"},
+    "verify": {"core", "data", "models", "distill"},
+    "train": {"core", "data", "models", "distill"},
+    "results": {"core"},
+    "run": {"core", "data", "train", "results"},
+    "report": {"core", "results"},
+    "analysis": {"core", "data", "models", "train", "results", "report"},
     "cli": {
-        "spec",
-        "disk",
-        "plan",
-        "data",
-        "models",
-        "distill",
-        "train",
-        "store",
-        "report",
-        "verify",
-        "analysis",
-        "progress",
-        "runner",
+        *("core", "plan", "data", "models", "distill", "verify"),
+        *("train", "results", "run", "report", "analysis"),
     },
 }
-TORCH_FREE = {"spec", "disk", "plan", "report", "progress"}
+TORCH_FREE = {"core", "plan", "report"}
 
 
 def room(path: Path) -> str:

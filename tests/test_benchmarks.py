@@ -10,16 +10,17 @@ from typing import Any
 
 import pytest
 import torch
+from kdbench.methods.crd import CRDHyper
 
 from benchmarks import compare, conventional, marginal, precision
+from kdbench.core.record import Record
+from kdbench.core.trial import VANILLA
 from kdbench.distill import Batch, Output, Shapes
 from kdbench.models import FeatureShapes, build, features, info
-from kdbench.spec import VANILLA, Record
 from kdbench.train.student import Student
-from methods.crd import CRDHyper
 from tests.methods.build import make, pooled
 from tests.report.factory import trained
-from tests.train.study import CPU, IMAGES, trial
+from tests.train.tiny_study import CPU, IMAGES, trial
 
 METHODS = "vanilla,crd(nce_k=16),icd,ab"
 NETWORKS = "resnet20:resnet8"
@@ -53,7 +54,7 @@ def test_a_tiny_comparison_writes_every_figure(tmp_path: Path) -> None:
         "first 3": names[1:],
     }
     assert list(figures["conventional_step_seconds"]) == names
-    assert set(figures["cohort_step_seconds"]) == {"whole", "data", "teacher", "optimisers", "students"}
+    assert set(figures["cohort_step_seconds"]) == {"whole", "data", "teacher", "optimizers", "students"}
     assert set(figures["peak_memory_mib"]) == {"conventional", "cohort"}
     assert figures["left_out"] == {}
     assert figures["machine"]["threads"] == 1

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
+from kdbench.core.trial import Pair
 from kdbench.distill import registry
-from kdbench.spec import Pair
 
 ROOT = Path(__file__).resolve().parents[1]
-METHODS = [name for name, info in registry.infos().items() if info.module == f"methods.{name}"]
+METHODS = [name for name, info in registry.infos().items() if info.module == f"kdbench.methods.{name}"]
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_costs_by_hand(pages: dict[str, str]) -> None:
 
 def test_what_is_read_and_served(pages: dict[str, str]) -> None:
     assert "the logits apart: map 2.\n" in pages["fitnet.md"]
-    assert "the logits apart: preact map 1, preact map 2, preact map 3.\n" in pages["ab.md"]
+    assert "the logits apart: pre_activations map 1, pre_activations map 2, pre_activations map 3.\n" in pages["ab.md"]
     assert "cannot serve 7 of them" in pages["fsp.md"]
     assert "- `wrn_40_2:wrn_40_1`: it needs equal channels" in pages["fsp.md"]
     assert "- `kd+kd` is refused: " in pages["kd.md"]
@@ -108,7 +108,7 @@ def test_a_changed_default_makes_its_page_stale(
 def test_a_missing_field_is_an_error(
     field: str, generate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    module = sys.modules["methods.at"]
+    module = sys.modules["kdbench.methods.at"]
     assert module.__doc__
     for text in (
         module.__doc__.replace(f"{field}:", "Other:"),

@@ -118,7 +118,7 @@ def test_a_new_file_is_a_new_method(tmp_path: Path) -> None:
     runner = tmp_path / "bench.py"
     runner.write_text(
         f"import sys; sys.path[:0] = [{str(ROOT)!r}]\n"
-        f"import methods; methods.__path__.append({str(package)!r})\n"
+        f"import kdbench.methods; kdbench.methods.__path__.append({str(package)!r})\n"
         "from kdbench.cli import main\nsys.exit(main())\n"
     )
     out = tmp_path / "out"

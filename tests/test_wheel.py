@@ -19,7 +19,7 @@ def test_the_wheel_carries_methods_and_published_numbers(tmp_path: Path) -> None
     zipfile.ZipFile(wheel).extractall(site)
     assert not (site / "results").exists()
     assert not (site / "tests").exists()
-    assert (site / "methods" / "golden.toml").is_file()
+    assert (site / "kdbench" / "methods" / "golden.toml").is_file()
     probe = (
         "import kdbench, sys; from pathlib import Path; from kdbench.cli import main;"
         "from kdbench.report import published;"

@@ -10,13 +10,15 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kdbench.analysis import measures
-from kdbench.analysis.outputs import Networks, Seen
-from kdbench.data.select import stratified
+from kdbench.analysis import metrics
+from kdbench.analysis.predictions import ModelLoader, Predictions
+from kdbench.core.errors import UserError
+from kdbench.core.record import Record
+from kdbench.core.seeding import derive_seed
+from kdbench.data.subset import stratified
 from kdbench.report import pictures
 from kdbench.report.fidelity import Measured
 from kdbench.report.groups import TEACHER
-from kdbench.spec import Record, UserError, derive_seed
 
 CLASSES = 10
 """Classes in a t-SNE picture at most: the first ones."""
@@ -24,14 +26,14 @@ CLASSES = 10
 PERPLEXITY = 40.0  # the authors' script
 
 
-class Gallery:
+class PairFigures:
     """One pair's teacher and students, those of one seed kept for the pictures.
 
     Raises ValueError if a network's weights are missing or damaged.
     """
 
     def __init__(
-        self, networks: Networks, place: tuple[str, str, str, str], records: Sequence[Record], seed: int
+        self, networks: ModelLoader, place: tuple[str, str, str, str], records: Sequence[Record], seed: int
     ) -> None:
         dataset, recipe, teacher, student = place
         taught = next(record.trial for record in records if record.trial.teacher)
@@ -39,11 +41,11 @@ class Gallery:
         self.labels = self.images.test.labels
         self.caption = f"{dataset}, {recipe}; {teacher} → {student}; seed {seed}"
         self.teacher = networks.teacher(taught)
-        self.students: dict[str, Seen] = {}
-        self.measured = [Measured(*place, TEACHER, 0, measures.confidence(self.teacher, self.labels))]
+        self.students: dict[str, Predictions] = {}
+        self.measured = [Measured(*place, TEACHER, 0, metrics.confidence(self.teacher, self.labels))]
         for record in records:
             seen = networks.student(record)
-            values = measures.measures(seen, self.teacher, self.labels)
+            values = metrics.measures(seen, self.teacher, self.labels)
             self.measured.append(Measured(*place, record.trial.method, record.trial.seed, values))
             if record.trial.seed == seed:
                 self.students[record.trial.method] = seen
@@ -52,14 +54,14 @@ class Gallery:
         """(name, picture) one by one; `samples` are the images of a t-SNE."""
         labels, caption = self.labels, f"{self.caption}; n = {len(self.labels)} test images"
         apart = {
-            name: measures.profile_difference(own.logits, self.teacher.logits, labels)
+            name: metrics.profile_difference(own.logits, self.teacher.logits, labels)
             for name, own in self.students.items()
         }
         yield "correlation", pictures.correlation_chart(apart, caption)
         everyone, curves = {TEACHER: self.teacher, **self.students}, {}
         for name, own in everyone.items():
-            found = measures.reliability(own.logits, labels)
-            curves[name] = (found.confidence, found.accuracy, measures.calibration_error(own.logits, labels))
+            found = metrics.reliability(own.logits, labels)
+            curves[name] = (found.confidence, found.accuracy, metrics.calibration_error(own.logits, labels))
         yield "reliability", pictures.reliability_chart(curves, caption)
 
         rows, names = sample(labels, samples), self.images.class_names

@@ -9,9 +9,10 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from kdbench.cli import figures, lists, report, run, transfer, verify
-from kdbench.cli.interruption import SIGNALS
-from kdbench.spec import Interrupted, UserError, plain
+from kdbench.cli import figures, report, run, transfer, verify
+from kdbench.cli import list as list_command
+from kdbench.cli.signals import SIGNALS
+from kdbench.core.errors import Interrupted, UserError, plain
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 COMMANDS: dict[str, tuple[Callable[[], argparse.ArgumentParser], Callable[[argparse.Namespace], int]]] = {
     "": (run.parser, run.carry),
-    "list": (lists.parser, lists.carry),
+    "list": (list_command.parser, list_command.carry),
     "report": (report.parser, report.carry),
     "transfer": (transfer.parser, transfer.carry),
     "figures": (figures.parser, figures.carry),

@@ -6,8 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from kdbench.cli.chosen import add_choice, choose
-from kdbench.cli.common import (
+from kdbench.cli.options import (
     Parser,
     add_device,
     add_results,
@@ -19,8 +18,10 @@ from kdbench.cli.common import (
     data_request,
     written,
 )
-from kdbench.data.catalogue import describe
-from kdbench.spec import Record, UserError
+from kdbench.cli.selection import add_choice, choose
+from kdbench.core.errors import UserError
+from kdbench.core.record import Record
+from kdbench.data.registry import describe_datasets
 
 if TYPE_CHECKING:
     from kdbench.data.sources import ImageSet
@@ -54,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
 
 def carry(args: argparse.Namespace) -> int:
     from kdbench.report.groups import table_of
-    from kdbench.store import Store
+    from kdbench.results import Store
 
     check_threads(args)
     if args.samples < 3:
@@ -64,21 +65,21 @@ def carry(args: argparse.Namespace) -> int:
     store.require_writable("tables", "charts")
     images = _images(args, chosen)
 
-    from kdbench.analysis.figures import Gallery
-    from kdbench.analysis.outputs import Networks
+    from kdbench.analysis.figures import PairFigures
+    from kdbench.analysis.predictions import ModelLoader
     from kdbench.report import write_fidelity, write_picture
     from kdbench.report.style import house_style
     from kdbench.report.terminal import render_fidelity
-    from kdbench.train import environment
+    from kdbench.train.device import configure_torch, resolve_device
 
     mine = [record for record in chosen if record.trial.data.content == images.info.content]
     pairs: dict[tuple[str, str, str, str], list[Record]] = {}
     for record in mine:
         if record.trial.teacher:
             pairs.setdefault((*table_of(record), record.trial.teacher.arch, record.trial.arch), []).append(record)
-    device = environment.pick_device(args.device)
-    environment.configure(device, mine[0].trial.precision, args.threads)
-    networks, measured, paths = Networks(store, images, device), [], []
+    device = resolve_device(args.device)
+    configure_torch(device, mine[0].trial.precision, args.threads)
+    networks, measured, paths = ModelLoader(store, images, device), [], []
     for place, students in pairs.items():
         seeds = sorted({record.trial.seed for record in students})
         seed = seeds[0] if args.seed is None else args.seed
@@ -87,7 +88,7 @@ def carry(args: argparse.Namespace) -> int:
             raise UserError(f"--seed {seed}: the students of {place[2]}:{place[3]} have the seeds {known}")
         plain = [r for r in mine if not r.trial.teacher and (*table_of(r), r.trial.arch) == (*place[:2], place[3])]
         try:
-            gallery = Gallery(networks, place, [*plain, *students], seed)
+            gallery = PairFigures(networks, place, [*plain, *students], seed)
         except ValueError as error:  # weights that are missing, damaged or changed
             raise UserError(f"{error}; the command that trained it trains it again") from error
         measured += gallery.measured
@@ -112,7 +113,7 @@ def _images(args: argparse.Namespace, chosen: Sequence[Record]) -> ImageSet:
     if not taught:
         raise UserError(f"{args.out} holds no finished student of what was asked for")
     source = args.dataset or taught[0].label.partition("[")[0]
-    if args.dataset is None and source not in describe():
+    if args.dataset is None and source not in describe_datasets():
         raise UserError(f"the records are of {labels}: name these images with --dataset, as in training")
     for size in dict.fromkeys(data.size for data in taught):
         images = prepare(data_request(args, source, size), args.data_dir or data_dir())

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from kdbench.cli.common import Parser, add_results, add_rules, console, show, written
-from kdbench.spec import UserError
+from kdbench.cli.options import Parser, add_results, add_rules, console, show, written
+from kdbench.core.errors import UserError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -22,26 +22,28 @@ def parser() -> argparse.ArgumentParser:
 
 
 def carry(args: argparse.Namespace) -> int:
-    from kdbench.store import Store
+    from kdbench.results import Store
 
     store = Store(args.out)
     records = store.records()
     if not records:
         raise UserError(f"{args.out} holds no records; train something first, or name the folder with --out")
     store.require_writable()
-    store.sweep()
-    other = Store(args.against, mend=False).records() if args.against else []
+    store.remove_stale()
+    other = Store(args.against, quarantine=False).records() if args.against else []
     if args.against and not other:
         raise UserError(f"--against {args.against}: that folder holds no records")
     show(args, records, store, records)
     if other:
-        from kdbench.report import write_against
-        from kdbench.report.selection import under
-        from kdbench.report.terminal import render_against
+        from kdbench.report import write_versus_study
+        from kdbench.report.epoch_rules import apply_rule
+        from kdbench.report.terminal import render_versus_study
 
-        frame, notes, paths = write_against(under(records, args.select), under(other, args.select), args.out)
+        frame, notes, paths = write_versus_study(
+            apply_rule(records, args.select), apply_rule(other, args.select), args.out
+        )
         to = console()
-        for part in render_against(frame, notes, to.width):
+        for part in render_versus_study(frame, notes, to.width):
             to.print(part)
         written(paths)
     return 0

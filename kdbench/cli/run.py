@@ -9,24 +9,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdbench.cli.common import (
+from kdbench.cli.options import (
     Parser,
     add_device,
     add_results,
     add_rules,
     add_selection,
     add_validation,
-    catalogue_of,
+    build_catalog,
     check_threads,
     console,
     data_dir,
     data_request,
     show,
 )
-from kdbench.cli.interruption import SIGNALS
+from kdbench.cli.signals import SIGNALS
+from kdbench.core.catalog import Catalog
+from kdbench.core.data import DataInfo
+from kdbench.core.errors import UserError
+from kdbench.core.files import file_sha256
+from kdbench.core.trial import PRETRAINED, Pair, Plan, TeacherSource
 from kdbench.plan import pairs, recipes
-from kdbench.plan.words import parse_interval, parse_seeds
-from kdbench.spec import PRETRAINED, Catalogue, DataInfo, Pair, Plan, Teacher, UserError, file_sha256
+from kdbench.plan.parsing import parse_interval, parse_seeds
 
 if TYPE_CHECKING:
     from kdbench.data.sources import ImageSet
@@ -108,51 +112,52 @@ def carry(args: argparse.Namespace) -> int:
     check_threads(args)
     request = data_request(args, source, recipe.size)
 
-    from kdbench import models, runner  # torch from here on
+    from kdbench import models  # torch from here on
     from kdbench.data.sources import prepare
     from kdbench.plan.expand import Request, expand
     from kdbench.plan.expressions import parse
-    from kdbench.store import Store
-    from kdbench.train import environment
-    from kdbench.train.checkpoints import Checkpoints
+    from kdbench.results import Store
+    from kdbench.run.runner import run_plan
+    from kdbench.train.checkpoint import Checkpoints
     from kdbench.train.cohort import LocalExecutor
+    from kdbench.train.device import configure_torch, describe_environment, resolve_device, resolve_precision
 
-    device = environment.pick_device(args.device)
-    precision = environment.pick_precision(args.precision, device, recipe.size)
-    catalogue = catalogue_of(None)
-    methods = parse(args.methods, catalogue)
-    canonical = [Pair(catalogue.model(p.teacher).name, catalogue.model(p.student).name) for p in chosen_pairs]
+    device = resolve_device(args.device)
+    precision = resolve_precision(args.precision, device, recipe.size)
+    catalog = build_catalog(None)
+    methods = parse(args.methods, catalog)
+    canonical = [Pair(catalog.model(p.teacher).name, catalog.model(p.student).name) for p in chosen_pairs]
     chosen_pairs = tuple(dict.fromkeys(canonical))
     store = Store(args.out)
     if not args.dry_run:
         store.require_writable()
-        store.sweep()
+        store.remove_stale()
     images = prepare(request, args.data_dir or data_dir())
-    catalogue = catalogue_of(images)
+    catalog = build_catalog(images)
     for arch in dict.fromkeys(name for pair in chosen_pairs for name in (pair.teacher, pair.student)):
         models.features(arch, images.info.classes, images.info.size)  # or one sentence on what does not fit
     files = _teacher_files(args, chosen_pairs, images.info)
-    before = store.stamps()  # first of all: what another process finishes from now on is not done again
+    before = store.finished_at()  # first of all: what another process finishes from now on is not done again
     plan = expand(
-        Request(images.info, recipe, methods, chosen_pairs, seeds, precision, files), catalogue, store.standing(rerun)
+        Request(images.info, recipe, methods, chosen_pairs, seeds, precision, files), catalog, store.completed(rerun)
     )
     if not args.dry_run:
-        for arch in dict.fromkeys(trial.arch for trial in plan.waiting if trial.arch.endswith(PRETRAINED)):
+        for arch in dict.fromkeys(trial.arch for trial in plan.pending if trial.arch.endswith(PRETRAINED)):
             print(f"weights of {arch}: taken from the cache, or fetched ...", flush=True)
             models.fetch(arch, images.info.classes, images.info.size)
-    environment.configure(device, precision, args.threads)
+    configure_torch(device, precision, args.threads)
     checkpoints = Checkpoints(args.out / "checkpoints", interval)
-    _announce(plan, catalogue, sum(checkpoints.exists(trial.id) for trial in plan.waiting))
+    _announce(plan, catalog, sum(checkpoints.exists(trial.id) for trial in plan.pending))
     if args.dry_run:
         return _estimate(plan, images, device, args.out)
-    if plan.cohorts or plan.verdicts:
-        from kdbench.progress import progress
+    if plan.cohorts or plan.not_applicable:
+        from kdbench.run.progress import progress
 
         stop = SIGNALS.asked
         executor = LocalExecutor(images, device, checkpoints, stop=stop)
-        described = environment.describe(device)
+        described = describe_environment(device)
         with SIGNALS.patient(), progress(console(), plan) as observer:
-            runner.carry_out(plan, store, executor, checkpoints, observer, described, before, stop)
+            run_plan(plan, store, executor, checkpoints, observer, described, before, stop)
     wanted = {trial.fingerprint for trial in plan.trials}
     records = store.records()
     mine = [record for record in records if record.trial.fingerprint in wanted]
@@ -170,7 +175,7 @@ def _rerun(text: str | None) -> frozenset[str]:
     return frozenset(known if "all" in words else words)
 
 
-def _teacher_files(args: argparse.Namespace, chosen: Sequence[Pair], data: DataInfo) -> dict[str, Teacher]:
+def _teacher_files(args: argparse.Namespace, chosen: Sequence[Pair], data: DataInfo) -> dict[str, TeacherSource]:
     archs = list(dict.fromkeys(pair.teacher for pair in chosen))
     if args.teacher is None and args.teacher_dir is None:
         return {}
@@ -186,16 +191,16 @@ def _teacher_files(args: argparse.Namespace, chosen: Sequence[Pair], data: DataI
     for arch in archs:
         path = args.teacher or find_checkpoint(args.teacher_dir, arch)
         load_checkpoint(path, arch, data.classes, data.size)
-        found[arch] = Teacher(arch, file=str(path.resolve()), sha256=file_sha256(path))
+        found[arch] = TeacherSource(arch, file=str(path.resolve()), sha256=file_sha256(path))
     return found
 
 
-def _announce(plan: Plan, catalogue: Catalogue, resumed: int) -> None:
-    for module, reason in catalogue.broken.items():
+def _announce(plan: Plan, catalog: Catalog, resumed: int) -> None:
+    for module, reason in catalog.broken.items():
         logging.getLogger("kdbench").warning("%s is left out, it failed to import: %s", module, reason)
     print(
-        f"{len(plan.trials)} trials: {len(plan.done)} already there, {len(plan.waiting)} to train in "
-        f"{len(plan.cohorts)} cohorts, {len(plan.verdicts)} not applicable"
+        f"{len(plan.trials)} trials: {len(plan.completed)} already there, {len(plan.pending)} to train in "
+        f"{len(plan.cohorts)} cohorts, {len(plan.not_applicable)} not applicable"
         + (f"; {resumed} go on from their checkpoints" if resumed else ""),
         flush=True,
     )
@@ -203,14 +208,14 @@ def _announce(plan: Plan, catalogue: Catalogue, resumed: int) -> None:
 
 def _estimate(plan: Plan, images: ImageSet, device: Any, out: Path) -> int:
     from kdbench.plan.estimate import disk, duration, room, seconds
-    from kdbench.train.calibrate import calibrate
+    from kdbench.train.measure_costs import calibrate
 
     for number, cohort in enumerate(plan.cohorts, start=1):
         methods = (
             ", ".join(trial.method for trial in cohort.trials) if cohort.teacher else f"{len(cohort.trials)} networks"
         )
         print(f"  [{number}] {cohort.title}, seed {cohort.seed}: {methods}")
-    for trial, reason in plan.verdicts:
+    for trial, reason in plan.not_applicable:
         print(f"  n/a {trial.teacher.arch if trial.teacher else ''}:{trial.arch} {trial.method}: {reason}")
     if plan.cohorts:
         print("measuring a few steps of each network and each method ...", flush=True)

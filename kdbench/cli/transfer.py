@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from itertools import product
 from typing import TYPE_CHECKING
 
-from kdbench.cli.chosen import add_choice, choose
-from kdbench.cli.common import (
+from kdbench.cli.options import (
     Parser,
     add_device,
     add_results,
@@ -19,12 +18,13 @@ from kdbench.cli.common import (
     data_request,
     written,
 )
-from kdbench.plan.protocols import PROTOCOLS, protocol, transfer
-from kdbench.spec import Transfer
+from kdbench.cli.selection import add_choice, choose
+from kdbench.core.linear_probe import LinearProbe
+from kdbench.plan.probe_protocols import PROTOCOLS, protocol, transfer
 
 if TYPE_CHECKING:
     from kdbench.data.sources import ImageSet
-    from kdbench.store import Transfers
+    from kdbench.results import ProbeStore
 
 DESCRIPTION = """\
 Freeze the trunk of every network that was trained (students, plain students and teachers), train a linear classifier on
@@ -56,64 +56,64 @@ def parser() -> argparse.ArgumentParser:
 
 
 def carry(args: argparse.Namespace) -> int:
-    from kdbench.store import Claims, Store, Transfers, Work, newer
-    from kdbench.store.transfers import FOLDER
+    from kdbench.results import Claims, ProbeStore, Store, Work, finished_since
+    from kdbench.results.probe_store import FOLDER
 
     check_threads(args)
     names = [word.strip() for word in args.protocol.split(",")]
     for name in names:
         protocol(name, epochs=args.epochs, size=32)  # or one sentence, before anything heavy
-    store, kept = Store(args.out), Transfers(args.out)
+    store, kept = Store(args.out), ProbeStore(args.out)
     sources = choose(args, store.records())
 
     from kdbench import models
-    from kdbench.analysis.transfer import carry_out
-    from kdbench.analysis.views import views
+    from kdbench.data.augment import views
     from kdbench.data.sources import prepare
-    from kdbench.progress import TransferProgress
-    from kdbench.train import environment
-    from kdbench.train.checkpoints import Checkpoints
+    from kdbench.run.progress import ProbeProgress
+    from kdbench.train.checkpoint import Checkpoints
+    from kdbench.train.device import configure_torch, describe_environment, resolve_device, resolve_precision
+    from kdbench.train.probe_group import train_probes
 
-    device = environment.pick_device(args.device)
+    device = resolve_device(args.device)
     store.require_writable(FOLDER, "checkpoints", "tables")
-    wanted: list[tuple[ImageSet, list[Transfer]]] = []
+    wanted: list[tuple[ImageSet, list[LinearProbe]]] = []
     for target, size in product(dict.fromkeys(args.to.split(",")), sorted({each.trial.data.size for each in sources})):
         images = prepare(data_request(args, target.strip(), size), args.data_dir or data_dir())
-        precision = environment.pick_precision(args.precision, device, size)
+        precision = resolve_precision(args.precision, device, size)
         for name in dict.fromkeys(names):
             how = protocol(name, epochs=args.epochs, size=size)
-            if not how.moving:
+            if not how.bn_train_mode:
                 views(args.views, how.recipe.pad, images.info.flip)  # or one sentence
-            by_seed: dict[int, list[Transfer]] = {}
+            by_seed: dict[int, list[LinearProbe]] = {}
             for record in sources:
                 if record.trial.data.size == size:
                     model, digest = models.info(record.trial.arch), record.weights_sha256 or ""
                     made = transfer(record.trial, digest, images.info, how, model, args.views, precision)
                     by_seed.setdefault(made.seed, []).append(made)
             wanted += [(images, of) for _, of in sorted(by_seed.items())]
-    before = kept.stamps()
-    standing = kept.standing()
-    groups = [(images, todo) for images, of in wanted if (todo := [t for t in of if t.fingerprint not in standing])]
+    before = kept.finished_at()
+    completed = kept.completed()
+    groups = [(images, todo) for images, of in wanted if (todo := [t for t in of if t.fingerprint not in completed])]
     everything = [each for _, of in wanted for each in of]
     waiting = sum(len(todo) for _, todo in groups)
     print(f"{len(everything)} transfers: {len(everything) - waiting} already there, {waiting} to train", flush=True)
     records = {record.trial.fingerprint: record for record in sources}
     checkpoints = Checkpoints(args.out / "checkpoints")
-    store.sweep()
+    store.remove_stale()
     for each in everything:
-        if each.fingerprint in standing:
+        if each.fingerprint in completed:
             checkpoints.remove(each.id)
     work = [Work(place, frozenset(each.fingerprint for each in todo)) for place, (_, todo) in enumerate(groups)]
-    finished = newer(kept.find, before)
+    finished = finished_since(kept.find, before)
     with (
         Claims(args.out) as claims,
-        TransferProgress(console(), [transfers for _, transfers in groups]) as watcher,
+        ProbeProgress(console(), [transfers for _, transfers in groups]) as watcher,
     ):
         for place, mine in claims.share(work, finished, watcher.waiting):
             images, todo = groups[place]
-            environment.configure(device, todo[0].precision, args.threads)
-            described = environment.describe(device)
-            for done in carry_out(
+            configure_torch(device, todo[0].precision, args.threads)
+            described = describe_environment(device)
+            for done in train_probes(
                 [each for each in todo if each.fingerprint in mine],
                 images,
                 lambda each: store.weights(records[each.source.fingerprint]),
@@ -126,15 +126,15 @@ def carry(args: argparse.Namespace) -> int:
     return _show(args, kept, everything)
 
 
-def _show(args: argparse.Namespace, kept: Transfers, asked: Sequence[Transfer]) -> int:
-    from kdbench.report import transfer as table
+def _show(args: argparse.Namespace, kept: ProbeStore, asked: Sequence[LinearProbe]) -> int:
+    from kdbench.report import linear_probes as table
     from kdbench.report import write_transfers
     from kdbench.report.terminal import render_transfers
 
     records = kept.records()
     paths = write_transfers(records, args.out)
     wanted = {each.fingerprint for each in asked}
-    mine = [record for record in records if record.transfer.fingerprint in wanted]
+    mine = [record for record in records if record.probe.fingerprint in wanted]
     frame, to = table.transfers(mine), console()
     for part in render_transfers(frame, table.notes(frame), to.width):
         to.print(part)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from kdbench.cli.common import Parser, console
+from kdbench.cli.options import Parser, console
 
 
 def parser() -> argparse.ArgumentParser:
@@ -26,12 +26,12 @@ def carry(args: argparse.Namespace) -> int:
     from rich.table import Table
 
     from kdbench.distill import registry
-    from kdbench.train.environment import configure, pick_device
+    from kdbench.train.device import configure_torch, resolve_device
     from kdbench.verify import check, vectors
 
     registry.discover()
-    device = pick_device(args.device)
-    configure(device, "fp32", None)
+    device = resolve_device(args.device)
+    configure_torch(device, "fp32", None)
     how = check.mapping()
     cases = vectors.load(args.golden)
     known = [case for case in cases if case.method in how]

@@ -1,4 +1,4 @@
 """From images on disk to batches on the device.
 
-`catalogue` names the data sets (and imports nothing heavy), `sources` reads them, `batches` serves them.
+`catalog` names the data sets (and imports nothing heavy), `sources` reads them, `batches` serves them.
 """

@@ -16,8 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kdbench.data.imageset import Decoded, Source, Split, digest
-from kdbench.disk import DiskError, sweep, whole
+from kdbench.core.files import DiskError, atomic, remove_stale
+from kdbench.data.dataset import Decoded, Source, Split, digest
 
 log = logging.getLogger("kdbench")
 
@@ -73,9 +73,9 @@ def _save(path: Path, key: str, content: Decoded) -> None:
     train, test = content.train, content.test
     tensors: tuple[Tensor, ...] = (train.images, train.labels, test.images, test.labels)
     header = {"names": names, "sha256": digest(key, names, *tensors)}
-    sweep(path.parent)
+    remove_stale(path.parent)
     try:
-        with whole(path) as place:
+        with atomic(path) as place:
             save_file(dict(zip(_FIELDS, tensors, strict=True)), place, metadata=header)
     except (DiskError, SafetensorError) as error:
         why = error.__cause__ or error

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from kdbench.data.batches import Batch
+from kdbench.data.resident import Batch
 from kdbench.models import FeatureShapes
 from kdbench.models.output import Output
 
@@ -55,7 +55,7 @@ class Shapes:
 
 @dataclass(frozen=True)
 class Pretraining:
-    """A stage of its own before the main one: 30 epochs of 240 at a constant rate, with the recipe's optimiser.
+    """A stage of its own before the main one: 30 epochs of 240 at a constant rate, with the recipe's optimizer.
 
     The published scripts have such a stage for the methods that learn from maps first.
     """
@@ -69,7 +69,7 @@ H = TypeVar("H", bound=Hyper)
 
 
 class Distiller(nn.Module, Generic[H]):
-    """Base class of all methods. Its parameters are optimised with the student's; its buffers are part of checkpoints.
+    """Base class of all methods. Its parameters are optimized with the student's; its buffers are part of checkpoints.
 
     A method overrides what it needs: usually `losses`, and `__init__` where it has helper modules.
     """
@@ -77,8 +77,8 @@ class Distiller(nn.Module, Generic[H]):
     name: ClassVar[str]
     paper: ClassVar[str]
     hyper_type: ClassVar[type[Hyper]]
-    preact: ClassVar[bool] = False
-    """Whether `Output.preact_maps` are needed (of student and teacher)."""
+    pre_activations: ClassVar[bool] = False
+    """Whether `Output.pre_activations` are needed (of student and teacher)."""
 
     def __init__(self, hyper: H, shapes: Shapes, generator: torch.Generator) -> None:
         """Helper modules may use torch's global generator here: the harness seeds it from method, pair and seed.
@@ -91,7 +91,7 @@ class Distiller(nn.Module, Generic[H]):
         self.generator = generator
 
     @classmethod
-    def serves(cls, hyper: H, shapes: Shapes) -> str | None:
+    def supports(cls, hyper: H, shapes: Shapes) -> str | None:
         """None, or the reason why this method cannot train this pair: its cells then say `n/a` before any training."""
         return None
 
@@ -114,6 +114,6 @@ class Distiller(nn.Module, Generic[H]):
         """The terms of that stage, as in `losses`; no other term is added to them."""
         raise NotImplementedError(f"{type(self).__name__} declares a pretraining and not its losses")
 
-    def facts(self) -> dict[str, bool | int | float | str]:
+    def extra_info(self) -> dict[str, bool | int | float | str]:
         """What a reader of the record should know beyond the settings, e.g. how many negatives the data allowed."""
         return {}

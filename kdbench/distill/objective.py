@@ -7,7 +7,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdbench.data.batches import Batch
+from kdbench.data.resident import Batch
 from kdbench.distill.distiller import Distiller
 from kdbench.distill.losses import soft_kl
 from kdbench.models.output import Output

@@ -15,12 +15,13 @@ from functools import cache, partial
 from importlib.metadata import entry_points
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
+from kdbench.core.catalog import MethodInfo, Setting
+from kdbench.core.trial import Value
 from kdbench.distill.distiller import Distiller, Hyper, Shapes
-from kdbench.spec import MethodInfo, Setting, Value
 
 D = TypeVar("D", bound=type[Distiller[Any]])
 
-_CONTRACT = ("kdbench.distill.distiller", "kdbench.distill.registry", "kdbench.models.output", "kdbench.data.batches")
+_CONTRACT = ("kdbench.distill.distiller", "kdbench.distill.registry", "kdbench.models.output", "kdbench.data.resident")
 """What methods import but do not compute with; a change there is a change of protocol."""
 
 _METHODS: dict[str, type[Distiller[Any]]] = {}
@@ -47,7 +48,7 @@ def register(name: str, hyper: type[Hyper], *, paper: str, core: bool = False) -
         if not (name.isidentifier() and name == name.lower()):
             raise ValueError(f"a method's name is lower-case letters, digits and underscores, not {name!r}")
         package, _, file = cls.__module__.rpartition(".")
-        if package == "methods" and file != name:
+        if package == "kdbench.methods" and file != name:
             raise ValueError(f"methods/{file}.py registers {name!r}: a method is called as its file")
         cls.name, cls.hyper_type, cls.paper = name, hyper, paper
         _METHODS[name] = cls
@@ -62,8 +63,8 @@ def register(name: str, hyper: type[Hyper], *, paper: str, core: bool = False) -
 def discover() -> Mapping[str, str]:
     """Import every method once. Returns what could not be imported (module -> reason); the others are usable."""
     broken: dict[str, str] = {}
-    package = importlib.import_module("methods")
-    for found in pkgutil.iter_modules(package.__path__, prefix="methods."):
+    package = importlib.import_module("kdbench.methods")
+    for found in pkgutil.iter_modules(package.__path__, prefix="kdbench.methods."):
         if reason := _attempt(partial(importlib.import_module, found.name)):
             broken[found.name] = reason
     for point in entry_points(group="kdbench.methods"):
@@ -137,10 +138,10 @@ def settings_of(hyper: type[Hyper]) -> tuple[Setting, ...]:
     return tuple(found)
 
 
-def obstacle(name: str, settings: Mapping[str, Value], shapes: Shapes) -> str | None:
-    """What the method's `serves` says; where that raises, None: the trial then fails on its own, with its reason."""
+def incompatibility(name: str, settings: Mapping[str, Value], shapes: Shapes) -> str | None:
+    """What the method's `supports` says; where that raises, None: the trial then fails on its own, with its reason."""
     try:
-        return _METHODS[name].serves(hyper_of(name, settings), shapes)
+        return _METHODS[name].supports(hyper_of(name, settings), shapes)
     except Exception:
         return None
 

@@ -1,10 +1,10 @@
 """Models: the architectures by name, what they return, and the checkpoints that people own."""
 
+from kdbench.core.catalog import ModelInfo
 from kdbench.models.architecture import Architecture
-from kdbench.models.checkpoints import find_checkpoint, load_checkpoint
 from kdbench.models.output import Output
-from kdbench.models.zoo import FeatureShapes, Profile, build, features, fetch, info, names, profile, restore
-from kdbench.spec import ModelInfo
+from kdbench.models.pretrained import find_checkpoint, load_checkpoint
+from kdbench.models.registry import FeatureShapes, Profile, build, features, fetch, info, names, profile, restore
 
 __all__ = [
     "Architecture",

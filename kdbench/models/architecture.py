@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from kdbench.spec import ModelInfo
+from kdbench.core.catalog import ModelInfo
 
 Construct = Callable[[int, int], nn.Module]
-"""From the number of classes and the pixels a side to a model whose call is `model(images, preact=False) -> Output`."""
+"""(classes, pixels a side) -> a model that is called as `model(images, pre_activations=False) -> Output`."""
 
 
 @dataclass(frozen=True)

@@ -22,13 +22,13 @@ def through_stages(stem: Tensor, stages: Iterable[nn.Sequential]) -> tuple[tuple
     The blocks of a stage return both. The stem has no separate pre-activation map: its entry is the map itself.
     """
     out = before = stem
-    maps, preact_maps = [stem], [stem]
+    maps, unactivated = [stem], [stem]
     for stage in stages:
         for block in stage:
             out, before = block(out)
         maps.append(out)
-        preact_maps.append(before)
-    return tuple(maps), tuple(preact_maps)
+        unactivated.append(before)
+    return tuple(maps), tuple(unactivated)
 
 
 def pool(features: Tensor) -> Tensor:

@@ -65,7 +65,7 @@ class MobileNetV2(nn.Module):
         init_convs(self)
         init_linear(linear)
 
-    def forward(self, images: Tensor, preact: bool = False) -> Output:
+    def forward(self, images: Tensor, pre_activations: bool = False) -> Output:
         out: Tensor = self.conv1(images)
         shown = [out]
         for number, stage in enumerate(self.blocks):
@@ -74,7 +74,7 @@ class MobileNetV2(nn.Module):
                 shown.append(out)
         embedding = pool(self.conv2(out))
         maps = tuple(shown)
-        return Output(self.classifier(embedding), maps, embedding, maps if preact else None)
+        return Output(self.classifier(embedding), maps, embedding, maps if pre_activations else None)
 
 
 def _conv_bn_relu(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:

@@ -37,15 +37,15 @@ class Output:
     """One forward pass: logits, and what lies on the way to them."""
 
     logits: Tensor  # [B, C]
-    maps: Sequence[Tensor]  # each [B, K, H, W]: the stem's, then one a stage
+    feature_maps: Sequence[Tensor]  # each [B, K, H, W]: the stem's, then one a stage
     embedding: Tensor  # [B, D], what the classifier reads
-    preact_maps: Sequence[Tensor] | None = None  # like `maps`, before the activation; only where asked for
+    pre_activations: Sequence[Tensor] | None = None  # like `maps`, before the activation; only where asked for
 
     def convert(self, change: Callable[[Tensor], Tensor]) -> Output:
         """The same output with every tensor changed, maps when they are read: `output.convert(Tensor.float)`."""
-        before = None if self.preact_maps is None else Maps(self.preact_maps, change)
-        return Output(change(self.logits), Maps(self.maps, change), change(self.embedding), before)
+        before = None if self.pre_activations is None else Maps(self.pre_activations, change)
+        return Output(change(self.logits), Maps(self.feature_maps, change), change(self.embedding), before)
 
     def tensors(self) -> tuple[Tensor, ...]:
         """All that it holds, in an order of its own."""
-        return (self.logits, self.embedding, *self.maps, *(self.preact_maps or ()))
+        return (self.logits, self.embedding, *self.feature_maps, *(self.pre_activations or ()))

@@ -48,11 +48,11 @@ class ResNet(nn.Module):
         self.fc = nn.Linear(widths[3], classes)
         init_convs(self)
 
-    def forward(self, images: Tensor, preact: bool = False) -> Output:
+    def forward(self, images: Tensor, pre_activations: bool = False) -> Output:
         stem = F.relu(self.bn1(self.conv1(images)))
-        maps, preact_maps = through_stages(stem, (self.layer1, self.layer2, self.layer3))
+        maps, unactivated = through_stages(stem, (self.layer1, self.layer2, self.layer3))
         embedding = pool(maps[-1])
-        return Output(self.fc(embedding), maps, embedding, preact_maps if preact else None)
+        return Output(self.fc(embedding), maps, embedding, unactivated if pre_activations else None)
 
 
 def _stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential:

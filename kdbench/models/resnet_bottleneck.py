@@ -54,11 +54,11 @@ class BottleneckResNet(nn.Module):
         self.linear = nn.Linear(2048, classes)
         init_convs(self)
 
-    def forward(self, images: Tensor, preact: bool = False) -> Output:
+    def forward(self, images: Tensor, pre_activations: bool = False) -> Output:
         stem = F.relu(self.bn1(self.conv1(images)))
-        maps, preact_maps = through_stages(stem, (self.layer1, self.layer2, self.layer3, self.layer4))
+        maps, unactivated = through_stages(stem, (self.layer1, self.layer2, self.layer3, self.layer4))
         embedding = pool(maps[-1])
-        return Output(self.linear(embedding), maps, embedding, preact_maps if preact else None)
+        return Output(self.linear(embedding), maps, embedding, unactivated if pre_activations else None)
 
 
 def _stage(inputs: int, width: int, blocks: int, stride: int) -> nn.Sequential:

@@ -51,11 +51,11 @@ class ShuffleNetV1(nn.Module):
         self.layer3 = _stage(480, 960, units=4)
         self.linear = nn.Linear(960, classes)
 
-    def forward(self, images: Tensor, preact: bool = False) -> Output:
+    def forward(self, images: Tensor, pre_activations: bool = False) -> Output:
         stem = F.relu(self.bn1(self.conv1(images)))
-        maps, preact_maps = through_stages(stem, (self.layer1, self.layer2, self.layer3))
+        maps, unactivated = through_stages(stem, (self.layer1, self.layer2, self.layer3))
         embedding = pool(maps[-1])
-        return Output(self.linear(embedding), maps, embedding, preact_maps if preact else None)
+        return Output(self.linear(embedding), maps, embedding, unactivated if pre_activations else None)
 
 
 def _stage(inputs: int, outputs: int, units: int) -> nn.Sequential:

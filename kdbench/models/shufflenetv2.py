@@ -76,11 +76,11 @@ class ShuffleNetV2(nn.Module):
         self.bn2 = nn.BatchNorm2d(_LAST)
         self.linear = nn.Linear(_LAST, classes)
 
-    def forward(self, images: Tensor, preact: bool = False) -> Output:
+    def forward(self, images: Tensor, pre_activations: bool = False) -> Output:
         stem = F.relu(self.bn1(self.conv1(images)))
-        maps, preact_maps = through_stages(stem, (self.layer1, self.layer2, self.layer3))
+        maps, unactivated = through_stages(stem, (self.layer1, self.layer2, self.layer3))
         embedding = pool(F.relu(self.bn2(self.conv2(maps[-1]))))
-        return Output(self.linear(embedding), maps, embedding, preact_maps if preact else None)
+        return Output(self.linear(embedding), maps, embedding, unactivated if pre_activations else None)
 
 
 def _stage(inputs: int, outputs: int, units: int) -> nn.Sequential:

@@ -32,10 +32,10 @@ class VGG(nn.Module):
         init_convs(self)
         init_linear(self.classifier)
 
-    def forward(self, images: Tensor, preact: bool = False) -> Output:
+    def forward(self, images: Tensor, pre_activations: bool = False) -> Output:
         large = min(images.shape[-2:]) >= _DEEP_POOL
         maps: list[Tensor] = []
-        preact_maps: list[Tensor] = []
+        unactivated: list[Tensor] = []
         out = images
         for number, block in enumerate((self.block0, self.block1, self.block2, self.block3, self.block4)):
             if 1 <= number <= 3 or (number == 4 and large):
@@ -43,9 +43,11 @@ class VGG(nn.Module):
             before = block(out)
             out = F.relu(before)
             maps.append(out)
-            preact_maps.append(before if number else out)  # the first block stands for the stem
+            unactivated.append(before if number else out)  # the first block stands for the stem
         embedding = pool(out)
-        return Output(self.classifier(embedding), tuple(maps), embedding, tuple(preact_maps) if preact else None)
+        return Output(
+            self.classifier(embedding), tuple(maps), embedding, tuple(unactivated) if pre_activations else None
+        )
 
 
 def _block(inputs: int, outputs: int, layers: int) -> nn.Sequential:

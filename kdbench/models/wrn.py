@@ -26,7 +26,7 @@ class WideBlock(nn.Module):
         self.convShortcut = None if inputs == outputs else conv(inputs, outputs, 1, stride)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The output, and the normalised input: the pre-activation map of what came before."""
+        """The output, and the normalized input: the pre-activation map of what came before."""
         normed = self.bn1(x)
         active = F.relu(normed)
         out = self.conv2(F.relu(self.bn2(self.conv1(active))))
@@ -41,7 +41,7 @@ class WideStage(nn.Module):
         self.layer = nn.Sequential(WideBlock(inputs, outputs, stride), *later)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The output, and the stage's normalised input."""
+        """The output, and the stage's normalized input."""
         first, *later = self.layer
         x, normed = first(x)
         for block in later:
@@ -64,15 +64,15 @@ class WideResNet(nn.Module):
         init_convs(self)
         nn.init.zeros_(self.fc.bias)
 
-    def forward(self, images: Tensor, preact: bool = False) -> Output:
+    def forward(self, images: Tensor, pre_activations: bool = False) -> Output:
         stem = self.conv1(images)
         first, _ = self.block1(stem)  # the stem's entry stays raw, as published
         second, first_normed = self.block2(first)
         third, second_normed = self.block3(second)
         third_normed = self.bn1(third)
         embedding = pool(F.relu(third_normed))
-        preact_maps = (stem, first_normed, second_normed, third_normed) if preact else None
-        return Output(self.fc(embedding), (stem, first, second, third), embedding, preact_maps)
+        unactivated = (stem, first_normed, second_normed, third_normed) if pre_activations else None
+        return Output(self.fc(embedding), (stem, first, second, third), embedding, unactivated)
 
 
 ARCHITECTURES: Architectures = {

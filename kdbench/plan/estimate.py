@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from kdbench.spec import Costs, Plan
+from kdbench.core.catalog import Costs
+from kdbench.core.trial import Plan
 
 
 def seconds(plan: Plan, costs: Costs) -> float:
@@ -28,7 +29,7 @@ def disk(plan: Plan, costs: Costs) -> tuple[int, int]:
 
     A state is held for each trial of the cohort under way; the cohorts of one folder follow each other in a process.
     """
-    kept = sum(_RECORD + _EPOCH * trial.recipe.epochs + costs.archs[trial.arch].size for trial in plan.waiting)
+    kept = sum(_RECORD + _EPOCH * trial.recipe.epochs + costs.archs[trial.arch].size for trial in plan.pending)
     states = [
         [2 * costs.archs[trial.arch].size + costs.states.get(trial.method, 0) for trial in cohort.trials]
         for cohort in plan.cohorts

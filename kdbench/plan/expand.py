@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from kdbench.core.catalog import Catalog
+from kdbench.core.data import DataInfo
+from kdbench.core.errors import UserError
+from kdbench.core.trial import VANILLA, Cohort, Pair, Plan, Recipe, TeacherSource, Trial
 from kdbench.plan.expressions import Method
-from kdbench.spec import VANILLA, Catalogue, Cohort, DataInfo, Pair, Plan, Recipe, Teacher, Trial, UserError
 
 
 @dataclass(frozen=True)
@@ -19,26 +22,26 @@ class Request:
     pairs: tuple[Pair, ...]
     seeds: tuple[int, ...]
     precision: str
-    files: Mapping[str, Teacher]
+    files: Mapping[str, TeacherSource]
 
 
-def expand(request: Request, catalogue: Catalogue, standing: Collection[str]) -> Plan:
-    """All trials of a request; `standing` are the fingerprints of records that need no training.
+def expand(request: Request, catalog: Catalog, completed: Collection[str]) -> Plan:
+    """All trials of a request; `completed` are the fingerprints of records that need no training.
 
     Vanilla trials come first, one cohort a seed: teachers (seed 0, unless they come from a file) and students.
     Then one cohort for each pair and seed.
     """
-    _check_sizes(request, catalogue)
+    _check_sizes(request, catalog)
     done: list[Trial] = []
     cohorts: list[Cohort] = []
-    verdicts: list[tuple[Trial, str]] = []
+    not_applicable: list[tuple[Trial, str]] = []
 
-    def add(seed: int, teacher: Teacher | None, trials: list[Trial]) -> None:
-        done.extend(trial for trial in trials if trial.fingerprint in standing)
-        if todo := [trial for trial in trials if trial.fingerprint not in standing]:
+    def add(seed: int, teacher: TeacherSource | None, trials: list[Trial]) -> None:
+        done.extend(trial for trial in trials if trial.fingerprint in completed)
+        if todo := [trial for trial in trials if trial.fingerprint not in completed]:
             cohorts.append(Cohort(request.data, request.recipe, seed, request.precision, teacher, tuple(todo)))
 
-    make = _Maker(request, catalogue)
+    make = _Maker(request, catalog)
     vanilla, *_ = request.methods
     teachers = list(dict.fromkeys(p.teacher for p in request.pairs if p.teacher not in request.files))
     students = list(dict.fromkeys(p.student for p in request.pairs))
@@ -48,30 +51,30 @@ def expand(request: Request, catalogue: Catalogue, standing: Collection[str]) ->
 
     for pair in request.pairs:
         origin = request.files.get(pair.teacher)
-        teacher = origin or Teacher(pair.teacher, trial=make.trial(vanilla, pair.teacher, None, 0).fingerprint)
+        teacher = origin or TeacherSource(pair.teacher, trial=make.trial(vanilla, pair.teacher, None, 0).fingerprint)
         served: list[Method] = []
         for method in request.methods:
             if method.name == VANILLA:
                 continue
-            if reason := catalogue.obstacle(method.name, method.settings, pair, request.data):
+            if reason := catalog.incompatibility(method.name, method.settings, pair, request.data):
                 refused = [make.trial(method, pair.student, teacher, seed) for seed in request.seeds]
-                done.extend(trial for trial in refused if trial.fingerprint in standing)
-                verdicts.extend((trial, reason) for trial in refused if trial.fingerprint not in standing)
+                done.extend(trial for trial in refused if trial.fingerprint in completed)
+                not_applicable.extend((trial, reason) for trial in refused if trial.fingerprint not in completed)
             else:
                 served.append(method)
         for seed in request.seeds:
             add(seed, teacher, [make.trial(method, pair.student, teacher, seed) for method in served])
-    return Plan(tuple(cohorts), tuple(done), tuple(verdicts))
+    return Plan(tuple(cohorts), tuple(done), tuple(not_applicable))
 
 
-def _check_sizes(request: Request, catalogue: Catalogue) -> None:
+def _check_sizes(request: Request, catalog: Catalog) -> None:
     if request.data.train < request.recipe.batch_size:
         raise UserError(
             f"{request.data.label} has {request.data.train} training images, less than one batch of "
             f"{request.recipe.batch_size}: take more images or classes"
         )
     for arch in dict.fromkeys(name for pair in request.pairs for name in (pair.teacher, pair.student)):
-        smallest = catalogue.model(arch).smallest
+        smallest = catalog.model(arch).smallest
         if request.data.size < smallest:
             raise UserError(
                 f"{arch} needs images of at least {smallest}x{smallest} pixels, and this study has "
@@ -82,19 +85,19 @@ def _check_sizes(request: Request, catalogue: Catalogue) -> None:
 @dataclass(frozen=True)
 class _Maker:
     request: Request
-    catalogue: Catalogue
+    catalog: Catalog
 
-    def trial(self, method: Method, arch: str, teacher: Teacher | None, seed: int) -> Trial:
+    def trial(self, method: Method, arch: str, teacher: TeacherSource | None, seed: int) -> Trial:
         recipe = self.request.recipe
         return Trial(
             data=self.request.data,
             recipe=recipe,
             arch=arch,
-            lr=recipe.lr_light if self.catalogue.model(arch).light else recipe.lr,
+            lr=recipe.small_lr if self.catalog.model(arch).small_lr else recipe.lr,
             teacher=teacher,
             method=method.expression,
             settings=method.settings,
-            code=self.catalogue.methods[method.name].code,
+            code=self.catalog.methods[method.name].code,
             seed=seed,
             precision=self.request.precision,
         )

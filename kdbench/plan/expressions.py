@@ -11,7 +11,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from kdbench.spec import VANILLA, Catalogue, MethodInfo, Setting, UserError, Value, unknown
+from kdbench.core.catalog import Catalog, MethodInfo, Setting
+from kdbench.core.errors import UserError, unknown_name
+from kdbench.core.trial import VANILLA, Value
 
 _TOKEN = re.compile(r"\s*(?:(?P<punct>[(),=+])|(?P<word>[-\w.]+(?:(?<=\d[eE])\+\d+)?))")
 _LIST = "see `python bench.py list methods`"
@@ -87,44 +89,44 @@ class _Parser:
         return name, settings, plus
 
 
-def parse(text: str, catalogue: Catalogue) -> tuple[Method, ...]:
+def parse(text: str, catalog: Catalog) -> tuple[Method, ...]:
     """The methods that an expression list names, without repetition, `vanilla` first. Raises UserError."""
     parser = _Parser(text)
-    found = [_resolve(VANILLA, {}, False, catalogue)]
+    found = [_resolve(VANILLA, {}, False, catalog)]
     while True:
         name, settings, plus = parser.expression()
         if name == "all":
             if settings:
                 raise UserError(f"'all' takes no settings; {_LIST}")
-            core = [info.name for info in catalogue.methods.values() if info.core]
-            found += [_resolve(each, {}, plus, catalogue) for each in core if not (plus and _has_kd(catalogue, each))]
+            core = [info.name for info in catalog.methods.values() if info.core]
+            found += [_resolve(each, {}, plus, catalog) for each in core if not (plus and _has_kd(catalog, each))]
         else:
-            found.append(_resolve(name, settings, plus, catalogue))
+            found.append(_resolve(name, settings, plus, catalog))
         if parser.token is None:
             break
         parser.take(",")
     return tuple({method.expression: method for method in found}.values())
 
 
-def _has_kd(catalogue: Catalogue, name: str) -> bool:
-    return any(setting.name == "kd_weight" and setting.default for setting in catalogue.methods[name].settings)
+def _has_kd(catalog: Catalog, name: str) -> bool:
+    return any(setting.name == "kd_weight" and setting.default for setting in catalog.methods[name].settings)
 
 
-def _resolve(name: str, words: Mapping[str, str], plus: bool, catalogue: Catalogue) -> Method:
-    info = catalogue.methods.get(name)
+def _resolve(name: str, words: Mapping[str, str], plus: bool, catalog: Catalog) -> Method:
+    info = catalog.methods.get(name)
     if info is None:
-        for module, reason in catalogue.broken.items():
+        for module, reason in catalog.broken.items():
             if module.rpartition(".")[2] == name:
                 raise UserError(f"the method {name!r} cannot be used: {module} failed to import: {reason}")
-        raise unknown("method", name, [*catalogue.methods, "all"], _LIST)
+        raise unknown_name("method", name, [*catalog.methods, "all"], _LIST)
     declared = {setting.name: setting for setting in info.settings}
     settings: dict[str, Value] = {setting.name: setting.default for setting in info.settings}
     for key, word in words.items():
         if key not in declared:
-            raise unknown(f"setting of {name}", key, declared, f"{name} has {', '.join(declared)}")
+            raise unknown_name(f"setting of {name}", key, declared, f"{name} has {', '.join(declared)}")
         settings[key] = _value(word, declared[key], name)
     if plus:
-        if _has_kd(catalogue, name) or "kd_weight" in words:
+        if _has_kd(catalog, name) or "kd_weight" in words:
             already = settings["kd_weight"]
             raise UserError(f"{name}: +kd sets kd_weight to 1, but it is {already} already; leave out +kd")
         settings["kd_weight"] = 1.0

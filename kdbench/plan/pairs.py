@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from kdbench.spec import PRETRAINED, Pair, UserError, unknown
+from kdbench.core.errors import UserError, unknown_name
+from kdbench.core.trial import PRETRAINED, Pair
 
 
 def _pairs(*words: str) -> tuple[Pair, ...]:
@@ -44,7 +45,7 @@ def sets(source: str) -> dict[str, tuple[Pair, ...]]:
 
 
 def parse(text: str, source: str) -> tuple[Pair, ...]:
-    """`all`, `same`, `cross`, or `teacher:student,...`; architectures are checked later, by the catalogue."""
+    """`all`, `same`, `cross`, or `teacher:student,...`; architectures are checked later, by the catalog."""
     named = sets(source)
     found: list[Pair] = []
     for word in (part.strip() for part in text.split(",")):
@@ -52,7 +53,7 @@ def parse(text: str, source: str) -> tuple[Pair, ...]:
         if word in named:
             found.extend(named[word])
         elif len(models) == 1:
-            raise unknown("pair", word, named, "write teacher:student, or see `python bench.py list pairs`")
+            raise unknown_name("pair", word, named, "write teacher:student, or see `python bench.py list pairs`")
         elif len(models) > 2 or not all(models):
             raise UserError(f"the pair {word!r} is not of the form teacher:student")
         else:

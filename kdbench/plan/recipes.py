@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from kdbench.spec import Recipe, UserError, unknown
+from kdbench.core.errors import UserError, unknown_name
+from kdbench.core.trial import Recipe
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,11 @@ _PAPER = Recipe(
     epochs=240,
     batch_size=64,
     lr=0.05,
-    lr_light=0.01,
+    small_lr=0.01,
     momentum=0.9,
     weight_decay=5e-4,
     milestones=_milestones(240),
-    decay=0.1,
+    gamma=0.1,
     size=32,
     pad=4,
 )
@@ -68,7 +69,7 @@ def recipe(
 ) -> Recipe:
     """A recipe with what the user changed; the label says so. Raises UserError."""
     if name not in _PRESETS:
-        raise unknown("recipe", name, _PRESETS, "see `python bench.py list recipes`")
+        raise unknown_name("recipe", name, _PRESETS, "see `python bench.py list recipes`")
     chosen = _PRESETS[name].recipe
     label = chosen.label
     if epochs is not None and epochs != chosen.epochs:
@@ -79,7 +80,7 @@ def recipe(
     if lr is not None:
         if not (math.isfinite(lr) and lr > 0):
             raise UserError(f"--lr must be a finite number above 0, got {lr}")
-        chosen = replace(chosen, lr=lr, lr_light=lr)
+        chosen = replace(chosen, lr=lr, small_lr=lr)
         label += f",lr={lr:g}"
     if size is not None and size != chosen.size:
         if not 8 <= size <= 1024:

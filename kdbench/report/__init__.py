@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdbench.disk import write_whole
-from kdbench.spec import Epoch, Record, TransferRecord, UserError
+from kdbench.core.errors import UserError
+from kdbench.core.files import write_atomic
+from kdbench.core.record import EpochMetrics, ProbeRecord, Record
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,11 +30,11 @@ __all__ = [
     "BASELINE",
     "Report",
     "compare",
-    "write_against",
     "write_fidelity",
     "write_picture",
     "write_report",
     "write_transfers",
+    "write_versus_study",
 ]
 
 
@@ -48,11 +49,11 @@ class Report:
 
 def write_report(
     records: Sequence[Record],
-    curve: Callable[[str], Sequence[Epoch]],
+    curve: Callable[[str], Sequence[EpochMetrics]],
     out: Path,
     asked: Collection[str] = (),
     baseline: str = BASELINE,
-    transfers: Sequence[TransferRecord] = (),
+    transfers: Sequence[ProbeRecord] = (),
     rule: str = "last",
 ) -> Report:
     """Write `report.html`, `tables/*.{csv,md,tex}` and `charts/*.{png,svg}` under `out`, each file whole.
@@ -60,13 +61,13 @@ def write_report(
     `curve` gives the epochs of a trial by its id; where it fails, the charts by epoch do without that trial.
     Where a row has several variants, one of `asked` is shown, else the newest. `rule` says which epoch counts.
     """
-    from kdbench.report import comparison, cost, latex, ledger, markdown, page, tables
-    from kdbench.report import selection as rules
+    from kdbench.report import comparison, cost, latex, markdown, page, tables, versus_published
+    from kdbench.report import epoch_rules as rules
     from kdbench.report.groups import select
 
-    chosen_by_rule = rules.gaps(records, asked)
-    records, when = rules.under(records, rule), rules.RULES[rule][1]
-    beside = ledger.ledger(records, rule, asked)
+    chosen_by_rule = rules.rule_table(records, asked)
+    records, when = rules.apply_rule(records, rule), rules.RULES[rule][1]
+    beside = versus_published.versus_published(records, rule, asked)
     selection = select(records, asked)
     frame = tables.accuracy(records, asked)
     spent = cost.costs(records, asked)
@@ -79,26 +80,26 @@ def write_report(
     if unread:
         notes.append(f"Charts by epoch do without {unread} finished trial{'s' * (unread > 1)}: no epochs to be read.")
     paths = [
-        write_whole(out / "tables" / "accuracy.csv", _csv(frame)),
-        write_whole(out / "tables" / "cost.csv", _csv(spent)),
-        write_whole(out / "tables" / "selection.csv", _csv(chosen_by_rule)),
-        write_whole(out / "tables" / "published.csv", _csv(beside)),
-        write_whole(out / "tables" / "comparison.csv", _csv(comparison.frame(studies), decimals=8)),
-        write_whole(out / "tables" / "ranks.csv", _csv(comparison.ranks(studies), decimals=8)),
-        write_whole(out / "tables" / "accuracy.md", markdown.accuracy_document(frame, notes, alike).encode()),
-        write_whole(out / "tables" / "cost.md", markdown.cost_document(spent).encode()),
-        write_whole(out / "tables" / "comparison.md", markdown.comparison_document(studies).encode()),
-        write_whole(out / "tables" / "accuracy.tex", latex.document(frame).encode()),
+        write_atomic(out / "tables" / "accuracy.csv", _csv(frame)),
+        write_atomic(out / "tables" / "cost.csv", _csv(spent)),
+        write_atomic(out / "tables" / "selection.csv", _csv(chosen_by_rule)),
+        write_atomic(out / "tables" / "published.csv", _csv(beside)),
+        write_atomic(out / "tables" / "comparison.csv", _csv(comparison.frame(studies), decimals=8)),
+        write_atomic(out / "tables" / "ranks.csv", _csv(comparison.ranks(studies), decimals=8)),
+        write_atomic(out / "tables" / "accuracy.md", markdown.accuracy_document(frame, notes, alike).encode()),
+        write_atomic(out / "tables" / "cost.md", markdown.cost_document(spent).encode()),
+        write_atomic(out / "tables" / "comparison.md", markdown.comparison_document(studies).encode()),
+        write_atomic(out / "tables" / "accuracy.tex", latex.document(frame).encode()),
     ]
     drawn: dict[tuple[str, str], dict[str, bytes]] = {}
     if selection.groups:
         for table, kind, path, content in _charts(frame, spent, studies, selection, curves, out / "charts", when):
-            paths.append(write_whole(path, content))
+            paths.append(write_atomic(path, content))
             if path.suffix == ".png":
                 drawn.setdefault(table, {})[kind] = content
     others = page.further(transfers, _fidelity(out), beside, chosen_by_rule)
     html = page.page(records, selection.groups, frame, spent, studies, notes, drawn, alike, others, when)
-    paths.append(write_whole(out / "report.html", html.encode()))
+    paths.append(write_atomic(out / "report.html", html.encode()))
     return Report(frame, tuple(notes), tuple(paths))
 
 
@@ -123,28 +124,28 @@ def _fidelity(out: Path) -> pd.DataFrame | None:
         return None
 
 
-def write_transfers(records: Sequence[TransferRecord], out: Path) -> tuple[Path, ...]:
+def write_transfers(records: Sequence[ProbeRecord], out: Path) -> tuple[Path, ...]:
     """Write `tables/transfer.{csv,md}` under `out`, each file whole."""
-    from kdbench.report import markdown, transfer
+    from kdbench.report import linear_probes, markdown
 
-    frame = transfer.transfers(records)
-    document = markdown.transfer_document(frame, transfer.notes(frame))
+    frame = linear_probes.transfers(records)
+    document = markdown.transfer_document(frame, linear_probes.notes(frame))
     return (
-        write_whole(out / "tables" / "transfer.csv", _csv(frame)),
-        write_whole(out / "tables" / "transfer.md", document.encode()),
+        write_atomic(out / "tables" / "linear_probes.csv", _csv(frame)),
+        write_atomic(out / "tables" / "linear_probes.md", document.encode()),
     )
 
 
-def write_against(
+def write_versus_study(
     here: Sequence[Record], there: Sequence[Record], out: Path
 ) -> tuple[pd.DataFrame, list[str], tuple[Path, ...]]:
     """Write `tables/against.{csv,md}` under `out`, each file whole; returns the long form and its notes too."""
-    from kdbench.report import against, markdown
+    from kdbench.report import markdown, versus_study
 
-    frame, notes = against.against(here, there), against.notes(here, there)
+    frame, notes = versus_study.versus_study(here, there), versus_study.notes(here, there)
     paths = (
-        write_whole(out / "tables" / "against.csv", _csv(frame, decimals=8)),
-        write_whole(out / "tables" / "against.md", markdown.against_document(frame, notes).encode()),
+        write_atomic(out / "tables" / "versus_study.csv", _csv(frame, decimals=8)),
+        write_atomic(out / "tables" / "versus_study.md", markdown.versus_study_document(frame, notes).encode()),
     )
     return frame, notes, paths
 
@@ -155,8 +156,8 @@ def write_fidelity(measured: Sequence[Measured], out: Path) -> tuple[pd.DataFram
 
     frame = fidelity.fidelity(measured)
     return frame, (
-        write_whole(out / "tables" / "fidelity.csv", _csv(frame)),
-        write_whole(out / "tables" / "fidelity.md", markdown.fidelity_document(frame).encode()),
+        write_atomic(out / "tables" / "fidelity.csv", _csv(frame)),
+        write_atomic(out / "tables" / "fidelity.md", markdown.fidelity_document(frame).encode()),
     )
 
 
@@ -165,13 +166,13 @@ def write_picture(figure: Figure, name: str, words: Sequence[str], out: Path) ->
     from kdbench.report import style
 
     stem = ".".join((name, *map(_plain, words)))
-    return [write_whole(out / "charts" / f"{stem}.{kind}", content) for kind, content in style.save(figure).items()]
+    return [write_atomic(out / "charts" / f"{stem}.{kind}", content) for kind, content in style.save(figure).items()]
 
 
 def _read_curves(
-    selection: Selection, curve: Callable[[str], Sequence[Epoch]]
-) -> tuple[dict[str, Sequence[Epoch]], int]:
-    found: dict[str, Sequence[Epoch]] = {}
+    selection: Selection, curve: Callable[[str], Sequence[EpochMetrics]]
+) -> tuple[dict[str, Sequence[EpochMetrics]], int]:
+    found: dict[str, Sequence[EpochMetrics]] = {}
     wanted = dict.fromkeys(record.trial.id for group in selection.groups for record in group.done)
     for trial in wanted:
         try:
@@ -200,7 +201,7 @@ def _charts(
     spent: pd.DataFrame,
     studies: Sequence[Study],
     selection: Selection,
-    curves: dict[str, Sequence[Epoch]],
+    curves: dict[str, Sequence[EpochMetrics]],
     folder: Path,
     when: str,
 ) -> Iterator[Drawn]:

@@ -13,15 +13,16 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from kdbench.core.record import EpochMetrics
+from kdbench.core.trial import VANILLA
 from kdbench.report import style
 from kdbench.report.groups import PLUS, TEACHER, Group
 from kdbench.report.tables import method_order, rows_of
-from kdbench.spec import VANILLA, Epoch
 
 TOP1 = "top-1 accuracy (%)"
 _ROW = 0.2  # inches a method
 _PANEL = 2.6  # inches a panel, at least
-Curves = Mapping[str, Sequence[Epoch]]
+Curves = Mapping[str, Sequence[EpochMetrics]]
 Pair = tuple[str, str]
 
 
@@ -138,7 +139,7 @@ def curves_chart(
 
     `curves` holds the epochs by trial id; trials without are left out. None if nothing is left.
     """
-    lines: dict[Pair, dict[str, list[Sequence[Epoch]]]] = {}
+    lines: dict[Pair, dict[str, list[Sequence[EpochMetrics]]]] = {}
     for group in _mine(groups, dataset, recipe):
         found = [curves[record.trial.id] for record in group.done if curves.get(record.trial.id)]
         if found:
@@ -171,7 +172,7 @@ def curves_chart(
     return figure
 
 
-def _floor(lines: Iterable[Sequence[Sequence[Epoch]]]) -> float | None:
+def _floor(lines: Iterable[Sequence[Sequence[EpochMetrics]]]) -> float | None:
     """Where the axis starts: long runs leave out the climb of their first eighth, which would flatten all the rest."""
     points = [epoch for seeds in lines for epochs in seeds for epoch in epochs]
     last = max(epoch.epoch for epoch in points)
@@ -186,7 +187,7 @@ def _line_key(method: str, index: int) -> Line2D:
     return Line2D([], [], color=look.colour, linestyle=look.dashes, marker=look.marker, markersize=4, label=method)
 
 
-def _draw_lines(axes: Axes, lines: Mapping[str, Sequence[Sequence[Epoch]]], methods: Sequence[str]) -> None:
+def _draw_lines(axes: Axes, lines: Mapping[str, Sequence[Sequence[EpochMetrics]]], methods: Sequence[str]) -> None:
     for method, seeds in lines.items():
         values = [{epoch.epoch: epoch.top1 for epoch in epochs} for epochs in seeds]
         epochs = sorted(set.intersection(*(set(of_seed) for of_seed in values)))

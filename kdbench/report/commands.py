@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 
-from kdbench.spec import Trial
+from kdbench.core.trial import Trial
 
 _NOTES = {"--subset": "n", "--val-fraction": "val"}
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import pandas as pd
 
+from kdbench.core.record import Record
+from kdbench.core.trial import VANILLA
 from kdbench.report import statistics
 from kdbench.report.groups import Group, method_key, select
 from kdbench.report.statistics import Difference, Ranking
 from kdbench.report.tables import MISSING
-from kdbench.spec import VANILLA, Record
 
 COLUMNS = (
     *("dataset", "recipe", "teacher", "student", "method", "baseline", "n"),

@@ -10,11 +10,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from kdbench.core.trial import VANILLA
 from kdbench.report import style
 from kdbench.report.comparison import Study
 from kdbench.report.groups import TEACHER
 from kdbench.report.tables import pair_label, rows_of
-from kdbench.spec import VANILLA
 
 
 def rank_chart(study: Study) -> Figure | None:
@@ -69,14 +69,14 @@ def gains_chart(study: Study) -> Figure | None:
         if not np.isnan(value):
             found = study.over_seeds[methods[row], pairs[column]]
             colour = "white" if abs(value) > 0.6 * limit else "black"
-            weight = "bold" if found.real else "normal"
+            weight = "bold" if found.significant else "normal"
             axes.text(column, row, f"{value:+.1f}", ha="center", va="center", color=colour, fontweight=weight)
     axes.set_yticks(range(len(methods)), methods)
     axes.set_xticks(range(len(pairs)), names, rotation=45, ha="right", rotation_mode="anchor")
     axes.tick_params(length=0)
     axes.grid(visible=False)
     figure.colorbar(shown, ax=axes, label="points")
-    if any(found.real is not None for found in study.over_seeds.values()):
+    if any(found.significant is not None for found in study.over_seeds.values()):
         words = "bold: the 95 % interval leaves out zero (paired by seed, uncorrected)"
         figure.supxlabel(words, fontsize=style.FONT, x=0.01, ha="left")
     return figure

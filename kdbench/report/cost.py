@@ -8,13 +8,14 @@ from typing import Any
 
 import pandas as pd
 
+from kdbench.core.record import Record
+from kdbench.core.trial import VANILLA
 from kdbench.report.groups import Group, newest, select
-from kdbench.spec import VANILLA, Record
 
 COLUMNS = {
     **dict.fromkeys(("dataset", "recipe", "teacher", "student", "method", "device", "precision"), "object"),
     "n": "int64",
-    **dict.fromkeys(("seconds_per_epoch", "times_vanilla", "seconds_own", "seconds_shared"), "float64"),
+    **dict.fromkeys(("seconds_per_epoch", "times_vanilla", "student_seconds", "shared_seconds"), "float64"),
     **dict.fromkeys(("images_per_second", "extra_parameters", "extra_mib", "peak_mib", "cohort_size"), "float64"),
 }
 """The columns of the long form and of cost.csv, and what they hold."""
@@ -74,8 +75,8 @@ def _row(group: Group, plain: Group | None) -> dict[str, Any] | None:
         "n": len(alike),
         "seconds_per_epoch": seconds,
         "times_vanilla": seconds / vanilla if seconds and vanilla else None,
-        "seconds_own": _median(record.seconds_own for record in alike),
-        "seconds_shared": _median(record.seconds_shared for record in alike),
+        "student_seconds": _median(record.student_seconds for record in alike),
+        "shared_seconds": _median(record.shared_seconds for record in alike),
         "images_per_second": latest.trial.data.train / seconds if seconds else None,
         **{
             name: _median(record.cost.get(name) for record in alike)

@@ -7,8 +7,9 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
+from kdbench.core.record import Record
+from kdbench.core.trial import VANILLA, Trial
 from kdbench.report import published
-from kdbench.spec import VANILLA, Record, Trial
 
 TEACHER = "teacher"
 """The method column's word for the teacher's own row."""
@@ -75,7 +76,7 @@ def finished(record: Record) -> datetime:
 
 def conditions(trial: Trial) -> tuple[object, ...]:
     """What a vanilla and a distilled trial must share to stand in one column: data, schedule, rate and precision."""
-    data, recipe = trial.data, replace(trial.recipe, name="", label="", lr=0.0, lr_light=0.0)
+    data, recipe = trial.data, replace(trial.recipe, name="", label="", lr=0.0, small_lr=0.0)
     return data.content, tuple(data.mean), tuple(data.std), data.flip, recipe, trial.lr, trial.precision
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 
 import pandas as pd
 
-from kdbench.report import against, cost, fidelity, transfer
+from kdbench.report import cost, fidelity, linear_probes, versus_study
 from kdbench.report.comparison import Study, in_words, study_tables
 from kdbench.report.tables import Column, layout, rows_of, tables, wide
 
@@ -41,7 +41,7 @@ def cost_document(frame: pd.DataFrame) -> str:
 
 def transfer_document(frame: pd.DataFrame, notes: Sequence[str]) -> str:
     """The transfer tables and their notes."""
-    shown = transfer.headed(frame)
+    shown = linear_probes.headed(frame)
 
     def table(dataset: str, recipe: str) -> pd.DataFrame:
         return wide(shown, dataset, recipe, bold=lambda text: f"**{text}**", second="<br>")
@@ -69,11 +69,11 @@ def comparison_document(studies: Sequence[Study]) -> str:
     return "\n".join(lines if studies else [*lines, EMPTY, ""])
 
 
-def against_document(frame: pd.DataFrame, notes: Sequence[str]) -> str:
+def versus_study_document(frame: pd.DataFrame, notes: Sequence[str]) -> str:
     """The differences to another results folder, and what else differs."""
 
     def table(dataset: str, recipe: str) -> pd.DataFrame:
-        return against.wide(rows_of(frame, dataset, recipe))
+        return versus_study.wide(rows_of(frame, dataset, recipe))
 
     return _document("Against another study (points)", frame, table, notes)
 

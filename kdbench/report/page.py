@@ -13,12 +13,12 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, StrictUndefined
 
-from kdbench.report import comparison, cost, fidelity, tables, transfer
+from kdbench.core.record import ProbeRecord, Record
+from kdbench.report import comparison, cost, fidelity, linear_probes, tables
 from kdbench.report.commands import command
 from kdbench.report.comparison import Study
+from kdbench.report.epoch_rules import RULES
 from kdbench.report.groups import Group, finished
-from kdbench.report.selection import RULES
-from kdbench.spec import Record, TransferRecord
 
 TITLE = "Knowledge distillation, compared"
 _LEADING = re.compile(r"[+-]?\d+(\.\d+)?")
@@ -187,11 +187,11 @@ def _text(title: str, frame: pd.DataFrame, corner: str = "method", note: str = "
 
 
 def further(
-    transfers: Sequence[TransferRecord], measured: pd.DataFrame | None, beside: pd.DataFrame, rules: pd.DataFrame
+    transfers: Sequence[ProbeRecord], measured: pd.DataFrame | None, beside: pd.DataFrame, rules: pd.DataFrame
 ) -> list[tuple[tuple[str, str], Table]]:
     """What other commands found, as tables of the (dataset, recipe) of the networks' training."""
     found = []
-    moved = transfer.transfers(transfers)
+    moved = linear_probes.transfers(transfers)
     for dataset, recipe, protocol in dict.fromkeys(moved[["dataset", "recipe", "protocol"]].itertuples(index=False)):
         rows = tables.rows_of(moved[moved["protocol"] == protocol], dataset, recipe)
         shown = tables.layout(rows, lambda row: " ".join(filter(None, (tables.cell(row), tables.beside(row)))))

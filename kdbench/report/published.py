@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from kdbench.spec import VANILLA
+from kdbench.core.trial import VANILLA
 
 SOURCE = "icd-2024-07"
 """Which of the published tables is compared with."""

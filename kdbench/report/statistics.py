@@ -29,7 +29,7 @@ class Difference:
     p: float | None = None  # two-sided, of no difference
 
     @property
-    def real(self) -> bool | None:
+    def significant(self) -> bool | None:
         """Whether the interval leaves out zero; None where there is none."""
         return None if self.low is None or self.high is None else not self.low <= 0 <= self.high
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import pandas as pd
 
+from kdbench.core.record import Record
+from kdbench.core.trial import VANILLA, Trial
 from kdbench.report import published
+from kdbench.report.epoch_rules import RULES
 from kdbench.report.groups import TEACHER, Group, Selection, finished, method_key, newest, select, table_of
-from kdbench.report.selection import RULES
-from kdbench.spec import VANILLA, Record, Trial
 
 TEXT = ("dataset", "recipe", "teacher", "student", "method", "status", "reason")
 COLUMNS = (
@@ -344,7 +345,7 @@ def _mixtures(groups: Sequence[Group]) -> list[str]:
 
 def _schedule(trial: Trial) -> tuple[object, ...]:
     recipe = trial.recipe
-    fixed = (recipe.epochs, recipe.batch_size, recipe.momentum, recipe.weight_decay, recipe.milestones, recipe.decay)
+    fixed = (recipe.epochs, recipe.batch_size, recipe.momentum, recipe.weight_decay, recipe.milestones, recipe.gamma)
     return *fixed, recipe.size, recipe.pad, trial.lr
 
 

@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from kdbench.report import against, cost, fidelity, transfer
+from kdbench.report import cost, fidelity, linear_probes, versus_study
 from kdbench.report.comparison import Study, in_words
 from kdbench.report.tables import (
     MISSING,
@@ -65,18 +65,18 @@ def render_comparison(studies: Sequence[Study]) -> list[RenderableType]:
     return parts
 
 
-def render_against(frame: pd.DataFrame, notes: Sequence[str], width: int = WIDTH) -> list[RenderableType]:
+def render_versus_study(frame: pd.DataFrame, notes: Sequence[str], width: int = WIDTH) -> list[RenderableType]:
     """The differences to another results folder, in the layout of the tables."""
     parts: list[RenderableType] = []
     for dataset, recipe in tables(frame):
         title = f"{dataset}, {recipe}: points above the other study"
-        parts += _tables(title, rows_of(frame, dataset, recipe), width, lambda row: Text(against.cell(row)))
+        parts += _tables(title, rows_of(frame, dataset, recipe), width, lambda row: Text(versus_study.cell(row)))
     return (parts or [Text("No trial of one study corresponds to one of the other.")]) + _notes(notes)
 
 
 def render_transfers(frame: pd.DataFrame, notes: Sequence[str], width: int = WIDTH) -> list[RenderableType]:
     """The transfer tables, in the same layout."""
-    shown, parts = transfer.headed(frame), list[RenderableType]()
+    shown, parts = linear_probes.headed(frame), list[RenderableType]()
     for dataset, recipe in tables(shown):
         rows = rows_of(shown, dataset, recipe)
         title = f"{dataset}, {recipe}: top-1 accuracy after transfer (%)"

@@ -12,19 +12,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kdbench.data.batches import Loader
+from kdbench.core.errors import Interrupted
+from kdbench.core.events import Observer
+from kdbench.core.files import DiskError
+from kdbench.core.record import EpochMetrics, Outcome, Status
+from kdbench.core.trial import Cohort, Trial
+from kdbench.data.resident import Loader
 from kdbench.data.sources import ImageSet
-from kdbench.disk import DiskError
 from kdbench.distill.distiller import Shapes
 from kdbench.models import features, info
-from kdbench.spec import Cohort, Epoch, Interrupted, Observer, Outcome, Status, Trial
-from kdbench.train.checkpoints import Checkpoints, log
-from kdbench.train.environment import forget_peak, is_out_of_memory, peak_mib
+from kdbench.train.checkpoint import Checkpoints, log
+from kdbench.train.cuda_graph import use_cuda_graph
+from kdbench.train.device import forget_peak, is_out_of_memory, peak_mib
 from kdbench.train.evaluate import EVALUATION_BATCH
-from kdbench.train.guide import Guide
-from kdbench.train.replay import worth_recording
-from kdbench.train.shared import Shared
-from kdbench.train.student import BrokenGradient, Diverged, Student, name_of
+from kdbench.train.shared_inputs import Shared
+from kdbench.train.student import Diverged, NonfiniteGradient, Student, name_of
+from kdbench.train.teacher import Teacher
 
 
 class LocalExecutor:
@@ -69,31 +72,31 @@ class LocalExecutor:
         half = (len(trials) + 1) // 2
         log.warning("out of memory with %d students: they go on %d at a time", len(trials), half)
         for part in (trials[:half], trials[half:]):
-            for outcome in self.train(cohort.only(part), teacher, observer):
+            for outcome in self.train(cohort.with_trials(part), teacher, observer):
                 yield replace(outcome, cost={**outcome.cost, "split_from": len(trials)})
 
     def _together(self, cohort: Cohort, teacher: Mapping[str, Tensor] | None, observer: Observer) -> Iterator[Outcome]:
         forget_peak(self.device)
         archs = {trial.arch for trial in cohort.trials} | ({cohort.teacher.arch} if cohort.teacher else set())
-        statistics = {info(arch).statistics for arch in archs}
+        normalizations = {info(arch).normalization for arch in archs}
         loader = Loader(
             self.images,
             batch_size=cohort.recipe.batch_size,
             pad=cohort.recipe.pad,
             device=self.device,
             seed=cohort.seed,
-            others=[each for each in statistics if each],
+            normalizations=[each for each in normalizations if each],
             limit=self.limit,
         )
-        guide = Guide(cohort, teacher, self.device)
-        yield from _Company(self, cohort, loader, guide, observer).train()
+        guide = Teacher(cohort, teacher, self.device)
+        yield from CohortTrainer(self, cohort, loader, guide, observer).train()
 
 
-class _Company:
+class CohortTrainer:
     """The students of a cohort on their way."""
 
     def __init__(
-        self, executor: LocalExecutor, cohort: Cohort, loader: Loader, guide: Guide, observer: Observer
+        self, executor: LocalExecutor, cohort: Cohort, loader: Loader, guide: Teacher, observer: Observer
     ) -> None:
         self.images, self.device, self.checkpoints = executor.images, executor.device, executor.checkpoints
         self.stop = executor.stop
@@ -132,13 +135,13 @@ class _Company:
             for student in list(active):
                 try:
                     terms = student.check()
-                    own = student.own_seconds()
+                    own = student.student_seconds()
                     top1, top5 = student.accuracy(self.loader.evaluation(EVALUATION_BATCH))
                     val = student.accuracy(self.loader.validation(EVALUATION_BATCH))[0] if self.images.val else None
                 except Exception as error:
                     yield self._leave(student, active, error)
                 else:
-                    student.epochs.append(Epoch(epoch, student.rate, terms, top1, top5, own, shared, val))
+                    student.epochs.append(EpochMetrics(epoch, student.rate, terms, top1, top5, own, shared, val))
                 self._pause()
             self._pause(epoch == self.cohort.recipe.epochs or self.checkpoints.due(epoch))
             self.observer.epoch(self.cohort, epoch, {each.trial.id: each.epochs[-1] for each in active})
@@ -171,22 +174,22 @@ class _Company:
     def _steps(self, epoch: int, active: list[Student]) -> Iterator[Outcome]:
         """One pass over the training images; students that fail leave. One that is ahead waits for the others."""
         shared, steps = self.shared, self.loader.steps if active else 0
-        replayed = worth_recording(self.device, steps)
+        replayed = use_cuda_graph(self.device, steps)
         for student in active:
             student.begin(epoch, replayed)
         start = min((student.steps for student in active), default=0)
-        shared.begin(epoch, any(student.method.preact for student in active), replayed, start)
+        shared.begin(epoch, any(student.method.pre_activations for student in active), replayed, start)
         for step in range(start + 1, steps + 1):
             shared.advance()
             for student in [each for each in active if each.steps < step]:
                 try:
                     student.step(shared.batch, shared.target)
-                    if shared.spoilt():
+                    if shared.modified_in_place():
                         raise RuntimeError("the method changed its batch or the teacher's output in place")
                 except Exception as error:
                     yield self._leave(student, active, error)
-                    if shared.spoilt():
-                        shared.mend()
+                    if shared.modified_in_place():
+                        shared.recompute()
             for student in active:
                 student.join()
             if not active:
@@ -197,20 +200,20 @@ class _Company:
     def _leave(self, student: Student, active: list[Student], error: Exception) -> Outcome:
         active.remove(student)
         self.students.remove(student)
-        if isinstance(error, BrokenGradient):
+        if isinstance(error, NonfiniteGradient):
             with suppress(Exception):  # the search may fail as the student did
                 error = self._explained(student.trial, error)
         return self._ended(student, error)
 
-    def _explained(self, trial: Trial, error: BrokenGradient) -> Diverged:
+    def _explained(self, trial: Trial, error: NonfiniteGradient) -> Diverged:
         """The error with the terms that did it: a twin goes through the epoch again, up to that step."""
         twin = self._student(trial)
         if twin.is_next(error.epoch):
             twin.begin(error.epoch, False)
-            self.shared.begin(error.epoch, twin.method.preact, False, twin.steps)
+            self.shared.begin(error.epoch, twin.method.pre_activations, False, twin.steps)
             while twin.steps <= error.step:
                 self.shared.advance()
-                if twin.steps == error.step and (terms := twin.culprits(self.shared.batch, self.shared.target)):
+                if twin.steps == error.step and (terms := twin.nonfinite_terms(self.shared.batch, self.shared.target)):
                     return Diverged(error.words(f"term: {', '.join(terms)}"))
                 twin.step(self.shared.batch, self.shared.target)
         return error
@@ -221,7 +224,7 @@ class _Company:
         try:
             if error:
                 raise error
-            facts, weights = student.facts(), student.weights()
+            facts, weights = student.extra_info(), student.weights()
         except Exception as final:
             status, reason = _own(final, name_of(student.epoch))
         cost = student.cost() | {"cohort_size": len(self.cohort.trials)}

@@ -8,8 +8,8 @@ from contextlib import AbstractContextManager
 import torch
 from torch import nn
 
-from kdbench.data.batches import Batch
-from kdbench.spec import Statistics
+from kdbench.core.data import Normalization
+from kdbench.data.resident import Batch
 
 EVALUATION_BATCH = 500
 
@@ -25,18 +25,18 @@ def accuracy(
     batches: Iterable[Batch],
     device: torch.device,
     precision: str,
-    statistics: Statistics | None = None,
+    normalization: Normalization | None = None,
 ) -> tuple[float, float]:
     """Top-1 and top-5 accuracy in per cent, in evaluation mode; with fewer than five classes top-5 counts them all.
 
-    `statistics` are those that the network's images are normalised with; None: the data set's.
+    `statistics` are those that the network's images are normalized with; None: the data set's.
     """
     network.eval()
     hits = torch.zeros(2, dtype=torch.int64, device=device)
     seen = 0
     for batch in batches:
         with autocast(device, precision):
-            logits = network(batch.images_for(statistics)).logits
+            logits = network(batch.images_for(normalization)).logits
         found = logits.topk(min(5, logits.shape[1]), dim=1).indices == batch.labels[:, None]  # [B, 5]
         hits += torch.stack([found[:, 0].sum(), found.sum()])
         seen += len(batch.labels)

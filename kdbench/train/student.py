@@ -1,4 +1,4 @@
-"""One student in training: network, method, optimiser, meters."""
+"""One student in training: network, method, optimizer, meters."""
 
 from __future__ import annotations
 
@@ -11,19 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdbench.data.batches import Batch
+from kdbench.core.record import EpochMetrics
+from kdbench.core.seeding import derive_seed
+from kdbench.core.trial import Trial, Value
+from kdbench.data.resident import Batch
 from kdbench.distill.distiller import Distiller, Shapes
 from kdbench.distill.objective import objective
 from kdbench.distill.registry import distiller, hyper_of
 from kdbench.models import build, info
 from kdbench.models.output import Output
-from kdbench.spec import Epoch, Trial, Value, derive_seed
-from kdbench.train.environment import on_device
+from kdbench.train.backbone import backbone_modules
+from kdbench.train.cuda_graph import CudaGraphStep
+from kdbench.train.device import on_device
 from kdbench.train.evaluate import accuracy, autocast
-from kdbench.train.replay import Replay
-from kdbench.train.schedule import learning_rate, sgd
-from kdbench.train.stopwatch import Stopwatch
-from kdbench.train.trunk import trunk_modules
+from kdbench.train.meters import Timer
+from kdbench.train.optim import learning_rate, sgd
 
 NEVER = 2**62
 TIMED = 24
@@ -34,8 +36,8 @@ class Diverged(Exception):
     """The loss, the gradient or the weights stopped being finite; the message says where."""
 
 
-class BrokenGradient(Diverged):
-    """The gradient stopped being finite while every term of the loss was; which of them did it, `culprits` knows."""
+class NonfiniteGradient(Diverged):
+    """The gradient stopped being finite while every term of the loss was; `nonfinite_terms` finds out which did it."""
 
     def __init__(self, epoch: int, step: int, terms: list[str]) -> None:
         self.epoch, self.step, self.terms = epoch, step, terms  # the step from 0
@@ -58,18 +60,18 @@ def widened(tensor: Tensor) -> Tensor:
     return wide
 
 
-class FirstStage:
+class PretrainingStage:
     """A student's pretraining: what it trains, and how far it is."""
 
-    def __init__(self, trunk: list[nn.Module], optimiser: torch.optim.SGD, epochs: int) -> None:
-        self.trunk, self.optimiser, self.epochs = trunk, optimiser, epochs
+    def __init__(self, trunk: list[nn.Module], optimizer: torch.optim.SGD, epochs: int) -> None:
+        self.trunk, self.optimizer, self.epochs = trunk, optimizer, epochs
         self.losses: list[float] = []  # mean of each epoch so far
 
     def state(self) -> dict[str, Any]:
-        return {"losses": self.losses, "optimiser": self.optimiser.state_dict()}
+        return {"losses": self.losses, "optimizer": self.optimizer.state_dict()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        self.optimiser.load_state_dict(state["optimiser"])
+        self.optimizer.load_state_dict(state["optimizer"])
         self.losses = list(state["losses"])
 
 
@@ -78,11 +80,11 @@ class Student:
 
     def __init__(self, trial: Trial, shapes: Shapes, device: torch.device) -> None:
         self.trial, self.device = trial, device
-        self.statistics = info(trial.arch).statistics
-        self.epochs: list[Epoch] = []
+        self.normalization = info(trial.arch).normalization
+        self.epochs: list[EpochMetrics] = []
         self.epoch = self.steps = 0
         self._kept: dict[str, Any] | None = None  # how far an epoch was when its state was kept
-        self.clock = Stopwatch(device)
+        self.clock = Timer(device)
         self._key = (trial.method, trial.teacher.arch if trial.teacher else "", trial.arch, trial.seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed("weights", trial.arch, trial.seed))
@@ -90,29 +92,29 @@ class Student:
             torch.manual_seed(derive_seed("helpers", *self._key))
             generator = torch.Generator(device)
             method, hyper = distiller(trial.base), hyper_of(trial.base, trial.settings)
-            if reason := method.serves(hyper, shapes):
+            if reason := method.supports(hyper, shapes):
                 raise ValueError(reason)
             self.method: Distiller[Any] = method(hyper, shapes, generator)
         self.network = on_device(network, device)
         self.method = self.method.to(device)
-        self.optimiser = sgd(trial.recipe, [*self.network.parameters(), *self.method.parameters()], trial.lr)
+        self.optimizer = sgd(trial.recipe, [*self.network.parameters(), *self.method.parameters()], trial.lr)
         self.first = self._first_stage()
 
-    def _first_stage(self) -> FirstStage | None:
+    def _first_stage(self) -> PretrainingStage | None:
         plan = self.method.pretraining()
         if plan is None:
             return None
-        trunk = trunk_modules(self.network, self.trial.data.size, self.device) if plan.student else []
+        trunk = backbone_modules(self.network, self.trial.data.size, self.device) if plan.student else []
         parameters = [each for module in trunk for each in module.parameters(recurse=False)]
         parameters += [each for module in plan.modules for each in module.parameters()]
-        optimiser = sgd(self.trial.recipe, parameters, self.trial.lr if plan.lr is None else plan.lr)
-        return FirstStage(trunk, optimiser, self.trial.recipe.pretraining_epochs)
+        optimizer = sgd(self.trial.recipe, parameters, self.trial.lr if plan.lr is None else plan.lr)
+        return PretrainingStage(trunk, optimizer, self.trial.recipe.pretraining_epochs)
 
     def begin(self, epoch: int, replayed: bool) -> None:
         """Make ready for an epoch: mode, rate, random streams, meters. Pretraining epochs are -1, -2, ..."""
         self.epoch, self.steps = epoch, 0
         self._earlier, self._timed_from = 0.0, 0  # seconds of the steps before this one
-        self._replay = Replay(self.trial.method, self._compute, self.device) if replayed else None
+        self._replay = CudaGraphStep(self.trial.method, self._compute, self.device) if replayed else None
         self.method.generator.manual_seed(derive_seed("draws", *self._key, epoch))
         self._dropout = derive_seed("dropout", *self._key, epoch)
         self._names: list[str] = []
@@ -131,11 +133,11 @@ class Student:
             return
         self.network.train()
         self.rate = learning_rate(self.trial.recipe, self.trial.lr, epoch)
-        for group in self.optimiser.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = self.rate
 
     def step(self, batch: Batch, teacher: Output) -> None:
-        """One optimiser step on one batch; nothing is read back from the device. Its tensors are ready after `join`."""
+        """One optimizer step on one batch; nothing is read back from the device. Its tensors are ready after `join`."""
         torch.manual_seed((self._dropout + self.steps) % 2**63)
         self.steps += 1
         if self._replay is None:
@@ -155,31 +157,33 @@ class Student:
 
     def _compute(self, batch: Batch, teacher: Output) -> None:
         """A step's work on the device."""
-        terms, optimiser = self._terms(batch, teacher)
+        terms, optimizer = self._terms(batch, teacher)
         torch.stack(list(terms.values())).sum().backward()
         with torch.no_grad():
             if self.epoch > 0:
                 self.method.after_backward(batch)
-            self._meter(terms, self._clip(optimiser))
-        optimiser.step()
+            self._meter(terms, self._clip(optimizer))
+        optimizer.step()
         self.network.zero_grad(set_to_none=True)
         self.method.zero_grad(set_to_none=True)
 
     def _terms(self, batch: Batch, teacher: Output) -> tuple[dict[str, Tensor], torch.optim.SGD]:
-        """What the stage at hand minimises, and by which optimiser."""
+        """What the stage at hand minimises, and by which optimizer."""
         with autocast(self.device, self.trial.precision):
-            output: Output = self.network(batch.images_for(self.statistics), preact=self.method.preact)
+            output: Output = self.network(
+                batch.images_for(self.normalization), pre_activations=self.method.pre_activations
+            )
         output = output.convert(widened)
         if self.epoch < 0:
             assert self.first is not None
-            return self.method.pretraining_losses(output, teacher, batch, -self.epoch), self.first.optimiser
-        return objective(self.method, output, teacher, batch, self.epoch), self.optimiser
+            return self.method.pretraining_losses(output, teacher, batch, -self.epoch), self.first.optimizer
+        return objective(self.method, output, teacher, batch, self.epoch), self.optimizer
 
-    def culprits(self, batch: Batch, teacher: Output) -> list[str]:
+    def nonfinite_terms(self, batch: Batch, teacher: Output) -> list[str]:
         """The terms whose own gradient would not be finite in the next step, which is not taken."""
         torch.manual_seed((self._dropout + self.steps) % 2**63)
-        terms, optimiser = self._terms(batch, teacher)
-        trained = [each for group in optimiser.param_groups for each in group["params"]]
+        terms, optimizer = self._terms(batch, teacher)
+        trained = [each for group in optimizer.param_groups for each in group["params"]]
         found = []
         for name, term in terms.items():
             if term.requires_grad:
@@ -188,9 +192,9 @@ class Student:
                     found.append(name)
         return found
 
-    def _clip(self, optimiser: torch.optim.Optimizer) -> Tensor:
+    def _clip(self, optimizer: torch.optim.Optimizer) -> Tensor:
         """The norm of all gradients, which are scaled down to the recipe's largest norm, if it has one."""
-        trained = [each for group in optimiser.param_groups for each in group["params"] if each.grad is not None]
+        trained = [each for group in optimizer.param_groups for each in group["params"] if each.grad is not None]
         norm = nn.utils.get_total_norm([each.grad for each in trained])
         if self.trial.recipe.max_grad_norm is not None:
             nn.utils.clip_grads_with_norm_(trained, self.trial.recipe.max_grad_norm, norm)
@@ -206,7 +210,7 @@ class Student:
         self._first_bad.copy_(torch.minimum(self._first_bad, torch.where(values.isfinite(), NEVER, self._at)))
         self._at += 1
 
-    def own_seconds(self) -> float:
+    def student_seconds(self) -> float:
         """Of the epoch: its mean step times its steps; waits for the device."""
         mean = self.clock.mean()
         if not mean and self._timed_from:  # replayed steps are not timed one by one
@@ -227,7 +231,7 @@ class Student:
             names = ", ".join(name for name, step in zip(self._names, bad, strict=True) if step == first)
             if names:
                 raise Diverged(f"the loss was not finite from {when} on (term: {names})")
-            raise BrokenGradient(self.epoch, int(first), self._names)
+            raise NonfiniteGradient(self.epoch, int(first), self._names)
         if not torch.stack([each.detach().float().abs().sum() for each in self.network.parameters()]).isfinite().all():
             raise Diverged(f"the weights were not finite after {name_of(self.epoch)}")
         means = (self._sums[:-1] / self.steps).tolist()
@@ -235,14 +239,14 @@ class Student:
 
     def accuracy(self, batches: Iterable[Batch]) -> tuple[float, float]:
         """Top-1 and top-5 in per cent."""
-        return accuracy(self.network, batches, self.device, self.trial.precision, self.statistics)
+        return accuracy(self.network, batches, self.device, self.trial.precision, self.normalization)
 
-    def facts(self) -> dict[str, Value]:
+    def extra_info(self) -> dict[str, Value]:
         """What the method says of itself. Raises TypeError if that cannot be recorded."""
-        found = self.method.facts()
+        found = self.method.extra_info()
         for name, value in found.items():
             if not isinstance(value, bool | int | float | str) or (isinstance(value, float) and not isfinite(value)):
-                raise TypeError(f"facts(): {name} must be a finite number, a word, true or false, not {value!r}")
+                raise TypeError(f"extra_info(): {name} must be a finite number, a word, true or false, not {value!r}")
         if self.first:
             found = {**found, "pretraining_epochs": self.first.epochs, "pretraining_loss": self.first.losses[-1]}
         return dict(found)
@@ -266,7 +270,7 @@ class Student:
 
     def _progress(self) -> dict[str, Any]:
         """How far the epoch is."""
-        self._earlier, self._timed_from = self.own_seconds(), self.steps
+        self._earlier, self._timed_from = self.student_seconds(), self.steps
         return {
             "epoch": self.epoch,
             "steps": self.steps,
@@ -291,7 +295,7 @@ class Student:
             "epochs": [asdict(each) for each in self.epochs],
             "network": self.network.state_dict(),
             "method": self.method.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
             "first": self.first.state() if self.first else None,
             "progress": self._progress() if self.under_way else self._kept,
         }
@@ -300,10 +304,10 @@ class Student:
         """Go on from `state()`. Raises an exception of any kind if it is not this trial's."""
         if state["fingerprint"] != self.trial.fingerprint:
             raise ValueError("the state is another trial's")
-        epochs = [Epoch(**each) for each in state["epochs"]]
+        epochs = [EpochMetrics(**each) for each in state["epochs"]]
         self.network.load_state_dict(state["network"])
         self.method.load_state_dict(state["method"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        self.optimizer.load_state_dict(state["optimizer"])
         if self.first:
             self.first.restore(state["first"])
         self.epochs, self._kept = epochs, state["progress"]

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdbench.data.batches import Batch
+from kdbench.core.trial import Value
+from kdbench.data.resident import Batch
 from kdbench.distill.distiller import Distiller, Shapes
 from kdbench.distill.objective import objective
 from kdbench.distill.registry import distiller, hyper_of
 from kdbench.models import FeatureShapes
 from kdbench.models.output import Output
-from kdbench.spec import Value
 from kdbench.verify.vectors import DTYPES, Vectors
 
 
@@ -41,8 +41,9 @@ class Verdict:
 
 def mapping() -> Mapping[str, Mapping[str, Any]]:
     """`methods/golden.toml`: how names in the vectors map to methods and their inputs."""
-    package = importlib.import_module("methods")
-    return tomllib.loads((Path(next(iter(package.__path__))) / "golden.toml").read_text("utf-8"))
+    package = importlib.import_module("kdbench.methods")
+    (path,) = (file for folder in package.__path__ if (file := Path(folder) / "golden.toml").is_file())
+    return tomllib.loads(path.read_text("utf-8"))
 
 
 def check(vectors: Vectors, how: Mapping[str, Any], precision: str, device: torch.device) -> Verdict:
@@ -112,7 +113,7 @@ class _Run:
         words = self.how.get(side, {})
         maps = [tuple(self.vectors.arrays[n].shape[1:]) for n in self._names(words.get("maps", "?"), call)]
         maps = maps or [
-            tuple(self.vectors.arrays[n].shape[1:]) for n in self._names(words.get("preact_maps", "?"), call)
+            tuple(self.vectors.arrays[n].shape[1:]) for n in self._names(words.get("pre_activations", "?"), call)
         ]
         if maps and not self.how.get("stem"):
             maps = [maps[0], *maps]
@@ -140,7 +141,7 @@ class _Run:
             fields.get("logits", [nothing])[0],
             stages("maps"),
             fields.get("embedding", [nothing])[0],
-            stages("preact_maps") or None,
+            stages("pre_activations") or None,
         )
 
     def _batch(self, size: int, call: str) -> Batch:

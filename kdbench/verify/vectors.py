@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdbench.spec import UserError
+from kdbench.core.errors import UserError
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 

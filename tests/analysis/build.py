@@ -1,4 +1,4 @@
-"""Transfers small enough for tests: random images, untrained networks, real probes."""
+"""ProbeStore small enough for tests: random images, untrained networks, real probes."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kdbench.analysis.transfer import carry_out
-from kdbench.data.imageset import ImageSet
+from kdbench.core.linear_probe import LinearProbe
+from kdbench.core.record import ProbeRecord
+from kdbench.core.trial import Trial
+from kdbench.data.dataset import ImageSet
 from kdbench.models import build, info
-from kdbench.plan.protocols import protocol, transfer
-from kdbench.spec import Transfer, TransferRecord, Trial
-from kdbench.train.checkpoints import Checkpoints
-from tests.train import study
-from tests.train.study import CPU
+from kdbench.plan.probe_protocols import protocol, transfer
+from kdbench.train.checkpoint import Checkpoints
+from kdbench.train.probe_group import train_probes
+from tests.train import tiny_study
+from tests.train.tiny_study import CPU
 
-TARGET = study.images(train=128, test=40)
+TARGET = tiny_study.images(train=128, test=40)
 
 
 class Quiet:
@@ -27,8 +29,8 @@ class Quiet:
     def __init__(self, stop_after: int | None = None) -> None:
         self.left = stop_after
 
-    def group(self, transfers: Sequence[Transfer]) -> None: ...
-    def record(self, record: TransferRecord) -> None: ...
+    def group(self, transfers: Sequence[LinearProbe]) -> None: ...
+    def record(self, record: ProbeRecord) -> None: ...
 
     def advance(self, epochs: int) -> None:
         if self.left is not None:
@@ -51,22 +53,22 @@ def made(
     target: ImageSet = TARGET,
     precision: str = "fp32",
     seed: int = 0,
-) -> Transfer:
+) -> LinearProbe:
     """A transfer of a network that was (said to be) trained on the toy study's images."""
-    source = study.trial("kd", arch=arch, teacher="wrn_16_1", seed=seed)
+    source = tiny_study.trial("kd", arch=arch, teacher="wrn_16_1", seed=seed)
     source = replace(source, data=replace(source.data, classes=6, size=target.info.size))
     how = protocol(name, epochs=epochs, size=target.info.size)
     return transfer(source, "0" * 64, target.info, how, info(arch), views, precision)
 
 
 def run(
-    transfers: Sequence[Transfer],
+    transfers: Sequence[LinearProbe],
     folder: Path,
     target: ImageSet = TARGET,
     watcher: Quiet | None = None,
-) -> list[TransferRecord]:
+) -> list[ProbeRecord]:
     watcher, checkpoints = watcher or Quiet(), Checkpoints(folder)
-    found = carry_out(
+    found = train_probes(
         transfers, target, lambda each: weights(each.source.arch, each.source), checkpoints, CPU, {}, watcher
     )
     return list(found)

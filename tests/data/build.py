@@ -18,9 +18,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from kdbench.data.imageset import ImageSet, Split, digest
+from kdbench.core.data import DataInfo, DataRequest
+from kdbench.data.dataset import ImageSet, Split, digest
 from kdbench.data.sources import prepare
-from kdbench.spec import DataInfo, DataRequest
 
 
 def noise(count: int, size: int = 8, seed: int = 0) -> NDArray[np.uint8]:

@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from kdbench import disk
+from kdbench.core import files
+from kdbench.core.errors import UserError
 from kdbench.data import cache
-from kdbench.data.imageset import ImageSet
-from kdbench.data.pixels import decode_all
+from kdbench.data.dataset import ImageSet
+from kdbench.data.decode import decode_all
 from kdbench.data.sources import folder
-from kdbench.spec import UserError
 from tests.data.build import folder_tree, get, noise, png
 
 
@@ -139,7 +139,7 @@ def test_a_full_disk_leaves_nothing_behind(
 def test_what_killed_processes_left_is_swept(tmp_path: Path) -> None:
     folder = tmp_path / "data-dir/cache"
     folder.mkdir(parents=True)
-    mine = disk.temporary(folder / "a")
+    mine = files.temporary(folder / "a")
     dead = mine.with_name(mine.name.replace(f"-{os.getpid()}-", "-99999999-"))
     for path in (mine, dead):
         path.write_bytes(b"half")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdbench.spec import UserError
+from kdbench.core.errors import UserError
 from tests.data.build import folder_tree, get, noise
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from kdbench.spec import UserError
+from kdbench.core.errors import UserError
 from tests.data.build import get, named, noise, rows, write
 
 TRAIN, TEST = "train-00000-of-00001.parquet", "test-00000-of-00001.parquet"

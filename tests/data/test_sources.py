@@ -12,7 +12,7 @@ import torch
 from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10, CIFAR100
 
-from kdbench.spec import UserError
+from kdbench.core.errors import UserError
 from tests.data.build import cifar_archive, get, noise
 
 

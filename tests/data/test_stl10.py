@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from torchvision.datasets import STL10
 
-from kdbench.spec import UserError
+from kdbench.core.errors import UserError
 from tests.data.build import get, noise
 
 NAMES = ["airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"]

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from kdbench.core.errors import UserError
 from kdbench.data.sources import tiny_imagenet
-from kdbench.spec import UserError
 from tests.data.build import get, noise
 
 WNIDS = ("n02123045", "n01443537", "n09999999")  # not in order, as in the official list

@@ -38,7 +38,7 @@ def test_every_method_file_is_found() -> None:
 def test_names_are_taken_once_and_well_formed() -> None:
     with pytest.raises(ValueError, match=r"'kd' is taken by methods\.kd"):
         register("kd", Hyper, paper="-")(type("Other", (Distiller,), {}))
-    misplaced = type("Other", (Distiller,), {"__module__": "methods.file"})
+    misplaced = type("Other", (Distiller,), {"__module__": "kdbench.methods.file"})
     with pytest.raises(ValueError, match="a method is called as its file"):
         register("other", Hyper, paper="-")(misplaced)
     for name in ("My", "a-b", "", "1x"):

@@ -12,20 +12,20 @@ import atheris
 with atheris.instrument_imports():
     from kdbench.plan.expressions import parse
 
-from kdbench.cli.common import catalogue_of
-from kdbench.spec import UserError
+from kdbench.cli.options import build_catalog
+from kdbench.core.errors import UserError
 
-CATALOGUE = catalogue_of(None)
+CATALOG = build_catalog(None)
 
 
 def check(data: bytes) -> None:
     text = atheris.FuzzedDataProvider(data).ConsumeUnicode(80)
     try:
-        found = parse(text, CATALOGUE)
+        found = parse(text, CATALOG)
     except UserError:
         return
     for method in found:
-        assert method in parse(method.expression, CATALOGUE)
+        assert method in parse(method.expression, CATALOG)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Damaged files of every kind, and what becomes of them.
+"""DamagedFile files of every kind, and what becomes of them.
 
     python -m tests.faults.damage --seed 20261124 --json FILE
 
@@ -26,17 +26,18 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from kdbench.core.data import DataRequest
+from kdbench.core.errors import UserError
+from kdbench.core.files import DamagedFile
 from kdbench.data.sources import prepare
-from kdbench.disk import Damaged
 from kdbench.models import build, load_checkpoint
-from kdbench.spec import DataRequest, UserError
-from kdbench.store import Store, Transfers
-from kdbench.train.checkpoints import Checkpoints
+from kdbench.results import ProbeStore, Store
+from kdbench.train.checkpoint import Checkpoints
 from kdbench.verify.vectors import load
 from tests.data.build import folder_tree, noise, rows
 from tests.report.factory import trained
-from tests.report.test_transfer import moved
-from tests.store.test_store import DONE, ENVIRONMENT, TRIAL
+from tests.report.test_linear_probes import moved
+from tests.results.test_store import DONE, ENVIRONMENT, TRIAL
 
 FLIPS = 15
 CAUGHT, SENTENCE, UNSEEN = "caught by its checksum", "one sentence", "not noticed"
@@ -111,13 +112,13 @@ def _read_state(path: Path) -> object:
 
 
 def _transfer(folder: Path) -> Path:
-    Transfers(folder / "results").save(moved(trained("icd"), 61.5))
+    ProbeStore(folder / "results").save(moved(trained("icd"), 61.5))
     (path,) = (folder / "results" / "transfers").iterdir()
     return path
 
 
 def _read_transfer(path: Path) -> object:
-    return Transfers(path.parents[1]).records() or None
+    return ProbeStore(path.parents[1]).records() or None
 
 
 def _cache(folder: Path) -> Path:
@@ -236,7 +237,7 @@ def outcome(kind: Kind, path: Path) -> str:
     try:
         found = kind.read(path)
     except (UserError, ValueError) as error:
-        if kind.ours and (isinstance(error, Damaged) or "damaged" in str(error)):
+        if kind.ours and (isinstance(error, DamagedFile) or "damaged" in str(error)):
             return CAUGHT
         if not isinstance(error, UserError) or "\n" in str(error):
             raise

@@ -73,7 +73,7 @@ def harass(harassed: Study, kills: int, chance: random.Random) -> dict[str, Any]
             printed, _ = process.communicate()
             kind = "nothing"
         assert "Traceback" not in printed, printed
-        now = harassed.stamps()
+        now = harassed.finished_at()
         for name, content in first_seen.items():
             if not name.endswith(".epochs.json"):
                 assert now.get(name) == content, f"{name} was written again"

@@ -82,15 +82,15 @@ class Study:
             del content["sha256"]
             if path.name.endswith(".epochs.json"):
                 for epoch in content["epochs"]:
-                    del epoch["seconds_own"], epoch["seconds_shared"]
+                    del epoch["student_seconds"], epoch["shared_seconds"]
             else:
-                for name in ("finished", "seconds_own", "seconds_shared", "cost"):
+                for name in ("finished", "student_seconds", "shared_seconds", "cost"):
                     del content[name]
                 del content["environment"]["host"]
             found[path.name] = content
         return found
 
-    def stamps(self) -> dict[str, bytes]:
+    def finished_at(self) -> dict[str, bytes]:
         """The records as they lie there."""
         return {path.name: path.read_bytes() for path in (self.out / "runs").glob("*.json")}
 

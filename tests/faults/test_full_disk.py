@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kdbench.store import Store
+from kdbench.results import Store
 from tests.faults.laboratory import Study, digits_as_parquet
 
 WORDS = ["--methods", "kd", "--pairs", "wrn_16_1:resnet8", "--recipe", "digits", "--subset", "256"]
@@ -60,8 +60,8 @@ def in_one_sentence(printed: str, reason: str) -> None:
 
 def goes_on(study: Study, undisturbed: Study) -> None:
     """All that was finished is whole, and the same command ends as if nothing had been."""
-    before = study.stamps()
-    finished = len(Store(study.out, mend=False).records())
+    before = study.finished_at()
+    finished = len(Store(study.out, quarantine=False).records())
     assert finished == sum(not name.endswith(".epochs.json") for name in before)
     assert f"{finished} already there" in study.run()
     assert study.trials() == undisturbed.trials()

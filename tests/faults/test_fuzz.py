@@ -16,18 +16,20 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kdbench.cli.common import catalogue_of
+from kdbench.cli.options import build_catalog
+from kdbench.core.data import DataRequest
+from kdbench.core.errors import UserError
+from kdbench.core.record import Record
 from kdbench.data.sources import prepare
 from kdbench.plan import pairs
 from kdbench.plan.expressions import parse
-from kdbench.plan.words import parse_classes, parse_interval, parse_seeds
+from kdbench.plan.parsing import parse_classes, parse_interval, parse_seeds
 from kdbench.report import write_report
-from kdbench.spec import DataRequest, Record, UserError
-from kdbench.store import Store
-from kdbench.store.fields import seal, unseal
+from kdbench.results import Store
+from kdbench.results.serialize import dumps_checksummed, load_checksummed
 from tests.data.build import folder_tree, rows, write
 from tests.report.factory import study
-from tests.store.test_store import DONE, ENVIRONMENT, TRIAL
+from tests.results.test_store import DONE, ENVIRONMENT, TRIAL
 
 
 def forms(short: int, long: int) -> pytest.MarkDecorator:
@@ -48,8 +50,8 @@ def fuzz(check: Callable[[Any], None], strategy: st.SearchStrategy[Any], cases: 
 
 # What people type ----------------------------------------------------------------------------------------------------
 
-CATALOGUE = catalogue_of(None)
-NAMES = [*CATALOGUE.methods, "all", "kd_weight", "kd_temperature", "ce_weight", "alpha", "nce_k"]
+CATALOG = build_catalog(None)
+NAMES = [*CATALOG.methods, "all", "kd_weight", "kd_temperature", "ce_weight", "alpha", "nce_k"]
 PIECES = [
     *NAMES,
     *"(),=+ .-_",
@@ -83,12 +85,12 @@ def _sentence(error: UserError) -> None:
 def test_method_expressions(cases: int) -> None:
     def check(text: str) -> None:
         try:
-            found = parse(text, CATALOGUE)
+            found = parse(text, CATALOG)
         except UserError as error:
             _sentence(error)
             return
         for method in found:  # what was understood is understood again, and can be recorded
-            again = {each.expression: each for each in parse(method.expression, CATALOGUE)}
+            again = {each.expression: each for each in parse(method.expression, CATALOG)}
             assert again[method.expression] == method
             json.dumps(dict(method.settings), allow_nan=False)
 
@@ -146,14 +148,14 @@ def _stored(content: dict[str, Any]) -> list[Record]:
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder))
         store.runs.mkdir()
-        (store.runs / "hostile.json").write_bytes(seal(content))
+        (store.runs / "hostile.json").write_bytes(dumps_checksummed(content))
         return store.records()
 
 
 def _content() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         Store(Path(folder)).save(DONE, ENVIRONMENT)
-        return unseal(Path(folder) / "runs" / f"{TRIAL.id}.json")
+        return load_checksummed(Path(folder) / "runs" / f"{TRIAL.id}.json")
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -166,13 +168,13 @@ def test_records_that_somebody_made(cases: int) -> None:
         nonlocal accepted
         try:
             changed = _change(content, *change)
-            seal(changed)
+            dumps_checksummed(changed)
         except UnicodeEncodeError:  # lone surrogates cannot even be written
             return
         for record in _stored(changed):
             accepted += 1
             assert record.trial.id
-            assert seal({"top1": record.top1, "facts": dict(record.facts)})
+            assert dumps_checksummed({"top1": record.top1, "extra_info": dict(record.extra_info)})
 
     fuzz(check, st.tuples(PLACES, VALUES), cases)
     assert 0 < accepted < cases
@@ -180,7 +182,7 @@ def test_records_that_somebody_made(cases: int) -> None:
 
 @forms(500, 10_000)
 def test_bytes_in_place_of_records(cases: int) -> None:
-    good = seal(_content())
+    good = dumps_checksummed(_content())
 
     def check(change: tuple[int, bytes]) -> None:
         place, data = change

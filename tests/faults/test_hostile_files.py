@@ -1,4 +1,4 @@
-"""Damaged files of every kind, and files that would run code."""
+"""DamagedFile files of every kind, and files that would run code."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ import pytest
 import torch
 
 from kdbench.cli import main
+from kdbench.core.data import DataRequest
+from kdbench.core.errors import UserError
+from kdbench.core.files import write_checksummed
 from kdbench.data.sources import parquet as reader
 from kdbench.data.sources import prepare
 from kdbench.data.sources.archive import _unpack
-from kdbench.disk import write_sealed
 from kdbench.models import build, load_checkpoint
-from kdbench.spec import DataRequest, UserError
 from tests.data.build import folder_tree, rows, write
 from tests.faults.damage import CAUGHT, FLIPS, KINDS, OUTCOMES, Kind, examine
-from tests.train.study import equal, train, trial
+from tests.train.tiny_study import equal, train, trial
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
@@ -126,7 +127,7 @@ def test_a_training_state_that_would_run_code(tmp_path: Path, target: Path, form
     whole = train(tmp_path / "whole", trial("kd"))["kd/resnet8"]
     train(tmp_path / "parts", trial("kd"), stop_after=1)
     (path,) = (tmp_path / "parts").iterdir()
-    (write_sealed if sealed else Path.write_bytes)(path, forms(target)[form])
+    (write_checksummed if sealed else Path.write_bytes)(path, forms(target)[form])
     assert equal(train(tmp_path / "parts", trial("kd"))["kd/resnet8"], whole)
     assert (tmp_path / "damaged" / path.name).exists()
     assert not target.exists()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kdbench.cli.interruption import Signals
+from kdbench.cli.signals import Signals
 from tests.faults.laboratory import Study
 
 WORDS = ["--methods", "kd", "--pairs", "wrn_16_2:resnet8", "--dataset", "digits", "--seeds", "1"]
@@ -55,7 +55,7 @@ def test_an_interrupted_study_goes_on(tmp_path: Path, undisturbed: Study, number
     assert process.returncode == code
     said = [line for line in printed.splitlines() if line.startswith("kdbench:")]
     assert said == [POLITE, "kdbench: interrupted, nothing is lost; the same command goes on from this step"]
-    assert not study.stamps()
+    assert not study.finished_at()
     assert list(study.out.glob("checkpoints/*.pt"))
     assert not list(study.out.glob("claims/*.json"))
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdbench.core.trial import Value
 from kdbench.distill import Batch, Output, Shapes, registry
 from kdbench.models import FeatureShapes
-from kdbench.spec import Value
 
 
 def make(

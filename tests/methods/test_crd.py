@@ -4,9 +4,9 @@ from math import log
 
 import pytest
 import torch
+from kdbench.methods.crd import EPS, nce
 
-from kdbench.distill import Batch, OtherClasses
-from methods.crd import EPS, nce
+from kdbench.distill import Batch, NegativeSampler
 from tests.methods.build import make
 
 
@@ -21,7 +21,7 @@ def test_by_hand() -> None:
 def test_negatives_are_distinct_images_of_other_classes_in_equal_shares() -> None:
     labels = torch.tensor([0, 0, 0, 1, 1, 2])
     batch = Batch(torch.empty(2, 0), torch.tensor([0, 1]), torch.tensor([0, 3]))
-    draw, generator = OtherClasses(labels, 2), torch.Generator().manual_seed(0)
+    draw, generator = NegativeSampler(labels, 2), torch.Generator().manual_seed(0)
     counts = torch.zeros(2, 6)
     for _ in range(3000):
         rows = draw(batch, generator)
@@ -40,7 +40,7 @@ def test_negatives_are_distinct_images_of_other_classes_in_equal_shares() -> Non
 def test_no_more_negatives_than_other_classes_have() -> None:
     labels = torch.tensor([0, 0, 0, 1, 1, 2])
     method = make("crd", {}, student=3, teacher=4, labels=labels, dtype=torch.float32)
-    assert method.facts() == {"negatives": 3}  # class 0 has three images, so three are of other classes
+    assert method.extra_info() == {"negatives": 3}  # class 0 has three images, so three are of other classes
 
 
 def test_one_class_has_no_negatives() -> None:
@@ -49,5 +49,5 @@ def test_one_class_has_no_negatives() -> None:
 
     shape = FeatureShapes((), False, 4)
     shapes = Shapes(shape, shape, 2, torch.zeros(5, dtype=torch.int64))
-    reason = registry.distiller("crd").serves(registry.hyper_of("crd", {}), shapes)
+    reason = registry.distiller("crd").supports(registry.hyper_of("crd", {}), shapes)
     assert reason == "all training images are of one class: there are no negatives"

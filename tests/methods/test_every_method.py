@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from kdbench.core.trial import VANILLA, Pair, Value
 from kdbench.distill import Batch, Distiller, Output, Shapes, registry
 from kdbench.distill.objective import objective
 from kdbench.models import build, features, info
 from kdbench.plan import pairs
-from kdbench.spec import VANILLA, Pair, Value
-from kdbench.train.guide import Guide
-from tests.train import study
+from kdbench.train.teacher import Teacher
+from tests.train import tiny_study
 
 METHODS = sorted(set(registry.infos()) - {VANILLA})
 FORMS: dict[str, list[dict[str, Value]]] = {"rrd": [{"form": "queue"}, {"form": "momentum"}]}
@@ -55,17 +55,17 @@ def total(terms: dict[str, Tensor]) -> Tensor:
 
 def seen_by(name: str, output: Output) -> Output:
     """As the harness gives it: with maps before the activation to those only who ask for them."""
-    return output if registry.distiller(name).preact else replace(output, preact_maps=None)
+    return output if registry.distiller(name).pre_activations else replace(output, pre_activations=None)
 
 
 def tensors(output: Output) -> list[Tensor]:
-    return [output.logits, output.embedding, *output.maps, *(output.preact_maps or ())]
+    return [output.logits, output.embedding, *output.feature_maps, *(output.pre_activations or ())]
 
 
 def served(name: str, size: int, chosen: tuple[Pair, ...]) -> Iterator[tuple[Pair, Shapes]]:
     for pair in chosen:
         known = shapes(pair, size)
-        if not registry.distiller(name).serves(registry.hyper_of(name, {}), known):
+        if not registry.distiller(name).supports(registry.hyper_of(name, {}), known):
             yield pair, known
 
 
@@ -95,14 +95,14 @@ def test_one_step_on_every_pair(source: str, size: int, networks: dict[tuple[str
         known = shapes(pair, size)
         teacher, student = networks[pair.teacher, size].eval(), networks[pair.student, size].train()
         with torch.no_grad():
-            target = teacher(given.images, preact=True)
-        own = student(given.images, preact=True)
+            target = teacher(given.images, pre_activations=True)
+        own = student(given.images, pre_activations=True)
         shared = [given.images, given.labels, given.indices, *tensors(target), *tensors(own)]
         before = [tensor._version for tensor in shared]
         for name in METHODS:
             for form in FORMS.get(name, [{}]):
                 where = f"{name} {form} on {pair}"
-                if registry.distiller(name).serves(registry.hyper_of(name, form), known):
+                if registry.distiller(name).supports(registry.hyper_of(name, form), known):
                     assert name in REFUSES, where
                     continue
                 method = make(name, form, known)
@@ -121,10 +121,10 @@ def test_one_step_on_every_pair(source: str, size: int, networks: dict[tuple[str
 
 def test_no_gradient_leads_to_the_teacher() -> None:
     """Its outputs, as the harness gives them to every method, are not part of a graph."""
-    weights = dict(build("wrn_16_1", study.IMAGES.info.classes, 8).state_dict())
-    guide = Guide(study.cohort(study.trial("ab", teacher="wrn_16_1")), weights, CPU)
+    weights = dict(build("wrn_16_1", tiny_study.IMAGES.info.classes, 8).state_dict())
+    guide = Teacher(tiny_study.cohort(tiny_study.trial("ab", teacher="wrn_16_1")), weights, CPU)
     assert guide.network is not None
-    assert not any(tensor.requires_grad for tensor in tensors(guide(batch(8), preact=True)))
+    assert not any(tensor.requires_grad for tensor in tensors(guide(batch(8), pre_activations=True)))
     assert not any(parameter.requires_grad for parameter in guide.network.parameters())
 
 
@@ -135,8 +135,8 @@ def test_the_method_itself_teaches(name: str, networks: dict[tuple[str, int], to
         pair, known = next(served(name, 8, pairs.sets("digits")["all"]))
         given = batch(8)
         with torch.no_grad():
-            own = seen_by(name, networks[pair.student, 8].train()(given.images, preact=True))
-            target = seen_by(name, networks[pair.teacher, 8].eval()(given.images, preact=True))
+            own = seen_by(name, networks[pair.student, 8].train()(given.images, pre_activations=True))
+            target = seen_by(name, networks[pair.teacher, 8].eval()(given.images, pre_activations=True))
         values: list[dict[bool, float]] = []
         for seen in (target, target.convert(lambda tensor: tensor.flip(0) * 1.5)):
             stages = dict.fromkeys((True, False), 0.0)
@@ -160,8 +160,8 @@ def test_odd_batches_stay_finite(name: str, case: str) -> None:
         of = known.student if side == "student" else known.teacher
         scale = {"large": 6e4, "zeros": 0.0}.get(case, 1.0)
         make = lambda *shape: (torch.randn(count, *shape, generator=stream) * scale).requires_grad_(side == "student")  # noqa: E731
-        maps = tuple(make(*shape) for shape in of.maps)
-        return Output(make(CLASSES), maps, make(of.embedding), tuple(make(*shape) for shape in of.maps))
+        maps = tuple(make(*shape) for shape in of.feature_maps)
+        return Output(make(CLASSES), maps, make(of.embedding), tuple(make(*shape) for shape in of.feature_maps))
 
     for form, known in product(FORMS.get(name, [{}]), (found[0], found[-1])):  # equal and unequal shapes
         method = make(name, form, known)
@@ -199,8 +199,8 @@ def test_every_setting_does_something(name: str, form: dict[str, Value]) -> None
     def output(of_teacher: bool) -> Output:
         of = known.teacher if of_teacher else known.student
         draw = lambda *shape: torch.randn(8, *shape, generator=stream)  # noqa: E731
-        maps = tuple(draw(*shape) for shape in of.maps)
-        return Output(draw(CLASSES), maps, draw(of.embedding), tuple(draw(*shape) for shape in of.maps))
+        maps = tuple(draw(*shape) for shape in of.feature_maps)
+        return Output(draw(CLASSES), maps, draw(of.embedding), tuple(draw(*shape) for shape in of.feature_maps))
 
     calls = [(output(False), output(True)) for _ in range(2)]
     base: dict[str, Value] = {"ce_weight": 1.0, "kd_weight": 1.0, **form}

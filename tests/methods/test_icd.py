@@ -4,8 +4,7 @@ from math import log
 
 import pytest
 import torch
-
-from methods.icd import contrastive_and_invariance
+from kdbench.methods.icd import contrastive_and_invariance
 
 
 def test_by_hand() -> None:

@@ -16,10 +16,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from kdbench.core.trial import VANILLA, Value
 from kdbench.distill import Batch, Output, Shapes, registry
 from kdbench.distill.objective import objective
 from kdbench.models import FeatureShapes
-from kdbench.spec import VANILLA, Value
 
 IMAGES, CLASSES = 12, 4  # three images a class: each has nine of other classes
 LABELS = torch.arange(IMAGES) % CLASSES
@@ -113,16 +113,16 @@ def fitnet(method: Any, same: Output) -> dict[str, float]:
     # Batch norm gives back its input x when its weight is √(variance + 1e-5) and its bias the mean of the batch. Then
     # ReLU(x) - x is 0 where x > 0 and -x elsewhere: the mean of min(x, 0)².
     identity(method.regressor.conv)
-    for number, channel in enumerate(same.maps[1].unbind(1)):
+    for number, channel in enumerate(same.feature_maps[1].unbind(1)):
         _, middle, deviation = normal(entries(channel))
         method.regressor.bn.weight[number], method.regressor.bn.bias[number] = deviation, middle
-    return {"hint": method.hyper.fitnet_weight * mean(min(v, 0.0) ** 2 for v in entries(same.maps[1]))}
+    return {"hint": method.hyper.fitnet_weight * mean(min(v, 0.0) ** 2 for v in entries(same.feature_maps[1]))}
 
 
 def fitnet_fresh(method: Any, same: Output) -> dict[str, float]:
     # Of a fresh batch norm the error is ReLU((x - mean) / √(variance + 1e-5)) - x.
     identity(method.regressor.conv)
-    channels = [entries(channel) for channel in same.maps[1].unbind(1)]
+    channels = [entries(channel) for channel in same.feature_maps[1].unbind(1)]
     errors = [max(z, 0.0) - v for channel in channels for z, v in zip(normal(channel)[0], channel, strict=True)]
     return {"hint": method.hyper.fitnet_weight * mean(error**2 for error in errors)}
 
@@ -131,7 +131,7 @@ def vid(method: Any, same: Output) -> dict[str, float]:
     # Regressors I, I, 3/2 · I with ReLU between: mu = 3/2 · max(x, 0), and the error is x/2 where x > 0, -x elsewhere.
     # With v_k = log(1 + exp(a_k)) + eps, the variance of channel k: the mean of ½ (error² / v_k + log v_k).
     total = 0.0
-    for predictor, x in zip(method.vid, same.maps[1:], strict=True):
+    for predictor, x in zip(method.vid, same.feature_maps[1:], strict=True):
         for number, scale in ((0, 1.0), (2, 1.0), (4, 1.5)):
             identity(predictor.regressor[number], scale)
         predictor.log_scale.copy_(torch.linspace(-1.0, 2.0, x.shape[1]))
@@ -156,10 +156,10 @@ def cc(method: Any, same: Output) -> dict[str, float]:
 def ab(method: Any, same: Output) -> dict[str, float]:
     # No connectors where shapes agree. A neuron is on the right side of the boundary; within the margin m of it, it
     # costs (m - x)² if x > 0 and (m + x)² else, which is (m - |x|)². Stages of weight ½ and 1; over B; · 3/1000.
-    assert same.preact_maps is not None
+    assert same.pre_activations is not None
     m = method.hyper.margin
     first, last = (
-        math.fsum((m - abs(v)) ** 2 for v in entries(x) if abs(v) < m) / len(x) for x in same.preact_maps[1:]
+        math.fsum((m - abs(v)) ** 2 for v in entries(x) if abs(v) < m) / len(x) for x in same.pre_activations[1:]
     )
     return {"pretraining boundary": method.hyper.ab_weight * 3 / 1000 * (first / 2 + last)}
 
@@ -167,7 +167,7 @@ def ab(method: Any, same: Output) -> dict[str, float]:
 def ft(method: Any, same: Output) -> dict[str, float]:
     # As many factors as channels, all convolutions the identity. Three leaky ReLUs of slope 0.1 encode: x < 0 becomes
     # x/10³; three more decode: x/10⁶ remains. The translator has a fresh batch norm before each of its leaky ReLUs.
-    x = same.maps[-1]
+    x = same.feature_maps[-1]
     modules = (method.paraphraser.encoder, method.paraphraser.decoder, method.translator.encoder)
     for convolution in (each for module in modules for each in module[::3]):
         identity(convolution)
@@ -322,8 +322,8 @@ def output() -> Output:
     def draw(*shape: int) -> Tensor:
         return torch.randn(len(INDICES), *shape, generator=stream, dtype=torch.float64)
 
-    maps = tuple(draw(*shape) for shape in SHAPE.maps)
-    return Output(draw(CLASSES), maps, draw(SHAPE.embedding), tuple(draw(*shape) for shape in SHAPE.maps))
+    maps = tuple(draw(*shape) for shape in SHAPE.feature_maps)
+    return Output(draw(CLASSES), maps, draw(SHAPE.embedding), tuple(draw(*shape) for shape in SHAPE.feature_maps))
 
 
 def terms_of(method: Any, student: Output, teacher: Output, batch: Batch) -> dict[str, float]:
@@ -351,7 +351,7 @@ def test_the_formula_predicts_the_loss(name: str) -> None:
         settings: dict[str, Value] = {**shared, **case.settings}
         hyper = registry.hyper_of(name, settings)
         shapes = Shapes(SHAPE, SHAPE, CLASSES, LABELS)
-        assert registry.distiller(name).serves(hyper, shapes) is None
+        assert registry.distiller(name).supports(hyper, shapes) is None
         method = registry.distiller(name)(hyper, shapes, torch.Generator().manual_seed(4)).double().train()
         with torch.no_grad():
             predicted = case.predict(method, same)

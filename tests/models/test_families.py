@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from kdbench import models
+from kdbench.core.errors import UserError
 from kdbench.models import Output
-from kdbench.spec import UserError
 
 VGGS = [name for name in models.names() if name.startswith("vgg")]
 OTHERS = [name for name in models.names() if name not in VGGS]
@@ -28,12 +28,12 @@ def shapes(tensors: Sequence[Tensor]) -> tuple[tuple[int, ...], ...]:
     + [(name, 1) for name in OTHERS],
 )
 def test_other_sizes(name: str, size: int) -> None:
-    output: Output = models.build(name, classes=7, size=size)(torch.randn(2, 3, size, size), preact=True)
-    assert output.preact_maps is not None
+    output: Output = models.build(name, classes=7, size=size)(torch.randn(2, 3, size, size), pre_activations=True)
+    assert output.pre_activations is not None
     assert output.logits.shape == (2, 7)
     assert output.logits.isfinite().all()
     promised = models.features(name, 7, size)
-    assert shapes(output.maps) == shapes(output.preact_maps) == promised.maps
+    assert shapes(output.feature_maps) == shapes(output.pre_activations) == promised.feature_maps
     assert output.embedding.shape == (2, promised.embedding)
 
 
@@ -47,13 +47,13 @@ def test_vgg_says_what_it_needs(name: str) -> None:
 
 def test_vgg_pools_large_images_once_more() -> None:
     """The last block sees 4x4 positions at 32 pixels (pooled three times) and at 64 (four times)."""
-    assert [shape[1:] for shape in models.features("vgg8", 10, 32).maps[-2:]] == [(4, 4), (4, 4)]
-    assert [shape[1:] for shape in models.features("vgg8", 10, 64).maps[-2:]] == [(8, 8), (4, 4)]
+    assert [shape[1:] for shape in models.features("vgg8", 10, 32).feature_maps[-2:]] == [(4, 4), (4, 4)]
+    assert [shape[1:] for shape in models.features("vgg8", 10, 64).feature_maps[-2:]] == [(8, 8), (4, 4)]
 
 
 @pytest.mark.parametrize("name", ONE_A_FAMILY)
 def test_preact_changes_nothing_else(name: str) -> None:
-    """The pre-activation maps come from the same forward: equal results, equal statistics, one update."""
+    """The pre-activation maps come from the same forward: equal results, equal normalization, one update."""
     torch.manual_seed(0)
     images = torch.randn(4, 3, 16, 16)
     model = models.build(name, classes=5, size=16).train()
@@ -62,28 +62,28 @@ def test_preact_changes_nothing_else(name: str) -> None:
     plain: Output = model(images)
     state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     model.load_state_dict(start)
-    asked: Output = model(images, preact=True)
+    asked: Output = model(images, pre_activations=True)
 
-    assert plain.preact_maps is None
+    assert plain.pre_activations is None
     torch.testing.assert_close(asked.logits, plain.logits, rtol=0, atol=0)
-    torch.testing.assert_close(asked.maps, plain.maps, rtol=0, atol=0)
+    torch.testing.assert_close(asked.feature_maps, plain.feature_maps, rtol=0, atol=0)
     torch.testing.assert_close(model.state_dict(), state, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", ["resnet8", "ResNet50", "vgg8", "ShuffleV1"])
 def test_maps_are_activated_preact_maps(name: str) -> None:
-    output: Output = models.build(name, classes=5, size=16)(torch.randn(2, 3, 16, 16), preact=True)
-    assert output.preact_maps is not None
-    for after, before in zip(output.maps[1:], output.preact_maps[1:], strict=True):
+    output: Output = models.build(name, classes=5, size=16)(torch.randn(2, 3, 16, 16), pre_activations=True)
+    assert output.pre_activations is not None
+    for after, before in zip(output.feature_maps[1:], output.pre_activations[1:], strict=True):
         torch.testing.assert_close(after, before.relu(), rtol=0, atol=0)
         assert before.min() < 0
 
 
 def test_shufflenetv2_shuffles_only_the_maps() -> None:
     """As published: channel 2i + j of a map is channel j * K/2 + i of the pre-activation map."""
-    output: Output = models.build("ShuffleV2", classes=5, size=16)(torch.randn(2, 3, 16, 16), preact=True)
-    assert output.preact_maps is not None
-    for after, before in zip(output.maps[1:], output.preact_maps[1:], strict=True):
+    output: Output = models.build("ShuffleV2", classes=5, size=16)(torch.randn(2, 3, 16, 16), pre_activations=True)
+    assert output.pre_activations is not None
+    for after, before in zip(output.feature_maps[1:], output.pre_activations[1:], strict=True):
         half = before.shape[1] // 2
         order = [j * half + i for i in range(half) for j in range(2)]
         torch.testing.assert_close(after, before[:, order].relu(), rtol=0, atol=0)
@@ -93,7 +93,7 @@ def test_shufflenetv2_shuffles_only_the_maps() -> None:
 def test_gradients_reach_every_parameter(name: str) -> None:
     torch.manual_seed(0)
     model = models.build(name, classes=5, size=16)
-    output: Output = model(torch.randn(4, 3, 16, 16), preact=True)
+    output: Output = model(torch.randn(4, 3, 16, 16), pre_activations=True)
     nn.functional.cross_entropy(output.logits, torch.arange(4)).backward()
     assert [key for key, parameter in model.named_parameters() if parameter.grad is None] == []
 
@@ -104,7 +104,7 @@ def test_channels_last_bfloat16(name: str) -> None:
     model = models.build(name, classes=5, size=16).to(memory_format=torch.channels_last)
     images = torch.randn(4, 3, 16, 16).to(memory_format=torch.channels_last)
     with torch.autocast("cpu", torch.bfloat16):
-        output: Output = model(images, preact=True)
+        output: Output = model(images, pre_activations=True)
     assert output.logits.dtype == torch.bfloat16
     output.logits.float().square().sum().backward()
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
@@ -170,6 +170,8 @@ def test_batch_norms_start_as_identity(name: str) -> None:
 def test_output_converts_every_tensor() -> None:
     tensor = torch.ones(1, 2)
     both = Output(tensor, (tensor, tensor), tensor, (tensor,)).convert(Tensor.double)
-    assert both.preact_maps is not None
-    assert {t.dtype for t in (both.logits, *both.maps, both.embedding, *both.preact_maps)} == {torch.float64}
-    assert Output(tensor, (tensor,), tensor).convert(Tensor.double).preact_maps is None
+    assert both.pre_activations is not None
+    assert {t.dtype for t in (both.logits, *both.feature_maps, both.embedding, *both.pre_activations)} == {
+        torch.float64
+    }
+    assert Output(tensor, (tensor,), tensor).convert(Tensor.double).pre_activations is None

@@ -91,32 +91,32 @@ def test_shapes_and_arithmetic(name: str) -> None:
 def test_evaluation_forward(name: str) -> None:
     golden, logits = FORWARD["eval_mode"][name], golden_logits(name)
     with torch.no_grad():
-        output: Output = filled(name).eval()(golden_images(), preact=True)
-    assert output.preact_maps is not None
+        output: Output = filled(name).eval()(golden_images(), pre_activations=True)
+    assert output.pre_activations is not None
     torch.testing.assert_close(output.logits, logits, rtol=0, atol=LOGITS_EVAL * logits.abs().max().item())
-    check_features((*output.maps, output.embedding), golden["features"])
-    check_features((*output.preact_maps, output.embedding), golden["preact_features"])
+    check_features((*output.feature_maps, output.embedding), golden["features"])
+    check_features((*output.pre_activations, output.embedding), golden["preact_features"])
 
 
 @pytest.mark.parametrize("name", ARCHS)
 def test_preact_maps_where_they_equal_the_maps(name: str) -> None:
     torch.manual_seed(0)
     model = models.build(name, classes=4, size=32)
-    output: Output = model(torch.randn(2, 3, 32, 32), preact=True)
-    assert output.preact_maps is not None
-    equal = [torch.equal(a, b) for a, b in zip(output.maps, output.preact_maps, strict=True)]
+    output: Output = model(torch.randn(2, 3, 32, 32), pre_activations=True)
+    assert output.pre_activations is not None
+    equal = [torch.equal(a, b) for a, b in zip(output.feature_maps, output.pre_activations, strict=True)]
     assert equal == ARCHS[name]["preact_equals_postact"][:-1]  # the last entry is the embedding
 
 
-@pytest.mark.parametrize("preact", [False, True])
+@pytest.mark.parametrize("pre_activations", [False, True])
 @pytest.mark.parametrize("name", TRAINED)
-def test_training_forward_and_running_statistics(name: str, preact: bool) -> None:
+def test_training_forward_and_running_statistics(name: str, pre_activations: bool) -> None:
     golden, logits = TRAINED[name], golden_logits(f"train.{name}")
     model = filled(name).train()
     with torch.no_grad():
-        output: Output = model(golden_images(), preact=preact)
+        output: Output = model(golden_images(), pre_activations=pre_activations)
     torch.testing.assert_close(output.logits, logits, rtol=0, atol=LOGITS_TRAIN * logits.abs().max().item())
-    check_features((*output.maps, output.embedding), golden["features"])
+    check_features((*output.feature_maps, output.embedding), golden["features"])
 
     # One update of every batch norm, with pre-activation maps or without. 1e-5: the terms of the sums are float32.
     state = model.state_dict()

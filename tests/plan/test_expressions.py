@@ -4,13 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kdbench.core.errors import UserError
 from kdbench.plan.expressions import parse
-from kdbench.spec import UserError
-from tests.plan.catalogue import CATALOGUE
+from tests.plan.catalog import CATALOG
 
 
 def names(text: str) -> list[str]:
-    return [method.expression for method in parse(text, CATALOGUE)]
+    return [method.expression for method in parse(text, CATALOG)]
 
 
 def test_vanilla_is_always_there_and_first() -> None:
@@ -27,7 +27,7 @@ def test_settings_are_canonical() -> None:
     assert names("one( k = 7 , alpha=1e-1, deep=true )+kd")[1] == "one(alpha=0.1,deep=true,k=7)+kd"
     assert names("one(kd_weight=0.9)")[1] == "one(kd_weight=0.9)"
     assert names("kd(kd_weight=1)")[1] == "kd(kd_weight=1)"
-    method = parse("one(k=7)", CATALOGUE)[1]
+    method = parse("one(k=7)", CATALOG)[1]
     assert method.settings == {
         "ce_weight": 1.0,
         "kd_weight": 0.0,
@@ -52,7 +52,7 @@ def test_all_is_the_core_and_all_kd_leaves_out_what_has_kd() -> None:
     ("text", "words"),
     [
         ("oen", ["unknown method 'oen'", "did you mean 'one'?", "list methods"]),
-        ("half", ["cannot be used", "methods.half", "SyntaxError"]),
+        ("half", ["cannot be used", "kdbench.methods.half", "SyntaxError"]),
         ("one(alfa=1)", ["unknown setting of one 'alfa'", "did you mean 'alpha'?"]),
         ("one(k=1.5)", ["k must be a whole number", "'1.5'"]),
         ("one(deep=maybe)", ["deep must be true or false"]),
@@ -74,7 +74,7 @@ def test_all_is_the_core_and_all_kd_leaves_out_what_has_kd() -> None:
 )
 def test_bad_expressions_say_what_and_where(text: str, words: list[str]) -> None:
     with pytest.raises(UserError) as caught:
-        parse(text, CATALOGUE)
+        parse(text, CATALOG)
     for word in words:
         assert word in str(caught.value)
 
@@ -82,8 +82,8 @@ def test_bad_expressions_say_what_and_where(text: str, words: list[str]) -> None
 @given(st.text(alphabet="onekdalph(),=+.0123456789 -_e\n", max_size=30))
 def test_any_text_is_parsed_or_refused(text: str) -> None:
     try:
-        found = parse(text, CATALOGUE)
+        found = parse(text, CATALOG)
     except UserError:
         pass  # any other exception fails this test
     else:
-        assert parse(",".join(method.expression for method in found), CATALOGUE) == found
+        assert parse(",".join(method.expression for method in found), CATALOG) == found

@@ -4,22 +4,24 @@ from dataclasses import replace
 
 import pytest
 
+from kdbench.core.catalog import Cost, Costs
+from kdbench.core.errors import UserError
+from kdbench.core.trial import CheckpointInterval, Pair, Plan, TeacherSource
 from kdbench.plan import pairs, recipes
 from kdbench.plan.estimate import disk, duration, room, seconds
 from kdbench.plan.expand import Request, expand
 from kdbench.plan.expressions import parse
-from kdbench.plan.words import parse_classes, parse_interval, parse_seeds
-from kdbench.spec import Cost, Costs, Interval, Pair, Plan, Teacher, UserError
-from tests.plan.catalogue import CATALOGUE, DATA
+from kdbench.plan.parsing import parse_classes, parse_interval, parse_seeds
+from tests.plan.catalog import CATALOG, DATA
 
 
 def request(methods: str = "kd,one,picky", seeds: tuple[int, ...] = (0, 1), pair: str = "big:small") -> Request:
     chosen = tuple(Pair(*each.split(":")) for each in pair.split(","))
-    return Request(DATA, recipes.recipe("paper"), parse(methods, CATALOGUE), chosen, seeds, "fp32", {})
+    return Request(DATA, recipes.recipe("paper"), parse(methods, CATALOG), chosen, seeds, "fp32", {})
 
 
-def plan(wanted: Request, standing: frozenset[str] = frozenset()) -> Plan:
-    return expand(wanted, CATALOGUE, standing)
+def plan(wanted: Request, completed: frozenset[str] = frozenset()) -> Plan:
+    return expand(wanted, CATALOG, completed)
 
 
 def test_teachers_come_first_with_seed_0_only_and_students_with_every_seed() -> None:
@@ -33,7 +35,7 @@ def test_teachers_come_first_with_seed_0_only_and_students_with_every_seed() -> 
         (0, "big", [("small", "kd"), ("small", "one")]),
         (1, "big", [("small", "kd"), ("small", "one")]),
     ]
-    assert [(trial.method, trial.seed, reason) for trial, reason in made.verdicts] == [
+    assert [(trial.method, trial.seed, reason) for trial, reason in made.not_applicable] == [
         ("picky", 0, "it needs equal channels"),
         ("picky", 1, "it needs equal channels"),
     ]
@@ -46,33 +48,33 @@ def test_a_teacher_is_trained_with_seed_0_also_when_students_have_other_seeds() 
 
 def test_one_vanilla_trial_serves_all_pairs() -> None:
     made = plan(request(pair="big:small,small:small", seeds=(0,)))
-    assert [trial.arch for trial in made.waiting if trial.method == "vanilla"] == ["big", "small"]
+    assert [trial.arch for trial in made.pending if trial.method == "vanilla"] == ["big", "small"]
 
 
 def test_light_networks_have_their_own_rate() -> None:
-    assert {trial.arch: trial.lr for trial in plan(request()).waiting} == {"big": 0.05, "small": 0.01}
+    assert {trial.arch: trial.lr for trial in plan(request()).pending} == {"big": 0.05, "small": 0.01}
 
 
 def test_standing_trials_are_left_out_and_a_new_method_trains_alone() -> None:
     before = plan(request("kd"))
-    after = plan(request("kd,one"), frozenset(trial.fingerprint for trial in before.waiting))
-    assert {trial.method for trial in after.waiting} == {"one"}
-    assert len(after.done) == len(before.waiting)
+    after = plan(request("kd,one"), frozenset(trial.fingerprint for trial in before.pending))
+    assert {trial.method for trial in after.pending} == {"one"}
+    assert len(after.completed) == len(before.pending)
 
 
 def test_a_teacher_from_a_file_is_not_trained_and_changes_the_students() -> None:
     wanted = request()
-    files = {"big": Teacher("big", file="/somewhere/big.pth", sha256="ab" * 32)}
+    files = {"big": TeacherSource("big", file="/somewhere/big.pth", sha256="ab" * 32)}
     made = plan(replace(wanted, files=files))
-    assert "big" not in {trial.arch for trial in made.waiting}
-    own = {trial.fingerprint for trial in plan(wanted).waiting if trial.method == "kd"}
-    assert not own & {trial.fingerprint for trial in made.waiting}
-    moved = {"big": Teacher("big", file="/elsewhere/teacher.pth", sha256="ab" * 32)}
-    assert {t.fingerprint for t in plan(replace(wanted, files=moved)).waiting} == {t.fingerprint for t in made.waiting}
+    assert "big" not in {trial.arch for trial in made.pending}
+    own = {trial.fingerprint for trial in plan(wanted).pending if trial.method == "kd"}
+    assert not own & {trial.fingerprint for trial in made.pending}
+    moved = {"big": TeacherSource("big", file="/elsewhere/teacher.pth", sha256="ab" * 32)}
+    assert {t.fingerprint for t in plan(replace(wanted, files=moved)).pending} == {t.fingerprint for t in made.pending}
 
 
 def test_the_fingerprint_knows_what_matters_and_nothing_else() -> None:
-    trial = plan(request()).waiting[-1]
+    trial = plan(request()).pending[-1]
     assert trial.id.endswith(trial.fingerprint)
     same = [
         replace(trial, data=replace(trial.data, label="other", sources={"a": "b"})),
@@ -143,7 +145,7 @@ def test_recipes() -> None:
     assert recipes.recipe("paper", epochs=240) == paper
     assert recipes.recipe("quick").milestones == (18.75, 22.5, 26.25)
     assert recipes.recipe("quick", lr=0.1, size=64).label == "quick,lr=0.1,64px"
-    assert recipes.recipe("paper", lr=0.1).lr_light == 0.1
+    assert recipes.recipe("paper", lr=0.1).small_lr == 0.1
     assert (recipes.default("digits"), recipes.default("cifar10")) == ("digits", "paper")
     with pytest.raises(UserError, match="did you mean 'quick'"):
         recipes.recipe("quik")
@@ -156,19 +158,19 @@ def test_largest_gradients_are_part_of_the_recipe_only_where_asked_for() -> None
     plain, clipped = (
         plan(replace(request(), recipe=recipes.recipe("paper", max_grad_norm=norm))) for norm in (None, 5.0)
     )
-    assert clipped.waiting[0].recipe_label == "paper,clip=5"
-    assert not clipped.waiting[0].recipe.published()
-    assert clipped.waiting[0].fingerprint != plain.waiting[0].fingerprint
-    assert "max_grad_norm" not in plain.waiting[0].recipe.key  # an option that is off changes no fingerprint
+    assert clipped.pending[0].recipe_label == "paper,clip=5"
+    assert not clipped.pending[0].recipe.published()
+    assert clipped.pending[0].fingerprint != plain.pending[0].fingerprint
+    assert "max_grad_norm" not in plain.pending[0].recipe.key  # an option that is off changes no fingerprint
     for wrong in (0.0, -1.0, float("inf")):
         with pytest.raises(UserError, match="--max-grad-norm"):
             recipes.recipe("paper", max_grad_norm=wrong)
 
 
 def test_intervals() -> None:
-    assert parse_interval("5") == Interval(epochs=5)
-    assert parse_interval(" 10min") == Interval(minutes=10)
-    assert parse_interval("0.5 m") == Interval(minutes=0.5)
+    assert parse_interval("5") == CheckpointInterval(epochs=5)
+    assert parse_interval(" 10min") == CheckpointInterval(minutes=10)
+    assert parse_interval("0.5 m") == CheckpointInterval(minutes=0.5)
     for wrong in ("", "0", "0min", "-1", "1.5", "ten", "5h"):
         with pytest.raises(UserError, match="neither a number of epochs"):
             parse_interval(wrong)

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from math import exp
 
-from kdbench.spec import PROTOCOL, VANILLA, DataInfo, Epoch, Recipe, Record, Status, Teacher, Trial, Value
+from kdbench.core.data import DataInfo
+from kdbench.core.record import EpochMetrics, Record, Status
+from kdbench.core.trial import PROTOCOL, VANILLA, Recipe, TeacherSource, Trial, Value
 
 CIFAR100 = DataInfo("cifar100", "c" * 64, 100, 50000, 10000, 32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), True)
 CIFAR10 = replace(CIFAR100, label="cifar10", content="d" * 64, classes=10)
@@ -27,7 +29,7 @@ def trained(
     status: Status = "done",
     reason: str | None = None,
     teacher_top1: float | None = 72.5,
-    teacher: Teacher | None = None,
+    teacher: TeacherSource | None = None,
     code: str = "code",
     lr: float = 0.05,
     precision: str = "fp32",
@@ -38,7 +40,7 @@ def trained(
     cost: dict[str, Value] | None = None,
 ) -> Record:
     """One record; vanilla ones train the pair's second architecture without its first."""
-    master = None if method == VANILLA else teacher or Teacher(pair[0], trial=f"vanilla-{pair[0]}")
+    master = None if method == VANILLA else teacher or TeacherSource(pair[0], trial=f"vanilla-{pair[0]}")
     trial = Trial(data, recipe, pair[1], lr, master, method, {"ce_weight": 1.0}, code, seed, precision)
     value = top1 if status == "done" else None
     known = value is not None
@@ -52,9 +54,9 @@ def trained(
         best_top1=value + 0.5 if value is not None else None,
         best_epoch=recipe.epochs - 1 if known else None,
         teacher_top1=None if method == VANILLA or status == "n/a" else teacher_top1,
-        seconds_own=own if known else None,
-        seconds_shared=1.0 if known else None,
-        facts={},
+        student_seconds=own if known else None,
+        shared_seconds=1.0 if known else None,
+        extra_info={},
         environment=environment or ({} if status == "n/a" else {"torch": "2.11.0", "device": "cpu", "threads": 2}),
         weights_sha256="f" * 64 if known else None,
         finished=finished,
@@ -62,11 +64,11 @@ def trained(
     )
 
 
-def epochs(last: float, count: int = 12) -> tuple[Epoch, ...]:
+def epochs(last: float, count: int = 12) -> tuple[EpochMetrics, ...]:
     """A curve that rises towards `last` and ends there."""
     lifts = [1 - exp(-4 * (number + 1) / count) for number in range(count)]
     return tuple(
-        Epoch(n, 0.05, {"ce": 1.0}, last * lift / lifts[-1], 90.0, 1.5, 1.0) for n, lift in enumerate(lifts, 1)
+        EpochMetrics(n, 0.05, {"ce": 1.0}, last * lift / lifts[-1], 90.0, 1.5, 1.0) for n, lift in enumerate(lifts, 1)
     )
 
 

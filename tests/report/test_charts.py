@@ -12,11 +12,12 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
+from kdbench.core.record import Record
+from kdbench.core.trial import VANILLA
 from kdbench.report import published, style
 from kdbench.report.charts import accuracy_chart, curves_chart
 from kdbench.report.groups import select
 from kdbench.report.tables import accuracy
-from kdbench.spec import VANILLA, Record
 from tests.report.factory import epochs, study, trained
 
 METHODS = [

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from kdbench.core.record import Record
+from kdbench.core.trial import VANILLA
 from kdbench.report import comparison, comparison_charts, cost, style, tables
-from kdbench.spec import VANILLA, Record
 from tests.report.factory import trained
 
 PAIRS = (("resnet56", "resnet20"), ("vgg13", "vgg8"), ("wrn_40_2", "wrn_16_2"), ("vgg13", "MobileNetV2"))
@@ -33,7 +34,7 @@ def test_the_right_winner_is_found() -> None:
     assert study.baseline == "kd"
     assert study.methods == [VANILLA, "kd", "crd", "icd"]
     icd, crd, plain = (study.over_pairs[method] for method in ("icd", "crd", VANILLA))
-    assert (icd.n, icd.real) == (4, True)
+    assert (icd.n, icd.significant) == (4, True)
     assert icd.low is not None
     assert icd.high is not None
     assert icd.low <= 1.5 <= icd.high

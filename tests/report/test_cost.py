@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from kdbench.core.record import Outcome, Record
+from kdbench.core.trial import VANILLA, Value
 from kdbench.report.cost import COLUMNS, NOTE, cell, costs
 from kdbench.report.markdown import cost_document
 from kdbench.report.tables import rows_of
 from kdbench.report.terminal import render_costs
-from kdbench.spec import VANILLA, Outcome, Record, Value
-from kdbench.store import Store
-from kdbench.store.fields import seal, unseal
+from kdbench.results import Store
+from kdbench.results.serialize import dumps_checksummed, load_checksummed
 from tests.report.factory import trained
 
 OTHER: dict[str, Value] = {"torch": "2.11.0", "device": "cuda:0", "threads": 2}
@@ -79,7 +80,7 @@ def test_records_from_before_costs_were_kept_are_read(tmp_path: Path, known: boo
     kept = store.save(Outcome(trained("kd").trial, "done", cost={"extra_mib": 1.5}), {})
     path = store.runs / f"{kept.trial.id}.json"
     if not known:
-        content = unseal(path)
+        content = load_checksummed(path)
         del content["cost"]
-        path.write_bytes(seal(content))
+        path.write_bytes(dumps_checksummed(content))
     assert [record.cost for record in store.records()] == [{"extra_mib": 1.5} if known else {}]

@@ -7,11 +7,12 @@ import re
 
 from rich.console import Console
 
+from kdbench.core.record import Record
+from kdbench.core.trial import VANILLA
 from kdbench.report import published
 from kdbench.report.markdown import accuracy_document, escape
 from kdbench.report.tables import accuracy, footnotes
 from kdbench.report.terminal import render
-from kdbench.spec import VANILLA, Record
 from tests.report.factory import CIFAR10, SHORT, study, trained
 
 LONG = ("timm/convnextv2_base.fcmae_ft_in22k_in1k_384", "timm/resnet18.a1_in1k")

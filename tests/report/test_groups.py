@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from kdbench.core.trial import VANILLA, TeacherSource
 from kdbench.report.tables import accuracy, footnotes
-from kdbench.spec import VANILLA, Teacher
 from tests.report.factory import CIFAR10, trained
 
 
@@ -13,7 +13,7 @@ def shown(records: list, asked: set[str] | None = None) -> dict[str, float]:  # 
 
 
 def test_a_column_compares_what_one_teacher_taught() -> None:
-    file = Teacher("resnet56", file="t.pth", sha256="ab" * 32)
+    file = TeacherSource("resnet56", file="t.pth", sha256="ab" * 32)
     own = [trained("kd", 70.0), trained("icd", 71.0)]
     other = [trained("kd", 60.0, teacher=file, teacher_top1=50.0, finished="2026-02-01T00:00:00Z")]
     assert shown([*own, *other]) == {"teacher": 50.0, "kd": 60.0}

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from pylatexenc.latexwalker import LatexEnvironmentNode, LatexWalker, LatexWalkerParseError
 
+from kdbench.core.trial import VANILLA
 from kdbench.report import latex, tables
-from kdbench.spec import VANILLA
 from tests.report.factory import trained
 from tests.report.test_comparison import PAIRS, known
 

@@ -12,12 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from kdbench.disk import DiskError
-from kdbench.report import Report, published, write_against, write_report
-from kdbench.report.ledger import ledger
-from kdbench.report.selection import gaps, under
+from kdbench.core.errors import UserError
+from kdbench.core.files import DiskError
+from kdbench.core.record import EpochMetrics, Record
+from kdbench.core.trial import VANILLA
+from kdbench.report import Report, published, write_report, write_versus_study
+from kdbench.report.epoch_rules import apply_rule, rule_table
 from kdbench.report.tables import COLUMNS
-from kdbench.spec import VANILLA, Epoch, Record, UserError
+from kdbench.report.versus_published import versus_published
 from tests.report.factory import CIFAR10, PART, SHORT, epochs, study, trained
 
 
@@ -70,7 +72,7 @@ def test_without_records(tmp_path: Path) -> None:
 def test_unreadable_curves_are_left_out_and_counted(tmp_path: Path) -> None:
     records = [trained("kd", 70.0), trained("crd", 71.0), trained("icd", 72.0)]
 
-    def curve(trial: str) -> Sequence[Epoch]:
+    def curve(trial: str) -> Sequence[EpochMetrics]:
         if ".crd." in trial:
             raise FileNotFoundError(trial)
         return () if ".icd." in trial else epochs(70.0)
@@ -79,7 +81,7 @@ def test_unreadable_curves_are_left_out_and_counted(tmp_path: Path) -> None:
     assert report.notes[-1] == "Charts by epoch do without 2 finished trials: no epochs to be read."
     assert (tmp_path / "charts" / "curves.cifar100.paper.svg").is_file()
 
-    def missing(trial: str) -> Sequence[Epoch]:
+    def missing(trial: str) -> Sequence[EpochMetrics]:
         raise FileNotFoundError(trial)
 
     report = write_report(records, missing, tmp_path / "none")
@@ -153,38 +155,38 @@ def test_against_another_study(tmp_path: Path) -> None:
         replace(record, top1=record.top1 - 1) for record in here if record.top1 and record.trial.method != "crd+kd"
     ]
     there = [replace(record, environment={**record.environment, "torch": "2.9.0"}) for record in there]
-    frame, notes, paths = write_against(here, there, tmp_path)
+    frame, notes, paths = write_versus_study(here, there, tmp_path)
     assert [row["method"] for row in frame.to_dict("records")] == [VANILLA, "kd"]
     assert frame["difference"].tolist() == pytest.approx([1.0, 1.0])
     assert set(frame["n"]) == {3}
     assert "torch: here 2.11.0; there 2.9.0." in notes
     assert "+1.00 [+1.00, +1.00] (3)" in paths[1].read_text("utf-8")
-    assert len(write_against(here, [], tmp_path)[0]) == 0
+    assert len(write_versus_study(here, [], tmp_path)[0]) == 0
 
 
 def test_the_ledger_compares_only_what_can_be_compared(tmp_path: Path) -> None:
     pair = ("resnet56", "resnet20")
     number = published.numbers()[(*pair, "kd")]
     near = [trained("kd", number + gap, seed, pair=pair) for seed, gap in enumerate((-0.2, 0.1, 0.3))]
-    verdicts = ledger(near)["verdict"].tolist()
+    verdicts = versus_published(near)["verdict"].tolist()
     assert verdicts == ["agrees"]
     far = [replace(record, top1=record.top1 + 5) for record in near if record.top1]
-    row = ledger(far).to_dict("records")[0]
+    row = versus_published(far).to_dict("records")[0]
     assert (row["verdict"], row["published"], row["published_seeds"]) == ("differs", number, "5")
-    assert ledger(near[:1])["verdict"].tolist() == ["one seed: no interval"]
-    assert ledger(near, "best")["verdict"].tolist() == ["not comparable: another epoch counts"]
+    assert versus_published(near[:1])["verdict"].tolist() == ["one seed: no interval"]
+    assert versus_published(near, "best")["verdict"].tolist() == ["not comparable: another epoch counts"]
     short = [trained("kd", 60.0, pair=pair, recipe=SHORT, data=PART)]
-    assert ledger(short)["verdict"].tolist() == ["not comparable: other data, other schedule"]
-    assert len(ledger([trained("kd", pair=("a", "b"))])) == 0
+    assert versus_published(short)["verdict"].tolist() == ["not comparable: other data, other schedule"]
+    assert len(versus_published([trained("kd", pair=("a", "b"))])) == 0
 
 
 def test_rules_for_the_epoch(tmp_path: Path) -> None:
     records = [replace(trained("kd", 70.0, seed), last10_top1=69.0 + seed) for seed in range(2)]
-    assert [record.top1 for record in under(records, "last10")] == [69.0, 70.0]
-    assert [record.top1 for record in under(records, "best")] == [70.5, 70.5]
+    assert [record.top1 for record in apply_rule(records, "last10")] == [69.0, 70.0]
+    assert [record.top1 for record in apply_rule(records, "best")] == [70.5, 70.5]
     with pytest.raises(UserError, match="--select validation: no record has the best epoch on held-out"):
-        under(records, "validation")
-    row = gaps(records).to_dict("records")[0]
+        apply_rule(records, "validation")
+    row = rule_table(records).to_dict("records")[0]
     assert (row["last"], row["last10"], row["best"]) == (70.0, 69.5, 70.5)
     assert math.isnan(row["validation"])
     write_report(records, lambda _: (), tmp_path, rule="best")

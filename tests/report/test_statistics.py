@@ -25,7 +25,7 @@ def test_differences_agree_with_statsmodels(values: list[float]) -> None:
     assert found.mean == pytest.approx(np.mean(values), rel=1e-10, abs=1e-10)
     assert found.n == len(values)
     if len(values) == 1:
-        assert (found.low, found.high, found.p, found.real) == (None, None, None, None)
+        assert (found.low, found.high, found.p, found.significant) == (None, None, None, None)
     elif max(values) == min(values):
         assert (found.low, found.high) == (found.mean, found.mean)
         assert found.p == (1.0 if found.mean == 0 else 0.0)
@@ -35,7 +35,7 @@ def test_differences_agree_with_statsmodels(values: list[float]) -> None:
         assert found.low == pytest.approx(low, rel=1e-10, abs=1e-9)
         assert found.high == pytest.approx(high, rel=1e-10, abs=1e-9)
         assert found.p == pytest.approx(theirs.ttest_mean(0)[1], rel=1e-10, abs=1e-12)
-        assert found.real == (not low <= 0 <= high)
+        assert found.significant == (not low <= 0 <= high)
 
 
 def test_seeds_are_paired_where_both_are_there() -> None:

@@ -5,10 +5,12 @@ from typing import Any
 
 import pytest
 
+from kdbench.core.data import DataInfo
+from kdbench.core.record import Record
+from kdbench.core.trial import VANILLA, Recipe, TeacherSource
 from kdbench.report import published
 from kdbench.report.groups import method_key, select
 from kdbench.report.tables import COLUMNS, accuracy, footnotes, wide
-from kdbench.spec import VANILLA, DataInfo, Recipe, Record, Teacher
 from tests.report.factory import CIFAR10, CIFAR100, PAIR, PAPER, PART, SHORT, trained
 
 
@@ -82,13 +84,13 @@ def test_precision_and_recipe_make_tables_of_their_own() -> None:
 def test_teacher_row_comes_from_what_taught() -> None:
     found = row([trained("kd", teacher_top1=72.25), trained("crd", teacher_top1=72.25)], "teacher")
     assert (found["top1_mean"], found["top1_sd"], found["n"], found["reason"]) == (72.25, None, 1, "")
-    file = Teacher("resnet56", file="/somewhere/resnet56.pth", sha256="0123456789abcdef" * 4)
+    file = TeacherSource("resnet56", file="/somewhere/resnet56.pth", sha256="0123456789abcdef" * 4)
     assert row([trained("kd", teacher=file)], "teacher")["reason"] == "file 0123456789ab"
 
 
 def test_teacher_row_of_students_that_were_never_trained() -> None:
     master = trained(VANILLA, 72.0, pair=("", "resnet56"))
-    of_master = Teacher("resnet56", trial=master.trial.fingerprint)
+    of_master = TeacherSource("resnet56", trial=master.trial.fingerprint)
     verdict = trained("crd", status="n/a", reason="no maps", teacher=of_master)
     assert row([master, verdict], "teacher")["top1_mean"] == 72.0
     assert [r["method"] for r in rows([verdict])] == ["crd"]

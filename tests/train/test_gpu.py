@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdbench.data.batches import Loader
-from kdbench.spec import Interrupted
-from kdbench.train.checkpoints import Checkpoints
+from kdbench.core.errors import Interrupted
+from kdbench.data.resident import Loader
+from kdbench.train.checkpoint import Checkpoints
 from kdbench.train.cohort import LocalExecutor
-from kdbench.train.environment import configure, describe, pick_device, pick_precision
-from tests.train.study import CPU, IMAGES, Quiet, cohort, teacher_weights, train, trial
+from kdbench.train.device import configure_torch, describe_environment, resolve_device, resolve_precision
+from tests.train.tiny_study import CPU, IMAGES, Quiet, cohort, teacher_weights, train, trial
 
 pytestmark = [
     pytest.mark.gpu,
@@ -22,16 +22,16 @@ METHODS = ("kd", "crd", "icd", "icd+kd")
 
 
 def test_the_device_is_found() -> None:
-    device = pick_device("auto")
+    device = resolve_device("auto")
     assert device.type == "cuda"
-    assert pick_device("cuda") == device
+    assert resolve_device("cuda") == device
     major, _ = torch.cuda.get_device_capability(device)
-    assert pick_precision("auto", device, 8) == ("bf16" if major >= 8 else "fp32")
-    assert describe(device)["device"] == "cuda"
+    assert resolve_precision("auto", device, 8) == ("bf16" if major >= 8 else "fp32")
+    assert describe_environment(device)["device"] == "cuda"
 
 
 def test_batches_are_those_of_the_cpu() -> None:
-    sides = [Loader(IMAGES, batch_size=64, pad=1, device=device, seed=3) for device in (CPU, pick_device("cuda"))]
+    sides = [Loader(IMAGES, batch_size=64, pad=1, device=device, seed=3) for device in (CPU, resolve_device("cuda"))]
     for here, there in zip(*(side.epoch(2) for side in sides), strict=True):
         assert torch.equal(here.indices, there.indices.cpu())
         torch.testing.assert_close(here.images, there.images.cpu(), rtol=1e-6, atol=1e-6)
@@ -41,8 +41,8 @@ def test_batches_are_those_of_the_cpu() -> None:
 def test_a_cohort_trains_on_the_device(tmp_path: Path, precision: str) -> None:
     from dataclasses import replace
 
-    device = pick_device("cuda")
-    configure(device, precision, None)
+    device = resolve_device("cuda")
+    configure_torch(device, precision, None)
     trials = [replace(trial(method), precision=precision) for method in METHODS]
     executor = LocalExecutor(IMAGES, device, Checkpoints(tmp_path))
     found = {o.trial.method: o for o in executor.train(cohort(*trials), teacher_weights(), Quiet())}
@@ -57,8 +57,8 @@ def test_a_cohort_trains_on_the_device(tmp_path: Path, precision: str) -> None:
 
 
 def test_stopped_in_the_midst_of_an_epoch_it_goes_on(tmp_path: Path) -> None:
-    device = pick_device("cuda")
-    configure(device, "fp32", None)
+    device = resolve_device("cuda")
+    configure_torch(device, "fp32", None)
     trials = [trial(method) for method in METHODS]
     asked = iter([False] * 8 + [True])  # three steps, four evaluations, the end of the epoch, and one step
     stopped = LocalExecutor(IMAGES, device, Checkpoints(tmp_path / "parts"), stop=lambda: next(asked))

@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from kdbench.data.batches import Batch
+from kdbench.core.errors import UserError
+from kdbench.data.resident import Batch
 from kdbench.models.output import Output
 from kdbench.plan.recipes import recipe
-from kdbench.spec import UserError
-from kdbench.train import environment
-from kdbench.train.environment import describe, pick_device, pick_precision
+from kdbench.train import device
+from kdbench.train.device import describe_environment, resolve_device, resolve_precision
 from kdbench.train.evaluate import accuracy
-from kdbench.train.schedule import learning_rate
+from kdbench.train.optim import learning_rate
 from kdbench.train.student import widened
 
 
@@ -56,20 +56,20 @@ def test_accuracy_counts_every_image() -> None:
 
 
 def test_devices_that_are_not_there() -> None:
-    assert pick_device("cpu") == torch.device("cpu")
+    assert resolve_device("cpu") == torch.device("cpu")
     for text in ("tpu", "cuda:x", "meta", "gpu"):
         with pytest.raises(UserError, match="--device"):
-            pick_device(text)
+            resolve_device(text)
     if not torch.cuda.is_available():
-        assert pick_device("auto") == torch.device("cpu")
+        assert resolve_device("auto") == torch.device("cpu")
         with pytest.raises(UserError, match="no CUDA device"):
-            pick_device("cuda:0")
+            resolve_device("cuda:0")
 
 
 def test_precision_and_environment() -> None:
     cpu = torch.device("cpu")
-    assert [pick_precision(text, cpu, 8) for text in ("auto", "bf16", "fp32")] == ["fp32", "bf16", "fp32"]
-    found = describe(cpu)
+    assert [resolve_precision(text, cpu, 8) for text in ("auto", "bf16", "fp32")] == ["fp32", "bf16", "fp32"]
+    found = describe_environment(cpu)
     assert found["torch"] == torch.__version__
     assert found["threads"] == torch.get_num_threads()
 
@@ -87,8 +87,8 @@ def test_precision_and_environment() -> None:
 def test_precision_follows_the_processor(
     flags: str, size: int, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(environment, "_cpuinfo", lambda *_names: flags)
-    assert pick_precision("auto", torch.device("cpu"), size) == precision
+    monkeypatch.setattr(device, "_cpuinfo", lambda *_names: flags)
+    assert resolve_precision("auto", torch.device("cpu"), size) == precision
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from kdbench.core.trial import Pair
 from kdbench.distill import registry
 from kdbench.models import build, names
-from kdbench.spec import Pair
-from kdbench.train.trunk import trunk_modules
+from kdbench.train.backbone import backbone_modules
 from tests.methods.test_every_method import shapes
-from tests.train.study import EPOCHS, Quiet, equal, train, trial
+from tests.train.tiny_study import EPOCHS, Quiet, equal, train, trial
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "models.json").read_text("utf-8"))["archs"]
 
@@ -19,7 +19,7 @@ GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "models.json").read_
 @pytest.mark.parametrize("arch", names())
 def test_the_first_stage_trains_what_the_published_code_trains(arch: str) -> None:
     network = build(arch, 10, 32)
-    found = trunk_modules(network, 32, torch.device("cpu"))
+    found = backbone_modules(network, 32, torch.device("cpu"))
     children = dict(network.named_children())
     wanted = [children[name] for name in GOLDEN[arch]["feat_modules"] if name in children]
     owners = [module for child in wanted for module in child.modules() if list(module.parameters(recurse=False))]
@@ -39,21 +39,24 @@ def test_methods_with_state_alone_in_company_and_resumed(tmp_path: Path, method:
     resumed = train(tmp_path / "parts", *trials, observer=observer)
     assert [epoch for epoch, _ in observer.trained] == list(range(2, EPOCHS + 1))
     assert equal(resumed[key], together[key])
-    assert together[key].facts == alone[key].facts == resumed[key].facts
+    assert together[key].extra_info == alone[key].extra_info == resumed[key].extra_info
     if method in ("ab", "ft"):
-        assert together[key].facts["pretraining_epochs"] == 1
-        assert 0 < float(together[key].facts["pretraining_loss"]) < 1e6
+        assert together[key].extra_info["pretraining_epochs"] == 1
+        assert 0 < float(together[key].extra_info["pretraining_loss"]) < 1e6
 
 
 def test_a_pair_that_cannot_be_served_says_why() -> None:
-    reason = registry.obstacle("fsp", {}, shapes(Pair("wrn_16_2", "resnet8"), 8))
+    reason = registry.incompatibility("fsp", {}, shapes(Pair("wrn_16_2", "resnet8"), 8))
     assert (
         reason
         == "it needs equal channels, and the maps have [16, 16, 32, 64] (student) and [16, 32, 64, 128] (teacher)"
     )
     one = shapes(Pair("vgg8", "vgg8"), 8)
-    assert registry.obstacle("ft", {}, one) == "all maps that it compares are 1x1, where its loss is identically zero"
-    assert registry.obstacle("at", {}, one) is None  # its earlier maps are larger
+    assert (
+        registry.incompatibility("ft", {}, one)
+        == "all maps that it compares are 1x1, where its loss is identically zero"
+    )
+    assert registry.incompatibility("at", {}, one) is None  # its earlier maps are larger
 
 
 def test_the_first_stage_changes_where_the_main_one_starts(tmp_path: Path) -> None:

@@ -12,15 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.data.imageset import Split
+from kdbench.core.record import Outcome
+from kdbench.core.trial import CheckpointInterval
+from kdbench.data.dataset import Split
 from kdbench.distill import Batch, Distiller, Hyper, Output, Shapes, register, registry
-from kdbench.spec import Interval, Outcome
-from kdbench.store import Store
-from kdbench.train.checkpoints import Checkpoints
+from kdbench.results import Store
+from kdbench.train.checkpoint import Checkpoints
 from kdbench.train.cohort import LocalExecutor
 from kdbench.train.student import Student
-from tests.train import study
-from tests.train.study import EPOCHS, Quiet, equal, train, trial
+from tests.train import tiny_study
+from tests.train.tiny_study import EPOCHS, Quiet, equal, train, trial
 
 FOUR = ("ab+kd", "crd(nce_k=20)", "icd", "noisy+kd")
 
@@ -96,13 +97,13 @@ class _Vandal(Distiller[Hyper]):
 
 
 class _Boastful(Distiller[Hyper]):
-    def facts(self) -> dict[str, bool | int | float | str]:
+    def extra_info(self) -> dict[str, bool | int | float | str]:
         return {"accuracy": float("nan")}
 
 
 class _Picky(Distiller[Hyper]):
     @classmethod
-    def serves(cls, hyper: Hyper, shapes: Shapes) -> str | None:
+    def supports(cls, hyper: Hyper, shapes: Shapes) -> str | None:
         raise IndexError("no such stage")
 
 
@@ -184,11 +185,12 @@ def test_those_who_are_ahead_wait_for_a_newcomer(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("interval", "kept"), [(Interval(2), 2), (Interval(minutes=1e-9), 3), (Interval(minutes=9), 0)]
+    ("interval", "kept"),
+    [(CheckpointInterval(2), 2), (CheckpointInterval(minutes=1e-9), 3), (CheckpointInterval(minutes=9), 0)],
 )
-def test_states_are_kept_as_often_as_asked(tmp_path: Path, interval: Interval, kept: int) -> None:
+def test_states_are_kept_as_often_as_asked(tmp_path: Path, interval: CheckpointInterval, kept: int) -> None:
     """A run that is killed after the third of four epochs."""
-    now = replace(trial("kd"), recipe=replace(study.RECIPE, epochs=4))
+    now = replace(trial("kd"), recipe=replace(tiny_study.RECIPE, epochs=4))
     train(tmp_path, now, stop_after=3, interval=interval)
     again = Quiet()
     train(tmp_path, now, observer=again)
@@ -250,8 +252,8 @@ def test_what_broke_is_named_with_its_epoch(tmp_path: Path, method: str, reason:
 def test_large_gradients_are_scaled_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     norms: list[float] = []
 
-    def clip(self: Student, optimiser: torch.optim.Optimizer) -> Tensor:
-        before = plain(self, optimiser)
+    def clip(self: Student, optimizer: torch.optim.Optimizer) -> Tensor:
+        before = plain(self, optimizer)
         trained = [*self.network.parameters(), *self.method.parameters()]
         norms.append(torch.cat([each.grad.flatten() for each in trained if each.grad is not None]).norm().item())
         return before
@@ -261,7 +263,7 @@ def test_large_gradients_are_scaled_down(tmp_path: Path, monkeypatch: pytest.Mon
     free = train(tmp_path / "free", trial("crd"))["crd/resnet8"]
     assert max(norms) > 0.5
     norms.clear()
-    bound = replace(trial("crd"), recipe=replace(study.RECIPE, max_grad_norm=0.5))
+    bound = replace(trial("crd"), recipe=replace(tiny_study.RECIPE, max_grad_norm=0.5))
     assert bound.fingerprint != trial("crd").fingerprint
     clipped = train(tmp_path / "clipped", bound)["crd/resnet8"]
     assert max(norms) == pytest.approx(0.5, rel=1e-5)
@@ -313,7 +315,7 @@ def test_failures_stay_with_their_method(tmp_path: Path) -> None:
     assert reasons["explodes"] == "the loss was not finite from epoch 2, step 2 on (term: ratio)"
     assert "epoch 1" in reasons["wrecks"]
     assert "changed its batch or the teacher's output in place" in reasons["vandal"]
-    assert "facts(): accuracy must be a finite number" in reasons["boastful"]
+    assert "extra_info(): accuracy must be a finite number" in reasons["boastful"]
     assert reasons["picky"].startswith("before training: IndexError: no such stage")
     assert reasons["unborn"].startswith("before training: TypeError: no teacher map fits (test_promises.py, line ")
     assert len(found["explodes/resnet8"].epochs) == 1
@@ -325,25 +327,25 @@ def test_failures_stay_with_their_method(tmp_path: Path) -> None:
 def test_what_an_outcome_says(tmp_path: Path) -> None:
     found = train(tmp_path, trial("crd"), trial("icd+kd"))
     crd, icd = found["crd/resnet8"], found["icd+kd/resnet8"]
-    assert crd.facts == {"negatives": 150}
+    assert crd.extra_info == {"negatives": 150}
     assert set(crd.epochs[0].terms) == {"ce", "nce_student", "nce_teacher"}
     assert set(icd.epochs[0].terms) == {"ce", "kd", "contrastive", "invariance"}
     assert [epoch.epoch for epoch in icd.epochs] == [1, 2, 3]
     assert icd.epochs[0].lr == 0.05
     assert icd.epochs[2].lr == pytest.approx(0.05 * 0.1)  # milestones of 3 epochs: 1.875, 2.25, 2.625
     assert icd.teacher_top1 is not None
-    assert all(epoch.seconds_own > 0 and epoch.seconds_shared > 0 for epoch in icd.epochs)
+    assert all(epoch.student_seconds > 0 and epoch.shared_seconds > 0 for epoch in icd.epochs)
 
 
 def test_held_out_images_choose_an_epoch_and_are_not_trained_on(tmp_path: Path) -> None:
-    whole = study.IMAGES
+    whole = tiny_study.IMAGES
     held = Split(whole.train.images[:40], whole.train.labels[:40])
     images = replace(whole, val=held, info=replace(whole.info, val=40))
-    one = replace(study.trial("kd"), data=images.info)
-    executor = LocalExecutor(images, study.CPU, Checkpoints(tmp_path))
-    (outcome,) = executor.train(study.cohort(one), study.teacher_weights(), study.Quiet())
+    one = replace(tiny_study.trial("kd"), data=images.info)
+    executor = LocalExecutor(images, tiny_study.CPU, Checkpoints(tmp_path))
+    (outcome,) = executor.train(tiny_study.cohort(one), tiny_study.teacher_weights(), tiny_study.Quiet())
     assert all(epoch.val_top1 is not None for epoch in outcome.epochs)
-    plain = study.train(tmp_path / "plain", study.trial("kd"))["kd/resnet8"]
+    plain = tiny_study.train(tmp_path / "plain", tiny_study.trial("kd"))["kd/resnet8"]
     assert all(epoch.val_top1 is None for epoch in plain.epochs)
     assert [epoch.top1 for epoch in plain.epochs] == [epoch.top1 for epoch in outcome.epochs]  # it only looks
     record = Store(tmp_path / "out").save(outcome, {})

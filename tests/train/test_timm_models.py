@@ -9,13 +9,15 @@ import pytest
 import torch
 
 from kdbench import models
-from kdbench.data.batches import Loader
-from kdbench.data.imageset import ImageSet, Split
+from kdbench.core.data import DataInfo
+from kdbench.core.record import Outcome
+from kdbench.core.trial import TeacherSource, Trial, Value
+from kdbench.data.dataset import ImageSet, Split
+from kdbench.data.resident import Loader
 from kdbench.distill import Shapes, registry
-from kdbench.spec import DataInfo, Outcome, Teacher, Trial, Value
-from kdbench.train.checkpoints import Checkpoints
+from kdbench.train.checkpoint import Checkpoints
 from kdbench.train.cohort import LocalExecutor
-from tests.train import study
+from tests.train import tiny_study
 
 ARCHS = [
     "timm/resnet18",
@@ -27,7 +29,7 @@ ARCHS = [
 ]
 METHODS = ["kd", "at", "rkd", "sp", "crd", "icd"]
 CLASSES, TRAIN, TEST, SIZE = 4, 12, 4, 64
-RECIPE = replace(study.RECIPE, label="toy", epochs=1, batch_size=6, size=SIZE, milestones=(1.0,))
+RECIPE = replace(tiny_study.RECIPE, label="toy", epochs=1, batch_size=6, size=SIZE, milestones=(1.0,))
 
 
 def images() -> ImageSet:
@@ -42,22 +44,22 @@ def images() -> ImageSet:
 
 
 def trial(expression: str, teacher: str, student: str) -> Trial:
-    base = study.trial(expression, arch=student, teacher=teacher)
+    base = tiny_study.trial(expression, arch=student, teacher=teacher)
     return replace(base, data=images().info, recipe=RECIPE)
 
 
 def train(folder: Path, teacher: str, student: str, *methods: str) -> dict[str, Outcome]:
     torch.manual_seed(0)
     weights = dict(models.build(teacher, CLASSES, SIZE).state_dict())
-    cohort = study.cohort(*(trial(method, teacher, student) for method in methods))
-    executor = LocalExecutor(images(), study.CPU, Checkpoints(folder))
-    return {outcome.trial.method: outcome for outcome in executor.train(cohort, weights, study.Quiet())}
+    cohort = tiny_study.cohort(*(trial(method, teacher, student) for method in methods))
+    executor = LocalExecutor(images(), tiny_study.CPU, Checkpoints(folder))
+    return {outcome.trial.method: outcome for outcome in executor.train(cohort, weights, tiny_study.Quiet())}
 
 
 def reason(method: str, teacher: str, student: str, **settings: Value) -> str | None:
     own, target = (models.features(arch, CLASSES, SIZE) for arch in (student, teacher))
     labels = torch.arange(TRAIN) % CLASSES
-    return registry.obstacle(method, settings, Shapes(own, target, CLASSES, labels, models.info(student).family))
+    return registry.incompatibility(method, settings, Shapes(own, target, CLASSES, labels, models.info(student).family))
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -87,12 +89,12 @@ def test_alone_as_in_company(tmp_path: Path) -> None:
     pair = "resnet8", "timm/efficientnet_b0"
     company = train(tmp_path / "a", *pair, "kd", "sp")
     alone = train(tmp_path / "b", *pair, "sp")
-    assert study.equal(company["sp"], alone["sp"])
+    assert tiny_study.equal(company["sp"], alone["sp"])
 
 
 def test_each_network_sees_its_own_normalisation() -> None:
     own = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
-    loader = Loader(images(), batch_size=6, pad=4, device=study.CPU, seed=0, others=[own])
+    loader = Loader(images(), batch_size=6, pad=4, device=tiny_study.CPU, seed=0, normalizations=[own])
     for batch in (next(loader.epoch(1)), next(loader.evaluation(4))):
         mean, std = (torch.tensor(each).view(3, 1, 1) for each in own)
         pixels = batch.images * 0.25 + 0.5  # the data set's own mean and deviation undone
@@ -102,18 +104,18 @@ def test_each_network_sees_its_own_normalisation() -> None:
 
 def test_teacher_and_student_of_one_cohort_each_see_theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A teacher that wants other pixels than its student gets them: its outputs then equal those it gives alone."""
-    from kdbench.train import guide as room
+    from kdbench.train import teacher as teacher_module
 
     wanted = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
     plain = models.info("resnet8")
-    monkeypatch.setattr(room, "info", lambda _name: replace(plain, statistics=wanted))
+    monkeypatch.setattr(teacher_module, "info", lambda _name: replace(plain, normalization=wanted))
     torch.manual_seed(0)
     network = models.build("resnet8", CLASSES, SIZE)
-    cohort = replace(study.cohort(trial("kd", "resnet8", "resnet8")), teacher=Teacher("resnet8", trial="t"))
-    guide = room.Guide(cohort, dict(network.state_dict()), study.CPU)
-    loader = Loader(images(), batch_size=6, pad=4, device=study.CPU, seed=0, others=[wanted])
+    cohort = replace(tiny_study.cohort(trial("kd", "resnet8", "resnet8")), teacher=TeacherSource("resnet8", trial="t"))
+    guide = teacher_module.Teacher(cohort, dict(network.state_dict()), tiny_study.CPU)
+    loader = Loader(images(), batch_size=6, pad=4, device=tiny_study.CPU, seed=0, normalizations=[wanted])
     batch = next(loader.epoch(1))
     with torch.no_grad():
         expected = network.eval()(batch.images_for(wanted)).logits
-    torch.testing.assert_close(guide(batch, preact=False).logits, expected)
+    torch.testing.assert_close(guide(batch, pre_activations=False).logits, expected)
     assert not torch.allclose(network(batch.images).logits, expected)

@@ -74,7 +74,7 @@ def test_a_changed_factor_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch)
 
     function, edit = EDITS[name]
     how = mapping()[name]
-    home = "kdbench.distill.objective" if name == "kd" else f"methods.{how.get('method', name)}"
+    home = "kdbench.distill.objective" if name == "kd" else f"kdbench.methods.{how.get('method', name)}"
     module = importlib.import_module(home)
     monkeypatch.setattr(module, function, edit(getattr(module, function)))
     for case in CASES.values():

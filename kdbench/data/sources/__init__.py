@@ -1,15 +1,16 @@
-"""Where images come from, a file a family; `catalogue` lists them."""
+"""Where images come from, a file a family; `catalog` lists them."""
 
 from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
 
+from kdbench.core.data import DataRequest
+from kdbench.core.errors import UserError
 from kdbench.data.cache import decoded
-from kdbench.data.catalogue import entry
-from kdbench.data.imageset import ImageSet, Source, Split
-from kdbench.data.select import select
-from kdbench.spec import DataRequest, UserError
+from kdbench.data.dataset import ImageSet, Source, Split
+from kdbench.data.registry import entry
+from kdbench.data.subset import select
 
 __all__ = ["ImageSet", "Split", "prepare"]
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 
-from kdbench.disk import sweep, temporary
-from kdbench.spec import UserError
+from kdbench.core.errors import UserError
+from kdbench.core.files import remove_stale, temporary
 
 _PATIENCE = 60.0  # seconds without a byte before a download is given up
 
@@ -31,8 +31,8 @@ class Archive:
     leave: frozenset[str] = frozenset()  # what of it is not kept
 
 
-def obtain(archive: Archive, data_dir: Path, whole: Callable[[Path], bool]) -> None:
-    """Put the archive's folder into `data_dir`; nothing is moved there before `whole` has approved its new place.
+def obtain(archive: Archive, data_dir: Path, is_complete: Callable[[Path], bool]) -> None:
+    """Put the archive's folder into `data_dir`; nothing is moved there before `is_complete` has approved its new place.
 
     Raises UserError, one sentence that says what to put where.
     """
@@ -41,7 +41,7 @@ def obtain(archive: Archive, data_dir: Path, whole: Callable[[Path], bool]) -> N
     packed = data_dir / archive.filename
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
-        sweep(data_dir)
+        remove_stale(data_dir)
         with _staging(data_dir, archive.name) as staging, _timeout(_PATIENCE):
             source = packed
             if not check_integrity(packed, archive.md5):
@@ -50,12 +50,12 @@ def obtain(archive: Archive, data_dir: Path, whole: Callable[[Path], bool]) -> N
             _unpack(source, staging)
             for name in archive.leave:
                 Path(staging, archive.folder, name).unlink(missing_ok=True)
-            if not whole(Path(staging)):
+            if not is_complete(Path(staging)):
                 raise RuntimeError("the archive lacks files that it should hold")
             (data_dir / archive.folder).mkdir(exist_ok=True)
             for child in sorted(Path(staging, archive.folder).iterdir()):
                 os.replace(child, data_dir / archive.folder / child.name)
-        if not whole(data_dir):
+        if not is_complete(data_dir):
             raise RuntimeError("its files were changed while they were unpacked")
     except (
         OSError,

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from kdbench.data.imageset import Decoded, Source, Split, file_digests
-from kdbench.data.pixels import resize
+from kdbench.core.data import DataRequest
+from kdbench.data.dataset import Decoded, Source, Split, files_sha256
+from kdbench.data.decode import resize
 from kdbench.data.sources.archive import Archive, obtain
-from kdbench.spec import DataRequest
 
 # Those of every published study of the family; nearly, but not quite, what the images give.
 _CIFAR100_CONSTANTS = ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
@@ -51,6 +51,6 @@ def find(request: DataRequest, data_dir: Path) -> Source:
 
     folder = data_dir / kind.base_folder
     files = [name for name, _ in kind.train_list + kind.test_list]
-    digests = dict(zip(files, file_digests(folder / name for name in files), strict=True))
+    digests = dict(zip(files, files_sha256(folder / name for name in files), strict=True))
     constants = _CIFAR100_CONSTANTS if request.source == "cifar100" else None
     return Source(request.source, digests, decode, constants=constants, cached=request.size != _SIDE)

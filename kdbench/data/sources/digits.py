@@ -9,9 +9,9 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from kdbench.data.imageset import Decoded, Source, Split, digest
-from kdbench.data.pixels import resize
-from kdbench.spec import DataRequest
+from kdbench.core.data import DataRequest
+from kdbench.data.dataset import Decoded, Source, Split, digest
+from kdbench.data.decode import resize
 
 _TEST = 360  # a fifth
 

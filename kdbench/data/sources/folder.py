@@ -8,10 +8,11 @@ from pathlib import Path
 
 import torch
 
-from kdbench.data.imageset import Decoded, Source, Split, file_digests
-from kdbench.data.pixels import decode_all
-from kdbench.data.select import safe_label
-from kdbench.spec import DataRequest, UserError
+from kdbench.core.data import DataRequest
+from kdbench.core.errors import UserError
+from kdbench.data.dataset import Decoded, Source, Split, files_sha256
+from kdbench.data.decode import decode_all
+from kdbench.data.subset import safe_label
 
 TEST_NAMES = ("test", "val", "valid", "validation")
 """Where the test split is looked for, best first."""
@@ -106,6 +107,6 @@ def _digest(split: Path, files: Files) -> str:
     """One SHA-256 over the relative paths and contents of all images."""
     paths = [path for found in files.values() for path in found]
     combined = hashlib.sha256()
-    for path, content in zip(paths, file_digests(paths), strict=True):
+    for path, content in zip(paths, files_sha256(paths), strict=True):
         combined.update(os.fsencode(path.relative_to(split).as_posix()) + b"\0" + content.encode() + b"\n")
     return combined.hexdigest()

@@ -23,10 +23,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kdbench.data.imageset import Decoded, Source, Split, file_digests
-from kdbench.data.pixels import decode_all
-from kdbench.data.select import safe_label
-from kdbench.spec import DataRequest, UserError
+from kdbench.core.data import DataRequest
+from kdbench.core.errors import UserError
+from kdbench.data.dataset import Decoded, Source, Split, files_sha256
+from kdbench.data.decode import decode_all
+from kdbench.data.subset import safe_label
 
 _TRAIN, _TEST = "train", ("test", "val", "valid", "validation")
 _SPLIT = re.compile(rf"({'|'.join((_TRAIN, *_TEST))})(?![a-z0-9])", re.IGNORECASE)
@@ -74,7 +75,7 @@ def find(request: DataRequest, data_dir: Path) -> Source:
         return Decoded(_decode(train, columns, size), _decode(test, columns, size), names)
 
     files = [*train.files, *test.files]
-    digests = dict(zip((file.relative_to(root).as_posix() for file in files), file_digests(files), strict=True))
+    digests = dict(zip((file.relative_to(root).as_posix() for file in files), files_sha256(files), strict=True))
     label = safe_label("parquet", path.name if path.is_dir() else path.stem)
     return Source(label, digests, decode, detail=f"{columns.image}/{columns.label}")
 

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from kdbench.data.imageset import Decoded, Source, Split, file_digests
-from kdbench.data.pixels import resize
+from kdbench.core.data import DataRequest
+from kdbench.core.errors import UserError
+from kdbench.data.dataset import Decoded, Source, Split, files_sha256
+from kdbench.data.decode import resize
 from kdbench.data.sources.archive import Archive, obtain
-from kdbench.spec import DataRequest, UserError
 
 _CONSTANTS = ((0.4467, 0.4398, 0.4066), (0.2603, 0.2566, 0.2712))  # those of the published transfer study
 _UNLABELLED = "unlabeled_X.bin"
@@ -35,17 +36,17 @@ def find(request: DataRequest, data_dir: Path) -> Source:
             f"{folder / damaged[0]} is damaged (its md5 is not {sums[damaged[0]]}); remove it to have it fetched again"
         )
 
-    def whole(root: Path) -> bool:
+    def is_complete(root: Path) -> bool:
         return all(check_integrity(root / STL10.base_folder / name, md5) for name, md5 in sums.items())
 
     if not all(good.values()):
-        obtain(archive, data_dir, whole)
+        obtain(archive, data_dir, is_complete)
 
     def decode(size: int) -> Decoded:
         train, test = (_split(Labelled(data_dir, split=name), size) for name in ("train", "test"))
         return Decoded(train, test, dict(enumerate(_names(folder / STL10.class_names_file))))
 
-    digests = dict(zip(sums, file_digests(folder / name for name in sums), strict=True))
+    digests = dict(zip(sums, files_sha256(folder / name for name in sums), strict=True))
     return Source("stl10", digests, decode, constants=_CONSTANTS)
 
 

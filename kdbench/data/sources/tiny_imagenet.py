@@ -11,10 +11,11 @@ from pathlib import Path
 
 import torch
 
-from kdbench.data.imageset import Decoded, Source, Split, digest, file_digests
-from kdbench.data.pixels import decode_all
+from kdbench.core.data import DataRequest
+from kdbench.core.errors import UserError
+from kdbench.data.dataset import Decoded, Source, Split, digest, files_sha256
+from kdbench.data.decode import decode_all
 from kdbench.data.sources.archive import Archive, obtain
-from kdbench.spec import DataRequest, UserError
 
 ARCHIVE = Archive(
     "tiny-imagenet",
@@ -50,7 +51,7 @@ def find(request: DataRequest, data_dir: Path) -> Source:
     digests = {
         name: digest(*(f"{path.relative_to(root).as_posix()} {label} {content}" for (path, label), content in pairs))
         for name, files in (("train", train), ("val", test))
-        for pairs in [list(zip(files, file_digests(path for path, _ in files), strict=True))]
+        for pairs in [list(zip(files, files_sha256(path for path, _ in files), strict=True))]
     }
     return Source("tiny-imagenet", digests, decode)
 

@@ -1,0 +1,58 @@
+"""Which of the networks in a results folder a command is about."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from kdbench.core.errors import UserError
+from kdbench.core.record import Record
+from kdbench.core.trial import VANILLA
+from kdbench.plan import pairs
+
+
+def add_choice(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--methods", help="of which methods (default: all that were trained)")
+    parser.add_argument("--pairs", help="of which pairs: teacher:student,... (default: all)")
+    parser.add_argument(
+        "--from-dataset", metavar="LABEL", help="trained on which images, as tables name them (default: all)"
+    )
+
+
+def choose(args: argparse.Namespace, records: Sequence[Record]) -> list[Record]:
+    """The finished networks that the tables show, narrowed by `add_choice`: students, plain students and teachers.
+
+    Raises UserError if none is left.
+    """
+    from kdbench.report.groups import select
+
+    if not records:
+        raise UserError(f"{args.out} holds no records; train something first, or name the folder with --out")
+    selection = select(records)
+    groups = [group for group in selection.groups if group.teacher]
+    labels = list(dict.fromkeys(group.dataset for group in groups))
+    if args.from_dataset:
+        groups = [g for g in groups if args.from_dataset in (g.dataset, g.dataset.partition("[")[0])]
+        if not groups:
+            raise UserError(
+                f"--from-dataset {args.from_dataset!r}: the records are of {', '.join(labels) or 'no pair'}"
+            )
+    if args.pairs:
+        asked = {(pair.teacher, pair.student) for pair in pairs.parse(args.pairs, labels[0] if labels else "")}
+        groups = [group for group in groups if (group.teacher, group.student) in asked]
+        if not groups:
+            raise UserError(f"--pairs {args.pairs}: no student of these pairs was trained in {args.out}")
+    if args.methods:
+        from kdbench.cli.options import build_catalog
+        from kdbench.plan.expressions import parse
+
+        methods = {VANILLA, *(method.expression for method in parse(args.methods, build_catalog(None)))}
+        groups = [group for group in groups if group.method in methods]
+    found = {record.trial.id: record for group in groups for record in group.done}
+    taught = {record.trial.teacher.trial for record in found.values() if record.trial.teacher}
+    found |= {
+        record.trial.id: record for record in records if record.trial.fingerprint in taught and record.status == "done"
+    }
+    if not found:
+        raise UserError(f"{args.out} holds no finished network of what was asked for")
+    return list(found.values())

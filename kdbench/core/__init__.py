@@ -1,0 +1,1 @@
+"""What travels between the other packages: plain dataclasses and files; no torch."""

@@ -1,0 +1,75 @@
+"""What the plan and the lists know of methods, models and their cost, without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from kdbench.core.data import DataInfo, Normalization
+from kdbench.core.trial import Pair, Value
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting of a method, as its dataclass declares it."""
+
+    name: str
+    kind: str  # bool, int, float or str
+    default: Value
+    help: str
+
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """A method as the plan and the lists see it."""
+
+    name: str
+    paper: str
+    summary: str
+    core: bool  # part of the paper's family, so of `--methods all`
+    settings: tuple[Setting, ...]
+    code: str
+    module: str
+    check: Callable[[Mapping[str, Value]], str | None]  # None, or why these settings cannot be
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """An architecture as the plan and the lists see it."""
+
+    name: str
+    family: str
+    small_lr: bool  # trained at Recipe.small_lr
+    smallest: int  # smallest input, pixels a side
+    normalization: Normalization | None = None  # what its images are normalized with; None: those of the data set
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """All that the plan asks of methods and models, without torch."""
+
+    methods: Mapping[str, MethodInfo]
+    model: Callable[[str], ModelInfo]  # raises UserError
+    incompatibility: Callable[
+        [str, Mapping[str, Value], Pair, DataInfo], str | None
+    ]  # why a method cannot serve a pair
+    broken: Mapping[str, str] = field(default_factory=dict)  # method files that could not be imported -> why
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one architecture: seconds an image, measured on the device of the study, and size."""
+
+    train: float  # forward, backward, optimizer step
+    forward: float
+    size: int = 0  # bytes of its weights
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What the estimate of a plan rests on, measured on the device of the study."""
+
+    archs: Mapping[str, Cost]
+    methods: Mapping[str, float] = field(default_factory=dict)  # expression -> seconds an image beside its student's
+    pretrain: frozenset[str] = frozenset()  # expressions with a stage before the main one
+    states: Mapping[str, int] = field(default_factory=dict)  # expression -> bytes that it adds to a training state

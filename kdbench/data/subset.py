@@ -1,0 +1,144 @@
+"""Decoded data set + request -> the images that are used, and what is said of them."""
+
+from __future__ import annotations
+
+import logging
+import re
+
+import torch
+from torch import Tensor
+
+from kdbench.core.data import DataInfo, DataRequest
+from kdbench.core.errors import UserError
+from kdbench.core.seeding import derive_seed
+from kdbench.data.dataset import Decoded, ImageSet, Source, Split, Triple, digest
+
+log = logging.getLogger("kdbench")
+
+
+def select(source: Source, decoded: Decoded, request: DataRequest) -> ImageSet:
+    """Classes first (both splits, labels renumbered in ascending order), then the subset, then what is held out.
+
+    Raises UserError.
+    """
+    numbers = _classes(source, decoded, request.classes)
+    train = _keep_classes(decoded.train, numbers)
+    test = _keep_classes(decoded.test, numbers)
+    for name, split in (("training", train), ("test", test)):
+        if not len(split):
+            raise UserError(f"{source.label}: the {name} split has no image of the classes {_ranges(numbers)}")
+    empty = len(numbers) - len(train.labels.unique())
+    if empty:
+        log.warning("%s: %d of the %d classes have no training image", source.label, empty, len(numbers))
+    mean, std = source.constants or channel_statistics(
+        train.images
+    )  # of all training images: the subset does not move them
+
+    notes = [] if len(numbers) == len(decoded.names) else [_ranges(numbers)]
+    if request.subset is not None and request.subset != len(train):
+        if not 1 <= request.subset < len(train):
+            raise UserError(
+                f"--subset {request.subset}: {source.label} has {len(train)} training images"
+                f"{' of these classes' if notes else ''}; ask for 1 to {len(train)}"
+            )
+        rows = stratified(train.labels, request.subset)
+        train = Split(train.images[rows], train.labels[rows])
+        notes.append(f"n={request.subset}")
+
+    val = None
+    if request.val_fraction:
+        count = round(request.val_fraction * len(train)) if 0 < request.val_fraction < 1 else 0
+        if not 1 <= count < len(train):
+            raise UserError(f"--val-fraction must leave images on both sides, got {request.val_fraction:g}")
+        held = torch.zeros(len(train), dtype=torch.bool)
+        held[stratified(train.labels, count)] = True
+        val = Split(train.images[held], train.labels[held])
+        train = Split(train.images[~held], train.labels[~held])
+        notes.append(f"val={request.val_fraction:g}")
+
+    parts = [train, test] + ([val] if val else [])
+    info = DataInfo(
+        label=source.label + (f"[{','.join(notes)}]" if notes else ""),
+        content=digest(*(tensor for part in parts for tensor in (part.images, part.labels))),
+        classes=len(numbers),
+        train=len(train),
+        test=len(test),
+        size=request.size,
+        mean=mean,
+        std=std,
+        flip=source.flip,
+        sources=source.files,
+        val=len(val) if val else 0,
+    )
+    return ImageSet(info, train, test, tuple(decoded.names[number] for number in numbers), val)
+
+
+def _classes(source: Source, decoded: Decoded, wanted: tuple[int, ...] | None) -> list[int]:
+    numbers = sorted(set(decoded.names if wanted is None else wanted))
+    missing = [number for number in numbers if number not in decoded.names]
+    if missing:
+        raise UserError(
+            f"--classes: {source.label} has no class {_ranges(missing)}; its classes are {_ranges(list(decoded.names))}"
+        )
+    if len(numbers) < 2:
+        raise UserError(f"{source.label}: {len(numbers)} class is left; a classifier needs at least two")
+    return numbers
+
+
+def _keep_classes(split: Split, numbers: list[int]) -> Split:
+    known = torch.tensor(numbers)  # [C], ascending
+    kept = torch.isin(split.labels, known)  # [N]
+    if kept.all():
+        return Split(split.images, torch.searchsorted(known, split.labels))
+    return Split(split.images[kept], torch.searchsorted(known, split.labels[kept]))
+
+
+def stratified(labels: Tensor, count: int) -> Tensor:
+    """Rows of `count` of the labels [N], ascending: each class in proportion, leftovers to the largest remainders.
+
+    Which images of a class are taken depends on its number alone: its smaller share lies in its larger one.
+    """
+    sizes = labels.bincount()  # [C]
+    shares = sizes * count // len(labels)
+    remainders = sizes * count % len(labels)
+    shares[remainders.argsort(descending=True, stable=True)[: count - int(shares.sum())]] += 1
+    chosen = []
+    for number, share in enumerate(shares.tolist()):
+        rows = (labels == number).nonzero().flatten()
+        stream = torch.Generator().manual_seed(derive_seed("subset", number))
+        chosen.append(rows[torch.randperm(len(rows), generator=stream)[:share]])
+    return torch.cat(chosen).sort().values
+
+
+def channel_statistics(images: Tensor) -> tuple[Triple, Triple]:
+    """Mean and standard deviation of each channel of uint8 images [N, H, W, 3] scaled to [0, 1], to four digits.
+
+    From the exact histogram, so that neither the order of addition nor the number of threads shows. A channel without
+    any contrast gets the deviation 1, which leaves zeros.
+    """
+    values = torch.arange(256, dtype=torch.float64) / 255
+    means, deviations = [], []
+    for channel in range(3):
+        weights = images[..., channel].flatten().bincount(minlength=256).double()
+        weights /= weights.sum()
+        mean = (weights * values).sum()
+        deviation = (weights * (values - mean) ** 2).sum().sqrt()
+        means.append(round(mean.item(), 4))
+        deviations.append(round(deviation.item(), 4) or 1.0)
+    return (means[0], means[1], means[2]), (deviations[0], deviations[1], deviations[2])
+
+
+def safe_label(kind: str, name: str) -> str:
+    """`folder:my pets/` -> `folder:my-pets`: what a table, a file name and a shell take as it is."""
+    return f"{kind}:{re.sub(r'[^A-Za-z0-9._+=@-]+', '-', name).strip('-') or 'images'}"
+
+
+def _ranges(numbers: list[int]) -> str:
+    """`0-4,7`."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    return ",".join("-".join(str(end) for end in run) for run in runs)

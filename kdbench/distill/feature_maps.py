@@ -1,0 +1,110 @@
+"""What methods that match maps share: pairing of stages, sizes made alike, attention, the convolutional regressor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdbench.distill.distiller import Shapes
+
+T = TypeVar("T")
+MapShape = tuple[int, int, int]  # K, H, W
+
+
+def stages(student: Sequence[T], teacher: Sequence[T]) -> list[tuple[T, T]]:
+    """Maps (or their shapes) of student and teacher stage by stage, the stem left out.
+
+    Where the numbers of stages differ they are paired from the last one backwards.
+    """
+    count = min(len(student), len(teacher)) - 1
+    return list(zip(student[len(student) - count :], teacher[len(teacher) - count :], strict=True)) if count > 0 else []
+
+
+def match_spatial_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Both maps [B, K, H, W] at the height of the smaller one: the larger is average-pooled to it."""
+    height, other = student.shape[2], teacher.shape[2]
+    if height > other:
+        return F.adaptive_avg_pool2d(student, (teacher.shape[2], teacher.shape[3])), teacher
+    if height < other:
+        return student, F.adaptive_avg_pool2d(teacher, (student.shape[2], student.shape[3]))
+    return student, teacher
+
+
+def attention(features: Tensor) -> Tensor:
+    """Mean over channels of the squares of a map [B, K, H, W], flattened and divided by its L2 norm: [B, H·W].
+
+    Source: Zagoruyko, Komodakis, arXiv:1612.03928, §3.1.
+    """
+    return F.normalize(features.square().mean(dim=1).flatten(1))
+
+
+def sum_losses(terms: Iterable[Tensor]) -> Tensor:
+    """Sum of scalars; raises ValueError if there is none."""
+    found = list(terms)
+    if not found:
+        raise ValueError("there is no pair of stages to compare")
+    return torch.stack(found).sum()
+
+
+def no_maps(shapes: Shapes) -> str | None:
+    """For `supports`: why a method that compares stages has nothing to compare."""
+    for side, features in (("student", shapes.student), ("teacher", shapes.teacher)):
+        if len(features.feature_maps) < 2:
+            return f"the {side} has no stage maps"
+    return None
+
+
+def no_positions(shapes: Shapes, *, last_only: bool = False) -> str | None:
+    """For `supports`: the reason of `no_maps`, or that each pair of stages (the last pair) meets in a single position.
+
+    A method that normalizes over positions is identically zero there.
+    """
+    if reason := no_maps(shapes):
+        return reason
+    pairs = stages(shapes.student.feature_maps, shapes.teacher.feature_maps)[-1 if last_only else 0 :]
+    if max(min(own[1] * own[2], other[1] * other[2]) for own, other in pairs) == 1:
+        return "all maps that it compares are 1x1, where its loss is identically zero"
+    return None
+
+
+class ConvRegressor(nn.Module):
+    """A convolution that brings the student's map to the teacher's shape, batch norm and (where asked for) ReLU.
+
+    Source: the regressor of FitNets (arXiv:1412.6550) as RepDistiller sizes it: 3x3 with stride 2 to halve, transposed
+    4x4 to double, else as large as the difference of the sizes asks for.
+    """
+
+    def __init__(self, student: MapShape, teacher: MapShape, *, relu: bool) -> None:
+        super().__init__()
+        self.conv = self._convolution(student, teacher)
+        self.bn = nn.BatchNorm2d(teacher[0])
+        self.relu = relu
+
+    @staticmethod
+    def incompatibility(student: MapShape, teacher: MapShape) -> str | None:
+        """None, or why no convolution of this family fits."""
+        grows = any(own < other for own, other in zip(student[1:], teacher[1:], strict=True))
+        doubles = all(2 * own == other for own, other in zip(student[1:], teacher[1:], strict=True))
+        if grows and not doubles:
+            own, other = ("x".join(map(str, each[1:])) for each in (student, teacher))
+            return f"its regressor cannot bring maps of {own} to {other}"
+        return None
+
+    @staticmethod
+    def _convolution(student: MapShape, teacher: MapShape) -> nn.Module:
+        (channels, height, width), (wanted, target, breadth) = student, teacher
+        if reason := ConvRegressor.incompatibility(student, teacher):
+            raise ValueError(reason)
+        if (height, width) == (2 * target, 2 * breadth):
+            return nn.Conv2d(channels, wanted, kernel_size=3, stride=2, padding=1)
+        if (2 * height, 2 * width) == (target, breadth):
+            return nn.ConvTranspose2d(channels, wanted, kernel_size=4, stride=2, padding=1)
+        return nn.Conv2d(channels, wanted, kernel_size=(1 + height - target, 1 + width - breadth))
+
+    def forward(self, features: Tensor) -> Tensor:
+        regressed: Tensor = self.bn(self.conv(features))
+        return F.relu(regressed) if self.relu else regressed

@@ -1,0 +1,46 @@
+"""A frozen network with its batch norms folded into the convolutions before them."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.fx.experimental.optimization import fuse
+
+from kdbench.models.output import Output
+
+
+class Folded(nn.Module):
+    """Two traces of one network, which differ in whether they return the maps before the activation."""
+
+    def __init__(self, plain: nn.Module, pre_activations: nn.Module) -> None:
+        super().__init__()
+        self.plain, self.pre_activations = plain, pre_activations
+
+    def forward(self, images: Tensor, pre_activations: bool = False) -> Output:
+        output: Output = (self.pre_activations if pre_activations else self.plain)(images, pre_activations)
+        return output
+
+
+def fold(network: nn.Module) -> nn.Module:
+    """The same function, for evaluation only; `network` stays as it is.
+
+    A batch norm is folded where it is the only reader of a convolution. ModelLoader that torch.fx cannot trace, timm's
+    and those that look at the size of their images, are returned as they are.
+    """
+    if "forward" in vars(network):  # torch.fx would trace the class's own
+        return network
+    try:
+        traces = [_fold(network, pre_activations) for pre_activations in (False, True)]
+    except Exception:  # tracing meets any code, and fails in as many ways
+        return network
+    return Folded(*traces).eval().requires_grad_(False)
+
+
+def _fold(network: nn.Module, pre_activations: bool) -> nn.Module:
+    copy = deepcopy(network).eval()
+    tracer = fx.Tracer()
+    graph = tracer.trace(copy, concrete_args={"pre_activations": pre_activations})
+    folded: Any = fuse(fx.GraphModule(tracer.root, graph), inplace=True, no_trace=True)
+    return folded  # type: ignore[no-any-return]

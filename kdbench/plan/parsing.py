@@ -1,0 +1,46 @@
+"""Small things that people type: seeds, class ranges, intervals."""
+
+from __future__ import annotations
+
+import re
+
+from kdbench.core.errors import UserError
+from kdbench.core.trial import CheckpointInterval
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """`3` means seeds 0, 1, 2; `0,1,7` and `7,` mean the seeds named."""
+    words = [word.strip() for word in text.split(",")]
+    if not re.fullmatch(r"\s*\d{1,9}\s*(,\s*\d{1,9}\s*)*,?\s*", text):
+        raise UserError(f"--seeds {text!r} is neither a number of seeds (3) nor a list of seeds (0,1,7)")
+    seeds = tuple(range(int(words[0]))) if len(words) == 1 else tuple(int(word) for word in words if word)
+    if not seeds:
+        raise UserError("--seeds 0 leaves nothing to train; for the seed 0 alone write --seeds 0,")
+    if len(seeds) > 1000:
+        raise UserError(f"--seeds {text!r} asks for {len(seeds)} seeds; for one seed write --seeds {words[0]},")
+    return tuple(dict.fromkeys(seeds))
+
+
+def parse_interval(text: str) -> CheckpointInterval:
+    """`5` means epochs, `10min` minutes."""
+    found = re.fullmatch(r"\s*(\d{1,6}|\d{1,6}\.\d{1,6}(?=\s*m))\s*(m|min|minutes?)?\s*", text)
+    if not found or not float(found[1]):
+        raise UserError(f"--checkpoint-every {text!r} is neither a number of epochs (5) nor of minutes (10min)")
+    return CheckpointInterval(minutes=float(found[1])) if found[2] else CheckpointInterval(int(found[1]))
+
+
+def parse_classes(text: str) -> tuple[int, ...]:
+    """`0-9`, `3,5,7` or `0-4,8`: label numbers, from 0."""
+    chosen: set[int] = set()
+    for word in text.split(","):
+        found = re.fullmatch(r"\s*(\d{1,7})\s*(?:-\s*(\d{1,7})\s*)?", word)
+        if not found:
+            raise UserError(f"--classes {text!r}: {word.strip()!r} is neither a label number (3) nor a range (0-9)")
+        first = int(found[1])
+        last = int(found[2] or first)
+        if last < first:
+            raise UserError(f"--classes {text!r}: the range {word.strip()!r} runs backwards")
+        chosen.update(range(first, last + 1))
+    if len(chosen) < 2:
+        raise UserError(f"--classes {text!r} leaves one class; a classifier needs at least two")
+    return tuple(sorted(chosen))

@@ -1,0 +1,86 @@
+"""Records of linear probes -> the transfer table: rows methods, columns pairs and targets."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import pandas as pd
+
+from kdbench.core.record import ProbeRecord, Record
+from kdbench.report import tables
+
+COLUMNS = (
+    *("dataset", "recipe", "protocol", "target", "teacher", "student", "method", "status", "n"),
+    *("top1_mean", "top1_sd", "top5_mean", "published", "gap", "reason"),
+)
+"""The columns of the long form and of transfer.csv; `dataset` and `recipe` are those of the networks' training."""
+
+_MEANING = (
+    "Cells: top-1 accuracy (%) on the test split of the target, of a linear classifier on the trunk of a network "
+    "that was trained on other images; mean ± sample standard deviation (ddof = 1) over seeds (number of seeds)."
+)
+_PROTOCOLS = {
+    "authors": "authors: batch norms work in training mode, so that their running statistics move; weight decay 5e-4; "
+    "images cropped and mirrored at random.",
+    "frozen": "frozen: the network is in evaluation mode and nothing of it moves; no weight decay; fixed images.",
+}
+
+
+def transfers(records: Sequence[ProbeRecord]) -> pd.DataFrame:
+    """The long form: one row per (dataset, recipe, protocol, target, teacher, student, method), with COLUMNS."""
+    parts: defaultdict[tuple[str, str], list[Record]] = defaultdict(list)
+    for record in records:
+        parts[record.probe.recipe_label, record.probe.data.label].append(_as_trained(record))
+    frames = []
+    for (protocol, target), found in sorted(parts.items()):
+        frame = tables.accuracy(found, evaluated_on=target)
+        if not published(protocol):
+            frame = frame.assign(published=float("nan"), gap=float("nan"))
+        frames.append(frame.assign(protocol=protocol, target=target))
+    whole = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=list(COLUMNS))
+    return whole[list(COLUMNS)]
+
+
+def published(protocol: str) -> bool:
+    """Whether accuracies under a protocol, as tables label it, may stand beside published ones."""
+    return protocol.partition("+")[0] == "authors"
+
+
+def _as_trained(record: ProbeRecord) -> Record:
+    """The record of the source as if its test split had been the target's: what tables are computed from."""
+    return Record(
+        protocol=record.protocol,
+        trial=record.probe.source,
+        status=record.status,
+        reason=record.reason,
+        top1=record.top1,
+        top5=record.top5,
+        best_top1=None,
+        best_epoch=None,
+        teacher_top1=None,
+        student_seconds=None,
+        shared_seconds=None,
+        extra_info={},
+        environment=record.environment,
+        weights_sha256=record.probe.weights,
+        finished=record.finished,
+    )
+
+
+def headed(frame: pd.DataFrame) -> pd.DataFrame:
+    """The long form with the protocol in its tables' headings."""
+    return frame.assign(recipe=frame["recipe"] + ", " + frame["protocol"])
+
+
+def notes(frame: pd.DataFrame) -> list[str]:
+    """What a reader must know beside the cells."""
+    if not len(frame):
+        return []
+    names = {str(label).partition("@")[0].partition(",")[0].partition("+")[0] for label in frame["protocol"]}
+    found = [_MEANING, *(text for name, text in _PROTOCOLS.items() if name in names)]
+    if (frame["n"] == 1).any():
+        found.append("n = 1: no spread can be given (teachers are always one network).")
+    for row in frame[frame["reason"] != ""].to_dict("records"):
+        found.append(f"{row['method']}, {row['target']}, {row['protocol']}: {row['reason']}")
+    return found

@@ -1,0 +1,52 @@
+"""Ours beside theirs: every published number that the study has a counterpart of, and what can be said of both."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import pandas as pd
+
+from kdbench.core.record import Record
+from kdbench.report import published, statistics
+from kdbench.report.groups import Group, select
+
+COLUMNS = (
+    *("dataset", "recipe", "teacher", "student", "method", "n", "ours", "published", "difference", "low", "high"),
+    *("verdict", "source", "origin", "published_selection", "published_seeds"),
+)
+"""Of published.csv in tables/: `difference` is ours - published, with the interval of our mean where n > 1."""
+
+
+def versus_published(records: Sequence[Record], rule: str = "last", asked: Collection[str] = ()) -> pd.DataFrame:
+    """A row for each (dataset, recipe, teacher, student, method) that was published; `rule` made our numbers."""
+    entries = published.entries()
+    rows = []
+    for group in select(records, asked).groups:
+        entry = entries.get((group.teacher, group.student, group.method))
+        if entry is None or not group.done:
+            continue
+        found = statistics.difference([score - entry.top1 for score in group.top1])
+        assert found is not None  # there is a score
+        place = (group.dataset, group.recipe, group.teacher, group.student, group.method)
+        numbers = (found.n, found.mean + entry.top1, entry.top1, found.mean, found.low, found.high)
+        said = _verdict(group, found, rule, entry.selection)
+        rows.append((*place, *numbers, said, published.SOURCE, entry.origin, entry.selection, entry.seeds))
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _verdict(group: Group, found: statistics.Difference, rule: str, theirs: str) -> str:
+    trial = group.records[0].trial
+    other = [
+        word
+        for word, differs in (
+            ("other data", trial.data.label != published.DATASET),
+            ("other schedule", not trial.recipe.published()),
+            ("another epoch counts", rule != theirs),
+        )
+        if differs
+    ]
+    if other:
+        return f"not comparable: {', '.join(other)}"
+    if found.significant is None:
+        return "one seed: no interval"
+    return "differs" if found.significant else "agrees"

@@ -1,0 +1,82 @@
+"""Two results folders side by side: other versions, machines or people, the same trials."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from kdbench.core.record import Record
+from kdbench.report import statistics
+from kdbench.report.groups import Group, select
+from kdbench.report.statistics import Difference
+from kdbench.report.tables import layout
+
+COLUMNS = (
+    *("dataset", "recipe", "teacher", "student", "method", "n"),
+    *("top1_here", "top1_there", "difference", "low", "high", "p", "p_holm"),
+)
+"""Of against.csv. Rows where both folders have seeds in common; differences are here - there, paired by seed."""
+
+NOTE = (
+    "Here minus there in points, paired by seed: mean [95 % interval] (seeds), intervals by Student's t; "
+    "no interval for one seed."
+)
+
+
+def versus_study(here: Sequence[Record], there: Sequence[Record]) -> pd.DataFrame:
+    """One row per (dataset, recipe, teacher, student, method) of which both have finished seeds in common."""
+    other = {_place(group): group for group in select(there).groups}
+    rows: list[dict[str, Any]] = []
+    for group in select(here).groups:
+        match = other.get(_place(group))
+        mine, theirs = _by_seed(group), _by_seed(match) if match else {}
+        if found := statistics.by_seed(mine, theirs):
+            both = mine.keys() & theirs.keys()
+            means = (sum(of[seed] for seed in both) / len(both) for of in (mine, theirs))
+            rows.append(dict(zip(COLUMNS, (*_place(group), found.n, *means, *_numbers(found), None), strict=True)))
+    for row, p in zip(rows, statistics.holm([row["p"] for row in rows]), strict=True):
+        row["p_holm"] = p
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _place(group: Group) -> tuple[str, str, str, str, str]:
+    return group.dataset, group.recipe, group.teacher, group.student, group.method
+
+
+def _by_seed(group: Group) -> dict[int, float]:
+    return {record.trial.seed: record.top1 for record in group.done if record.top1 is not None}
+
+
+def _numbers(found: Difference) -> tuple[float | None, ...]:
+    return found.mean, found.low, found.high, found.p
+
+
+def cell(row: dict[str, Any]) -> str:
+    """`+0.31 [-0.10, +0.72] (5)`."""
+    interval = "" if row["low"] is None else f" [{row['low']:+.2f}, {row['high']:+.2f}]"
+    return f"{row['difference']:+.2f}{interval} ({row['n']})"
+
+
+def wide(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """One table's rows in the layout of the others."""
+    return layout(rows, cell)
+
+
+def notes(here: Sequence[Record], there: Sequence[Record]) -> list[str]:
+    """In what the two folders differ beside their numbers."""
+    found = [NOTE]
+    names = sorted({name for record in (*here, *there) for name in record.environment} - {"host"})
+    for name in names:
+        left, right = (sorted({str(r.environment[name]) for r in of if name in r.environment}) for of in (here, there))
+        if left != right:
+            found.append(f"{name}: here {', '.join(left) or 'unknown'}; there {', '.join(right) or 'unknown'}.")
+    codes: dict[str, tuple[set[str], set[str]]] = {}
+    for side, records in enumerate((here, there)):
+        for record in records:
+            codes.setdefault(record.trial.base, (set(), set()))[side].add(record.trial.code)
+    changed = [base for base, (left, right) in codes.items() if left and right and left != right]
+    if changed:
+        found.append(f"Other code of the method: {', '.join(sorted(changed))}.")
+    return found

@@ -1,0 +1,72 @@
+"""Training states on disk, one file a trial, so that a killed run goes on where its last state was kept."""
+
+from __future__ import annotations
+
+import io
+import logging
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kdbench.core.files import DamagedFile, DiskError, quarantine, read_checksummed, write_checksummed
+from kdbench.core.trial import CheckpointInterval
+
+log = logging.getLogger("kdbench")
+
+
+class Checkpoints:
+    """Files `ID.pt` under one folder, each written whole, with its checksum."""
+
+    def __init__(self, folder: Path, interval: CheckpointInterval | None = None) -> None:
+        self.folder, self.interval = folder, interval or CheckpointInterval()
+        self._kept = time.monotonic()
+
+    def due(self, epoch: int | None = None) -> bool:
+        """Whether states are to be kept now: at the end of an epoch (from 1), or in the midst of one (None)."""
+        if self.interval.minutes is not None:
+            return time.monotonic() - self._kept >= 60 * self.interval.minutes
+        return epoch is not None and epoch % self.interval.epochs == 0
+
+    def save(self, states: Iterable[tuple[str, dict[str, Any]]]) -> None:
+        """Keep the states of these trials. Raises DiskError."""
+        for trial_id, state in states:
+            buffer = io.BytesIO()
+            torch.save(state, buffer)
+            write_checksummed(self._path(trial_id), buffer.getvalue())
+        self._kept = time.monotonic()
+
+    def exists(self, trial_id: str) -> bool:
+        return self._path(trial_id).exists()
+
+    def load(self, trial_id: str) -> dict[str, Any] | None:
+        """The trial's last state on the CPU, or None; a damaged file is set aside. Raises DiskError."""
+        path = self._path(trial_id)
+        try:
+            content = read_checksummed(path)
+        except FileNotFoundError:
+            return None
+        except DamagedFile as error:
+            quarantine(path, error, "its trial starts again")
+            return None
+        except OSError as error:
+            raise DiskError(f"{path} cannot be read ({error.strerror}); mend that, or remove the file") from error
+        try:
+            state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        except Exception as error:  # sealed, but not by this program: nothing but plain data is ever opened
+            quarantine(path, f"{type(error).__name__}", "its trial starts again")
+            return None
+        return state
+
+    def remove(self, trial_id: str) -> None:
+        self._path(trial_id).unlink(missing_ok=True)
+
+    def size(self, trial_id: str) -> int:
+        """Bytes of a trial's state, 0 if there is none."""
+        path = self._path(trial_id)
+        return path.stat().st_size if path.exists() else 0
+
+    def _path(self, trial_id: str) -> Path:
+        return self.folder / f"{trial_id}.pt"

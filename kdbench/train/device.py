@@ -1,0 +1,131 @@
+"""Device, precision, threads, and what a record says of the machine."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from kdbench import __version__
+from kdbench.core.errors import UserError
+from kdbench.core.trial import Value
+
+
+def resolve_device(text: str) -> torch.device:
+    """`auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`. Raises UserError if it is not there."""
+    if text == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(text)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type == "cpu":
+        return torch.device("cpu")
+    if device.type != "cuda":
+        raise UserError(f"--device {text!r} is not one of auto, cpu, cuda, cuda:N")
+    if not torch.cuda.is_available():
+        raise UserError(f"--device {text}: torch {torch.__version__} finds no CUDA device here; use --device cpu")
+    device = torch.device("cuda", device.index or 0)
+    if device.index >= torch.cuda.device_count():
+        raise UserError(f"--device {text}: there are {torch.cuda.device_count()} CUDA devices here, numbered from 0")
+    return device
+
+
+BF16_FLAGS = {"amx_bf16", "avx512_bf16", "bf16"}  # of /proc/cpuinfo on x86 and Arm: multiplies bf16 natively
+BF16_PIXELS = 32  # on smaller images conversion costs a CPU more than it saves: docs/performance.md
+
+
+def resolve_precision(text: str, device: torch.device, size: int) -> str:
+    """`auto`: bf16 on what computes in it natively (a CPU: for images of at least 32 pixels a side), else fp32."""
+    if text != "auto":
+        return text
+    if device.type == "cuda":
+        native = torch.cuda.get_device_capability(device) >= (8, 0)  # older cards emulate it, slowly
+    else:
+        native = size >= BF16_PIXELS and not BF16_FLAGS.isdisjoint(_cpuinfo("flags", "Features").split())
+    return "bf16" if native else "fp32"
+
+
+def configure_torch(device: torch.device, precision: str, threads: int | None) -> None:
+    """Process-wide switches of torch for one run."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.backends.cudnn.benchmark = True
+        exact = precision == "fp32"
+        torch.backends.cuda.matmul.allow_tf32 = not exact
+        torch.backends.cudnn.allow_tf32 = not exact
+
+
+def forget_peak(device: torch.device) -> None:
+    """Let `peak_mib` begin anew, where the system can (on a CPU: Linux)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_mib(device: torch.device) -> float | None:
+    """Most memory held at once: tensors on a CUDA device, else the resident set of this process, where it is known."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on macOS
+    return size / 2 ** (20 if sys.platform == "darwin" else 10)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether there was no memory left, on the device or on the host."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def on_device(network: Network, device: torch.device) -> Network:
+    """The network on its device, its weights in the channels-last order that the batches have."""
+    return network.to(device).to(memory_format=torch.channels_last)
+
+
+def describe_environment(device: torch.device) -> dict[str, Value]:
+    """Recorded with every result; two records that differ here may differ in their last bits."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    return {
+        "kdbench": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": device.type,
+        "device_name": name,
+        "threads": torch.get_num_threads(),
+        "platform": platform.platform(),
+        "host": platform.node(),
+    }
+
+
+def _processor() -> str:
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def _cpuinfo(*names: str) -> str:
+    """The first line of /proc/cpuinfo with one of these names; empty where there is none."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            for line in lines:
+                name, _, value = line.partition(":")
+                if name.strip() in names:
+                    return value.strip()
+    except OSError:
+        pass
+    return ""
