@@ -40,7 +40,7 @@ from kdbench.core.data import DataInfo, DataRequest
 from kdbench.core.errors import UserError
 from kdbench.core.record import EpochMetrics, Outcome
 from kdbench.core.trial import VANILLA, Cohort, Pair, Trial, Value
-from kdbench.data.dataset import ImageSet, Split
+from kdbench.data.dataset import Dataset, Split
 from kdbench.data.resident import Loader
 from kdbench.data.sources import prepare
 from kdbench.distill import Distiller, Shapes, registry
@@ -95,7 +95,7 @@ class Watch:
 class Bench:
     """Both sides on one pair, the same images and the same teacher."""
 
-    def __init__(self, args: argparse.Namespace, images: ImageSet, folder: Path, device: torch.device) -> None:
+    def __init__(self, args: argparse.Namespace, images: Dataset, folder: Path, device: torch.device) -> None:
         self.args, self.images, self.device = args, images, device
         self.checkpoints = Checkpoints(folder)
         self.peaks = {"conventional": 0.0, "cohort": 0.0}  # MiB
@@ -136,7 +136,7 @@ class Bench:
         self._train(cohort, self.images, watch)
         return watch.marks[1] - watch.marks[0]
 
-    def _train(self, cohort: Cohort, images: ImageSet, watch: Watch) -> None:
+    def _train(self, cohort: Cohort, images: Dataset, watch: Watch) -> None:
         executor = LocalExecutor(images, self.device, self.checkpoints)
         with suppress(_Enough):
             for outcome in executor.train(cohort, self.weights, watch):
@@ -188,7 +188,7 @@ class Bench:
         return result
 
 
-def _catalogue(images: ImageSet) -> Catalog:
+def _catalogue(images: Dataset) -> Catalog:
     def incompatibility(name: str, settings: Mapping[str, Value], pair: Pair, data: DataInfo) -> str | None:
         own, seen = (features(arch, data.classes, data.size) for arch in (pair.student, pair.teacher))
         shapes = Shapes(own, seen, data.classes, images.train.labels, info(pair.student).family)
@@ -197,7 +197,7 @@ def _catalogue(images: ImageSet) -> Catalog:
     return Catalog(registry.infos(), info, incompatibility, registry.discover())
 
 
-def load(source: str, size: int) -> ImageSet:
+def load(source: str, size: int) -> Dataset:
     """`synthetic` or `synthetic:COUNT`: noise, the labels balanced; else a data set as bench.py names it."""
     kind, _, count = source.partition(":")
     if kind == "synthetic":
@@ -205,7 +205,7 @@ def load(source: str, size: int) -> ImageSet:
         pixels = torch.randint(256, (number, size, size, 3), dtype=torch.uint8, generator=seeded)
         train, names = Split(pixels, torch.arange(number) % CLASSES), tuple(map(str, range(CLASSES)))
         about = DataInfo(source, source, CLASSES, number, number, size, (0.5, 0.5, 0.5), (0.3, 0.3, 0.3), flip=True)
-        found = ImageSet(about, train, train, names)
+        found = Dataset(about, train, train, names)
     else:
         found = prepare(DataRequest(source, size), platformdirs.user_cache_path("kdbench"))
     test = Split(found.test.images[:TEST_IMAGES], found.test.labels[:TEST_IMAGES])

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from kdbench.core.trial import Trial
-from kdbench.data.dataset import ImageSet
+from kdbench.data.dataset import Dataset
 from kdbench.distill import Batch, Distiller, Output, Shapes, initial_memory, registry, smallest_pool
 from kdbench.distill.objective import objective
 from kdbench.models import build, features, info
@@ -44,7 +44,7 @@ class Contrasted(Batch):
 class Photographs(Dataset[tuple[Any, ...]]):
     """The training split image by image: transformed image, label, index."""
 
-    def __init__(self, images: ImageSet, pad: int) -> None:
+    def __init__(self, images: Dataset, pad: int) -> None:
         self.pixels: NDArray[np.uint8] = images.train.images.numpy()  # [N, H, W, 3]
         self.labels: list[int] = images.train.labels.tolist()
         self.transform = transforms.Compose(
@@ -66,7 +66,7 @@ class Photographs(Dataset[tuple[Any, ...]]):
 class ContrastedPhotographs(Photographs):
     """Draws an image's negatives with it: with replacement only where there are less than `k` images to draw from."""
 
-    def __init__(self, images: ImageSet, pad: int, k: int) -> None:
+    def __init__(self, images: Dataset, pad: int, k: int) -> None:
         super().__init__(images, pad)
         labels = np.asarray(self.labels)
         self.k, self.pools = k, [np.flatnonzero(labels != label) for label in range(images.info.classes)]
@@ -137,7 +137,7 @@ class Meters:
 class Run:
     """One student and its method under the conventional loop."""
 
-    def __init__(self, trial: Trial, images: ImageSet, guide: nn.Module | None, device: torch.device) -> None:
+    def __init__(self, trial: Trial, images: Dataset, guide: nn.Module | None, device: torch.device) -> None:
         self.trial, self.images, self.guide, self.device = trial, images, guide, device
         contrastive = trial.base == CONTRASTIVE
         classes, size, recipe = images.info.classes, images.info.size, trial.recipe

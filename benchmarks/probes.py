@@ -25,7 +25,7 @@ from benchmarks.compare import load, summary
 from kdbench.core.linear_probe import LinearProbe
 from kdbench.core.record import ProbeRecord
 from kdbench.core.trial import VANILLA, Trial
-from kdbench.data.dataset import ImageSet, Split
+from kdbench.data.dataset import Dataset, Split
 from kdbench.models import build, info
 from kdbench.plan.probe_protocols import protocol, transfer
 from kdbench.plan.recipes import recipe
@@ -44,11 +44,11 @@ class Nobody:
     def record(self, record: ProbeRecord) -> None: ...
 
 
-def target(count: int) -> ImageSet:
+def target(count: int) -> Dataset:
     whole = load(f"synthetic:{count + TEST}", 32)
     pixels, labels = whole.train.images, whole.train.labels % CLASSES
     about = replace(whole.info, classes=CLASSES, train=count, test=TEST)
-    return ImageSet(
+    return Dataset(
         about,
         Split(pixels[:count], labels[:count]),
         Split(pixels[count:], labels[count:]),

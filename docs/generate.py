@@ -103,8 +103,8 @@ INDEX = f"""\
 *In `all`*: whether `--methods all` includes it. *Reads*: of the student, in all stages, the logits apart; map 0 is the
 stem's, a pre-activation map is taken before the activation. *First stage*: what is trained in a stage of its own
 before the main one. *Trained*: parameters beside the student's {STUDENT:,}, in all stages. *Buffers*: memories, and
-statistics of batch normalization. *Pairs*: how many of the paper's {len(PAPER)} it serves. All with the default settings; costs for
-`{PAIR}`, {IMAGES:,} images and {CLASSES} classes, computed as each page says.
+statistics of batch normalization. *Pairs*: how many of the paper's {len(PAPER)} it supports. All with the default
+settings; costs for `{PAIR}`, {IMAGES:,} images and {CLASSES} classes, computed as each page says.
 [The protocol](../protocol.md) has what all methods share.
 """
 ROW = "| [{name}]({name}.md) | {summary} | {paper} | {core} | {reads} | {what} | {trained} | {mib} | {served} |"

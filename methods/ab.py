@@ -15,20 +15,21 @@ Differs:  trains the student's feature modules and the connectors in the first s
 from dataclasses import dataclass
 from typing import Annotated
 
-import torch
 from torch import Tensor, nn
 
 from kdbench.distill import (
-    Batch,
+    Context,
     ConvRegressor,
     Distiller,
+    Golden,
     Hyper,
-    Output,
     Pretraining,
+    Requires,
     Shapes,
-    no_maps,
+    Step,
+    lacks_feature_maps,
+    match_stages,
     register,
-    stages,
     sum_losses,
 )
 
@@ -60,45 +61,55 @@ class Connectors(nn.Module):
 
     def __init__(self, shapes: Shapes) -> None:
         super().__init__()
-        pairs = stages(shapes.student.feature_maps, shapes.teacher.feature_maps)
+        pairs = match_stages(shapes.student.feature_maps, shapes.teacher.feature_maps)
         self.connectors = nn.ModuleList(
             nn.Identity() if student[:2] == teacher[:2] else ConvRegressor(student, teacher, relu=False)
             for student, teacher in pairs
         )
 
 
-@register("ab", ABHyper, paper="arXiv:1811.03233", core=True)
+@register("ab", ABHyper, paper="arXiv:1811.03233", year=2019, kind="features", group="paper")
 class AB(Distiller[ABHyper]):
     """Has no term in the main stage."""
 
-    pre_activations = True
+    def __init__(self, hyper: ABHyper, context: Context) -> None:
+        super().__init__(hyper, context)
+        self.connector = Connectors(context)
 
-    def __init__(self, hyper: ABHyper, shapes: Shapes, generator: torch.Generator) -> None:
-        super().__init__(hyper, shapes, generator)
-        self.connector = Connectors(shapes)
+    @classmethod
+    def requires(cls, hyper: ABHyper) -> Requires:
+        return Requires(pre_activations=True)
 
     @classmethod
     def supports(cls, hyper: ABHyper, shapes: Shapes) -> str | None:
-        if reason := no_maps(shapes):
+        if reason := lacks_feature_maps(shapes):
             return reason
-        if not (shapes.student.pre_activations and shapes.teacher.pre_activations):
-            return "a network of this pair has no maps before the activation"
         reasons = (
             ConvRegressor.incompatibility(*pair)
-            for pair in stages(shapes.student.feature_maps, shapes.teacher.feature_maps)
+            for pair in match_stages(shapes.student.feature_maps, shapes.teacher.feature_maps)
         )
         return next((reason for reason in reasons if reason), None)
 
     def pretraining(self) -> Pretraining:
         return Pretraining(student=True, modules=(self.connector,))
 
-    def pretraining_losses(self, student: Output, teacher: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
-        assert student.pre_activations is not None
-        assert teacher.pre_activations is not None
-        pairs = stages(student.pre_activations, teacher.pre_activations)
+    def pretraining_losses(self, step: Step) -> dict[str, Tensor]:
+        assert step.student.pre_activations is not None
+        assert step.teacher.pre_activations is not None
+        pairs = match_stages(step.student.pre_activations, step.teacher.pre_activations)
         last = len(pairs) - 1
         terms = (
             2.0 ** (number - last) * boundary_loss(connect(own), target, self.hyper.margin)
             for number, (connect, (own, target)) in enumerate(zip(self.connector.connectors, pairs, strict=True))
         )
         return {"boundary": self.hyper.ab_weight * 3 / 1000 * sum_losses(terms)}
+
+
+GOLDEN = {
+    "ab": Golden(
+        student={"pre_activations": "g_s"},
+        teacher={"pre_activations": "g_t"},
+        settings={"margin": "$margin"},
+        pretraining=True,
+    )
+}

@@ -14,16 +14,16 @@ from typing import Annotated
 from torch import Tensor
 
 from kdbench.distill import (
-    Batch,
     Distiller,
+    Golden,
     Hyper,
-    Output,
     Shapes,
+    Step,
     attention,
+    lacks_positions,
     match_spatial_size,
-    no_positions,
+    match_stages,
     register,
-    stages,
     sum_losses,
 )
 
@@ -43,14 +43,17 @@ def attention_distance(student: Tensor, teacher: Tensor) -> Tensor:
     return (attention(student) - attention(teacher)).square().mean()
 
 
-@register("at", ATHyper, paper="arXiv:1612.03928", core=True)
+@register("at", ATHyper, paper="arXiv:1612.03928", year=2017, kind="features", group="paper")
 class AT(Distiller[ATHyper]):
     """No helper modules."""
 
     @classmethod
     def supports(cls, hyper: ATHyper, shapes: Shapes) -> str | None:
-        return no_positions(shapes)
+        return lacks_positions(shapes)
 
-    def losses(self, student: Output, teacher: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
-        pairs = stages(student.feature_maps, teacher.feature_maps)
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        pairs = match_stages(step.student.feature_maps, step.teacher.feature_maps)
         return {"attention": self.hyper.at_weight * sum_losses(attention_distance(*pair) for pair in pairs)}
+
+
+GOLDEN = {"at": Golden(student={"feature_maps": "g_s"}, teacher={"feature_maps": "g_t"})}

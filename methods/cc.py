@@ -11,10 +11,9 @@ Differs:  from its paper entirely: this is not the distance of two kernel correl
 from dataclasses import dataclass
 from typing import Annotated
 
-import torch
 from torch import Tensor, nn
 
-from kdbench.distill import Batch, Distiller, Hyper, Output, Shapes, register
+from kdbench.distill import Context, Distiller, Golden, Hyper, Step, register
 
 
 @dataclass(frozen=True)
@@ -37,15 +36,18 @@ def neighbouring_products(student: Tensor, teacher: Tensor) -> Tensor:
     return (delta[:-1] * delta[1:]).sum(dim=1).mean()
 
 
-@register("cc", CCHyper, paper="arXiv:1904.01802", core=True)
+@register("cc", CCHyper, paper="arXiv:1904.01802", year=2019, kind="relations", group="paper")
 class CC(Distiller[CCHyper]):
     """Two linear embeddings, both trained."""
 
-    def __init__(self, hyper: CCHyper, shapes: Shapes, generator: torch.Generator) -> None:
-        super().__init__(hyper, shapes, generator)
-        self.embed_student = nn.Linear(shapes.student.embedding, hyper.feat_dim)
-        self.embed_teacher = nn.Linear(shapes.teacher.embedding, hyper.feat_dim)
+    def __init__(self, hyper: CCHyper, context: Context) -> None:
+        super().__init__(hyper, context)
+        self.embed_student = nn.Linear(context.student.embedding_dim, hyper.feat_dim)
+        self.embed_teacher = nn.Linear(context.teacher.embedding_dim, hyper.feat_dim)
 
-    def losses(self, student: Output, teacher: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
-        own, target = self.embed_student(student.embedding), self.embed_teacher(teacher.embedding)
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        own, target = self.embed_student(step.student.embedding), self.embed_teacher(step.teacher.embedding)
         return {"correlation": self.hyper.cc_weight * neighbouring_products(own, target)}
+
+
+GOLDEN = {"cc": Golden(student={"embedding": "f_s"}, teacher={"embedding": "f_t"}, settings={"feat_dim": "$feat_dim"})}

@@ -12,7 +12,6 @@ Differs:  K is at most the images of other classes, so that negatives are drawn 
           They are drawn anew for each image on the training device, and scored by one product with the whole memory.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -20,20 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.distill import (
-    Batch,
-    Distiller,
-    Hyper,
-    NegativeSampler,
-    Output,
-    Shapes,
-    initial_memory,
-    mix,
-    no_negatives,
-    register,
-    scores,
-    smallest_pool,
-)
+from kdbench.distill import Context, Distiller, Golden, Hyper, MemoryBank, Shapes, Step, lacks_negatives, register
 
 EPS = 1e-7  # inside the logarithms, as in the authors' code
 
@@ -70,54 +56,45 @@ def nce(probabilities: Tensor, images: int) -> Tensor:
     return -(own + others).mean()
 
 
-@register("crd", CRDHyper, paper="arXiv:1910.10699", core=True)
+@register("crd", CRDHyper, paper="arXiv:1910.10699", year=2020, kind="contrastive", group="paper")
 class CRD(Distiller[CRDHyper]):
-    """`memory_student` and `memory_teacher` hold an embedding of every training image, [N, D].
+    """`bank` holds an embedding of every training image by both networks."""
 
-    `Z_student` belongs to the term with the student as anchor, `Z_teacher` to the other; 0 means not yet set.
-    """
-
-    memory_student: Tensor
-    memory_teacher: Tensor
-    Z_student: Tensor
-    Z_teacher: Tensor
-
-    def __init__(self, hyper: CRDHyper, shapes: Shapes, generator: torch.Generator) -> None:
-        super().__init__(hyper, shapes, generator)
-        self.embed_student = nn.Linear(shapes.student.embedding, hyper.feat_dim)
-        self.embed_teacher = nn.Linear(shapes.teacher.embedding, hyper.feat_dim)
-        self.register_buffer("memory_student", initial_memory(len(shapes.labels), hyper.feat_dim))
-        self.register_buffer("memory_teacher", initial_memory(len(shapes.labels), hyper.feat_dim))
-        self.register_buffer("Z_student", torch.zeros(()))
-        self.register_buffer("Z_teacher", torch.zeros(()))
-        self.negatives: Callable[[Batch, torch.Generator], Tensor] = NegativeSampler(
-            shapes.labels, min(hyper.nce_k, smallest_pool(shapes))
+    def __init__(self, hyper: CRDHyper, context: Context) -> None:
+        super().__init__(hyper, context)
+        self.embed_student = nn.Linear(context.student.embedding_dim, hyper.feat_dim)
+        self.embed_teacher = nn.Linear(context.teacher.embedding_dim, hyper.feat_dim)
+        self.bank = MemoryBank(
+            context.labels, hyper.feat_dim, negatives=hyper.nce_k, temperature=hyper.nce_t, momentum=hyper.nce_m
         )
-        self._fresh: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
 
     @classmethod
     def supports(cls, hyper: CRDHyper, shapes: Shapes) -> str | None:
-        return no_negatives(shapes)
+        return lacks_negatives(shapes)
 
-    def losses(self, student: Output, teacher: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
-        anchor_s = F.normalize(self.embed_student(student.embedding))  # [B, D]
-        anchor_t = F.normalize(self.embed_teacher(teacher.embedding))
-        rows = torch.cat([batch.indices[:, None], self.negatives(batch, self.generator)], dim=1)  # [B, 1 + K]
-        scores_s, z_student = scores(anchor_s, self.memory_teacher, rows, self.Z_student, self.hyper.nce_t)
-        scores_t, z_teacher = scores(anchor_t, self.memory_student, rows, self.Z_teacher, self.hyper.nce_t)
-        self._fresh = (anchor_s.detach(), anchor_t.detach(), z_student, z_teacher)
-        weight, images = self.hyper.crd_weight, len(self.memory_student)
-        return {"nce_student": weight * nce(scores_s, images), "nce_teacher": weight * nce(scores_t, images)}
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        student = F.normalize(self.embed_student(step.student.embedding))  # [B, D]
+        teacher = F.normalize(self.embed_teacher(step.teacher.embedding))
+        of_student, of_teacher = self.bank.scores(student, teacher, step.batch, self.generator)  # [B, 1 + K]
+        weight, images = self.hyper.crd_weight, len(self.bank.memory_student)
+        return {"nce_student": weight * nce(of_student, images), "nce_teacher": weight * nce(of_teacher, images)}
 
-    def after_backward(self, batch: Batch) -> None:
-        if self._fresh is None:
-            raise RuntimeError("after_backward before losses")
-        fresh_s, fresh_t, z_student, z_teacher = self._fresh
-        self._fresh = None
-        self.Z_student.copy_(z_student)
-        self.Z_teacher.copy_(z_teacher)
-        mix(self.memory_student, batch.indices, fresh_s, self.hyper.nce_m)
-        mix(self.memory_teacher, batch.indices, fresh_t, self.hyper.nce_m)
+    def after_backward(self, step: Step) -> None:
+        self.bank.update(step.batch)
 
     def extra_info(self) -> dict[str, bool | int | float | str]:
-        return {"negatives": self.negatives.k} if isinstance(self.negatives, NegativeSampler) else {}
+        return {"negatives": self.bank.negatives}
+
+
+GOLDEN = {
+    "crd": Golden(
+        student={"embedding": "f_s"},
+        teacher={"embedding": "f_t"},
+        settings={"feat_dim": "$feat_dim", "nce_k": "$nce_k", "nce_t": "$nce_t", "nce_m": "$nce_m"},
+        indices="idx",
+        negatives="contrast_idx",
+        images="n_data",
+        state_prefix="bank.",
+        terms={"nce_student": "student_term", "nce_teacher": "teacher_term"},
+    )
+}

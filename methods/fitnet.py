@@ -9,11 +9,10 @@ Differs:  one stage: the hint is matched throughout training together with the l
 from dataclasses import dataclass
 from typing import Annotated
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdbench.distill import Batch, ConvRegressor, Distiller, Hyper, Output, Shapes, no_maps, register
+from kdbench.distill import Context, ConvRegressor, Distiller, Golden, Hyper, Shapes, Step, lacks_feature_maps, register
 
 
 @dataclass(frozen=True)
@@ -27,27 +26,32 @@ class FitNetHyper(Hyper):
             raise ValueError(f"hint_layer must not be negative, got {self.hint_layer}")
 
 
-@register("fitnet", FitNetHyper, paper="arXiv:1412.6550", core=True)
+@register("fitnet", FitNetHyper, paper="arXiv:1412.6550", year=2015, kind="features", group="paper")
 class FitNet(Distiller[FitNetHyper]):
     """`regressor` is trained with the student."""
 
-    def __init__(self, hyper: FitNetHyper, shapes: Shapes, generator: torch.Generator) -> None:
-        super().__init__(hyper, shapes, generator)
+    def __init__(self, hyper: FitNetHyper, context: Context) -> None:
+        super().__init__(hyper, context)
         layer = hyper.hint_layer
         self.regressor = ConvRegressor(
-            shapes.student.feature_maps[layer], shapes.teacher.feature_maps[layer], relu=True
+            context.student.feature_maps[layer], context.teacher.feature_maps[layer], relu=True
         )
 
     @classmethod
     def supports(cls, hyper: FitNetHyper, shapes: Shapes) -> str | None:
-        if reason := no_maps(shapes):
+        if reason := lacks_feature_maps(shapes):
             return reason
         layer = hyper.hint_layer
         if layer >= min(len(shapes.student.feature_maps), len(shapes.teacher.feature_maps)):
             return f"there is no map {layer} in both networks"
         return ConvRegressor.incompatibility(shapes.student.feature_maps[layer], shapes.teacher.feature_maps[layer])
 
-    def losses(self, student: Output, teacher: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
+    def losses(self, step: Step) -> dict[str, Tensor]:
         layer = self.hyper.hint_layer
-        error = F.mse_loss(self.regressor(student.feature_maps[layer]), teacher.feature_maps[layer])
+        error = F.mse_loss(self.regressor(step.student.feature_maps[layer]), step.teacher.feature_maps[layer])
         return {"hint": self.hyper.fitnet_weight * error}
+
+
+GOLDEN = {
+    "fitnet": Golden(student={"feature_maps": "f_s"}, teacher={"feature_maps": "f_t"}, settings={"hint_layer": 1})
+}

@@ -18,14 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdbench.distill import (
-    Batch,
     Distiller,
+    Golden,
     Hyper,
-    Output,
     Pretraining,
     Shapes,
+    Step,
+    lacks_feature_maps,
     match_spatial_size,
-    no_maps,
     register,
     sum_losses,
 )
@@ -45,13 +45,13 @@ def flow(maps: Sequence[Tensor]) -> list[Tensor]:
     return found
 
 
-@register("fsp", FSPHyper, paper="CVPR 2017", core=True)
+@register("fsp", FSPHyper, paper="CVPR 2017", year=2017, kind="relations", group="paper")
 class FSP(Distiller[FSPHyper]):
     """Has no helper modules, and no term in the main stage."""
 
     @classmethod
     def supports(cls, hyper: FSPHyper, shapes: Shapes) -> str | None:
-        if reason := no_maps(shapes):
+        if reason := lacks_feature_maps(shapes):
             return reason
         own, target = ([shape[0] for shape in side.feature_maps] for side in (shapes.student, shapes.teacher))
         if own != target:
@@ -61,6 +61,9 @@ class FSP(Distiller[FSPHyper]):
     def pretraining(self) -> Pretraining:
         return Pretraining(student=True)
 
-    def pretraining_losses(self, student: Output, teacher: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
-        pairs = zip(flow(student.feature_maps), flow(teacher.feature_maps), strict=True)
+    def pretraining_losses(self, step: Step) -> dict[str, Tensor]:
+        pairs = zip(flow(step.student.feature_maps), flow(step.teacher.feature_maps), strict=True)
         return {"flow": self.hyper.fsp_weight * sum_losses(F.mse_loss(own, target) for own, target in pairs)}
+
+
+GOLDEN = {"fsp": Golden(student={"feature_maps": "g_s"}, teacher={"feature_maps": "g_t"}, pretraining=True, stem=True)}

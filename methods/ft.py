@@ -19,15 +19,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.distill import (
-    Batch,
+    Context,
     Distiller,
+    Golden,
     Hyper,
-    Output,
     Pretraining,
     Shapes,
+    Step,
     attention,
+    lacks_positions,
     match_spatial_size,
-    no_positions,
     register,
 )
 
@@ -89,20 +90,20 @@ class Translator(nn.Module):
         self.encoder = _encoder(channels, factor, norm=True)
 
 
-@register("ft", FTHyper, paper="arXiv:1802.04977", core=True)
+@register("ft", FTHyper, paper="arXiv:1802.04977", year=2018, kind="features", group="paper")
 class FT(Distiller[FTHyper]):
     """`paraphraser` is trained first, `translator` with the student."""
 
-    def __init__(self, hyper: FTHyper, shapes: Shapes, generator: torch.Generator) -> None:
-        super().__init__(hyper, shapes, generator)
-        factor = int(shapes.teacher.feature_maps[-1][0] * hyper.k)
-        self.translator = Translator(shapes.student.feature_maps[-1][0], factor)
-        self.paraphraser = Paraphraser(shapes.teacher.feature_maps[-1][0], factor)
-        self._slow = shapes.student_family in ("resnet", "wrn")
+    def __init__(self, hyper: FTHyper, context: Context) -> None:
+        super().__init__(hyper, context)
+        factor = int(context.teacher.feature_maps[-1][0] * hyper.k)
+        self.translator = Translator(context.student.feature_maps[-1][0], factor)
+        self.paraphraser = Paraphraser(context.teacher.feature_maps[-1][0], factor)
+        self._slow = context.student_family in ("resnet", "wrn")
 
     @classmethod
     def supports(cls, hyper: FTHyper, shapes: Shapes) -> str | None:
-        if reason := no_positions(shapes, last_only=True):
+        if reason := lacks_positions(shapes, last_only=True):
             return reason
         if int(shapes.teacher.feature_maps[-1][0] * hyper.k) < 1:
             return "k leaves no channel to the factor"
@@ -111,12 +112,22 @@ class FT(Distiller[FTHyper]):
     def pretraining(self) -> Pretraining:
         return Pretraining(modules=(self.paraphraser,), lr=0.01 if self._slow else None)
 
-    def pretraining_losses(self, student: Output, teacher: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
-        target = teacher.feature_maps[-1]
+    def pretraining_losses(self, step: Step) -> dict[str, Tensor]:
+        target = step.teacher.feature_maps[-1]
         return {"reconstruction": F.mse_loss(self.paraphraser.decoder(self.paraphraser.encoder(target)), target)}
 
-    def losses(self, student: Output, teacher: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
+    def losses(self, step: Step) -> dict[str, Tensor]:
         with torch.no_grad():
-            target = self.paraphraser.encoder(teacher.feature_maps[-1])
-        own = self.translator.encoder(student.feature_maps[-1])
+            target = self.paraphraser.encoder(step.teacher.feature_maps[-1])
+        own = self.translator.encoder(step.student.feature_maps[-1])
         return {"factor": self.hyper.ft_weight * factor_distance(own, target)}
+
+
+GOLDEN = {
+    "ft": Golden(
+        student={"feature_maps": "f_s"},
+        teacher={"feature_maps": "f_t"},
+        settings={"k": "$k"},
+        also_pretraining="out.paraphraser_reconstruction",
+    )
+}

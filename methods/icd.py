@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.distill import Batch, Distiller, Hyper, Output, Shapes, register
+from kdbench.distill import Context, Distiller, Golden, Hyper, Step, register
 
 
 @dataclass(frozen=True)
@@ -56,23 +56,33 @@ def contrastive_and_invariance(student: Tensor, teacher: Tensor, scale: Tensor, 
     return contrastive, (log_q.exp() * (log_q - log_p)).sum(dim=1).mean()
 
 
-@register("icd", ICDHyper, paper="arXiv:2407.11802", core=True)
+@register("icd", ICDHyper, paper="arXiv:2407.11802", year=2024, kind="contrastive", group="paper")
 class ICD(Distiller[ICDHyper]):
     """Parameters carry the names of the authors' code: two embeddings, `log_temperature_tau`, `bias_b`."""
 
-    def __init__(self, hyper: ICDHyper, shapes: Shapes, generator: torch.Generator) -> None:
-        super().__init__(hyper, shapes, generator)
-        self.embed_student = nn.Linear(shapes.student.embedding, hyper.feat_dim)
-        self.embed_teacher = nn.Linear(shapes.teacher.embedding, hyper.feat_dim)
+    def __init__(self, hyper: ICDHyper, context: Context) -> None:
+        super().__init__(hyper, context)
+        self.embed_student = nn.Linear(context.student.embedding_dim, hyper.feat_dim)
+        self.embed_teacher = nn.Linear(context.teacher.embedding_dim, hyper.feat_dim)
         self.log_temperature_tau = nn.Parameter(torch.tensor(hyper.init_tau))
         self.bias_b = nn.Parameter(torch.tensor(hyper.init_b))
 
-    def losses(self, student: Output, teacher: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
+    def losses(self, step: Step) -> dict[str, Tensor]:
         contrastive, invariance = contrastive_and_invariance(
-            F.normalize(self.embed_student(student.embedding)),
-            F.normalize(self.embed_teacher(teacher.embedding)),
+            F.normalize(self.embed_student(step.student.embedding)),
+            F.normalize(self.embed_teacher(step.teacher.embedding)),
             self.log_temperature_tau.exp().clamp(max=self.hyper.max_tau),
             self.bias_b,
         )
         weight = self.hyper.icd_weight
         return {"contrastive": weight * contrastive, "invariance": weight * self.hyper.alpha * invariance}
+
+
+GOLDEN = {
+    "icd": Golden(
+        student={"embedding": "f_s"},
+        teacher={"embedding": "f_t"},
+        settings={"feat_dim": "$feat_dim", "alpha": "$alpha", "max_tau": "$max_tau"},
+        terms={"contrastive": "out.contrastive", "invariance": "out.invariance/alpha"},
+    )
+}

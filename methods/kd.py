@@ -3,13 +3,13 @@
 Paper:    Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", arXiv:1503.02531, §2.
 Loss:     0.1 · CE(labels) + 0.9 · T² · KL(softmax(teacher/T) ‖ softmax(student/T)), averaged over the batch.
 Defaults: weights 0.1 and 0.9, T = 4: the settings behind the published CIFAR-100 tables (RepDistiller's scripts).
-Differs:  in nothing. The harness computes both terms; this method has none of its own.
+Differs:  in nothing. The trainer computes both terms; this method has none of its own.
 """
 
 from dataclasses import dataclass
 from typing import Annotated
 
-from kdbench.distill import Distiller, Hyper, register
+from kdbench.distill import Distiller, Golden, Hyper, Requires, register
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,20 @@ class KDHyper(Hyper):
     kd_weight: Annotated[float, "weight of the KL divergence to the teacher's softened class probabilities"] = 0.9
 
 
-@register("kd", KDHyper, paper="arXiv:1503.02531", core=True)
+@register("kd", KDHyper, paper="arXiv:1503.02531", year=2015, kind="logits", group="paper")
 class KD(Distiller[KDHyper]):
-    """Adds no term to the harness's cross-entropy and KL divergence."""
+    """Adds no term to the trainer's cross-entropy and KL divergence, which is averaged over several teachers."""
+
+    @classmethod
+    def requires(cls, hyper: KDHyper) -> Requires:
+        return Requires(max_teachers=None)
+
+
+GOLDEN = {
+    "kd": Golden(
+        student={"logits": "y_s"},
+        teacher={"logits": "y_t"},
+        labels="labels",
+        settings={"kd_weight": 1.0, "kd_temperature": "$T"},
+    )
+}

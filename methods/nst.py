@@ -15,15 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdbench.distill import (
-    Batch,
     Distiller,
+    Golden,
     Hyper,
-    Output,
     Shapes,
+    Step,
+    lacks_feature_maps,
     match_spatial_size,
-    no_maps,
+    match_stages,
     register,
-    stages,
     sum_losses,
 )
 
@@ -48,14 +48,17 @@ def _kernel(left: Tensor, right: Tensor) -> Tensor:
     return (left @ right.transpose(1, 2)).square().mean()
 
 
-@register("nst", NSTHyper, paper="arXiv:1707.01219", core=True)
+@register("nst", NSTHyper, paper="arXiv:1707.01219", year=2017, kind="features", group="paper")
 class NST(Distiller[NSTHyper]):
     """No helper modules."""
 
     @classmethod
     def supports(cls, hyper: NSTHyper, shapes: Shapes) -> str | None:
-        return no_maps(shapes)
+        return lacks_feature_maps(shapes)
 
-    def losses(self, student: Output, teacher: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
-        pairs = stages(student.feature_maps, teacher.feature_maps)
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        pairs = match_stages(step.student.feature_maps, step.teacher.feature_maps)
         return {"discrepancy": self.hyper.nst_weight * sum_losses(squared_discrepancy(*pair) for pair in pairs)}
+
+
+GOLDEN = {"nst": Golden(student={"feature_maps": "g_s"}, teacher={"feature_maps": "g_t"})}

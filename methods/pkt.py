@@ -14,7 +14,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from kdbench.distill import Batch, Distiller, Hyper, Output, register
+from kdbench.distill import Distiller, Golden, Hyper, Step, register
 
 EPS = 1e-7  # in the norms and in the logarithm, as in the authors' code
 
@@ -43,9 +43,14 @@ def _neighbours(embedding: Tensor) -> Tensor:
     return probabilities
 
 
-@register("pkt", PKTHyper, paper="arXiv:1803.10837", core=True)
+@register("pkt", PKTHyper, paper="arXiv:1803.10837", year=2018, kind="relations", group="paper")
 class PKT(Distiller[PKTHyper]):
     """No helper modules."""
 
-    def losses(self, student: Output, teacher: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
-        return {"divergence": self.hyper.pkt_weight * neighbour_divergence(student.embedding, teacher.embedding)}
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        return {
+            "divergence": self.hyper.pkt_weight * neighbour_divergence(step.student.embedding, step.teacher.embedding)
+        }
+
+
+GOLDEN = {"pkt": Golden(student={"embedding": "f_s"}, teacher={"embedding": "f_t"})}

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdbench.distill import Batch, Distiller, Hyper, Output, register
+from kdbench.distill import Distiller, Golden, Hyper, Step, register
 
 EPS = 1e-12  # below the root, as in the authors' code
 
@@ -44,13 +44,23 @@ def angles(embedding: Tensor) -> Tensor:
     return differences @ differences.transpose(1, 2)
 
 
-@register("rkd", RKDHyper, paper="arXiv:1904.05068", core=True)
+@register("rkd", RKDHyper, paper="arXiv:1904.05068", year=2019, kind="relations", group="paper")
 class RKD(Distiller[RKDHyper]):
     """No helper modules."""
 
-    def losses(self, student: Output, teacher: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
-        own, target, hyper = student.embedding, teacher.embedding.detach(), self.hyper
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        own, target, hyper = step.student.embedding, step.teacher.embedding.detach(), self.hyper
         return {
             "distance": hyper.rkd_weight * hyper.distance_weight * F.smooth_l1_loss(distances(own), distances(target)),
             "angle": hyper.rkd_weight * hyper.angle_weight * F.smooth_l1_loss(angles(own), angles(target)),
         }
+
+
+GOLDEN = {
+    "rkd": Golden(
+        student={"embedding": "f_s"},
+        teacher={"embedding": "f_t"},
+        settings={"distance_weight": "$w_d", "angle_weight": "$w_a"},
+        terms={"distance": "out.distance/distance_weight", "angle": "out.angle/angle_weight"},
+    )
+}

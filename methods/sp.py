@@ -13,7 +13,7 @@ from typing import Annotated
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdbench.distill import Batch, Distiller, Hyper, Output, Shapes, no_maps, register
+from kdbench.distill import Distiller, Golden, Hyper, Shapes, Step, lacks_feature_maps, register
 
 
 @dataclass(frozen=True)
@@ -32,15 +32,19 @@ def batch_similarity(student: Tensor, teacher: Tensor) -> Tensor:
     return (own - target).square().sum() / len(student) ** 2
 
 
-@register("sp", SPHyper, paper="arXiv:1907.09682", core=True)
+@register("sp", SPHyper, paper="arXiv:1907.09682", year=2019, kind="relations", group="paper")
 class SP(Distiller[SPHyper]):
     """No helper modules."""
 
     @classmethod
     def supports(cls, hyper: SPHyper, shapes: Shapes) -> str | None:
-        return no_maps(shapes)
+        return lacks_feature_maps(shapes)
 
-    def losses(self, student: Output, teacher: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
+    def losses(self, step: Step) -> dict[str, Tensor]:
         return {
-            "similarity": self.hyper.sp_weight * batch_similarity(student.feature_maps[-1], teacher.feature_maps[-1])
+            "similarity": self.hyper.sp_weight
+            * batch_similarity(step.student.feature_maps[-1], step.teacher.feature_maps[-1])
         }
+
+
+GOLDEN = {"sp": Golden(student={"feature_maps": "g_s"}, teacher={"feature_maps": "g_t"})}

@@ -8,7 +8,7 @@ Differs:  in nothing.
 
 from dataclasses import dataclass, fields
 
-from kdbench.distill import Distiller, Hyper, register
+from kdbench.distill import Distiller, Hyper, Requires, register
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,10 @@ class VanillaHyper(Hyper):
             raise ValueError("vanilla has no settings: it is the same network in every table")
 
 
-@register("vanilla", VanillaHyper, paper="-")
+@register("vanilla", VanillaHyper, paper="-", kind="control", group="control")
 class Vanilla(Distiller[VanillaHyper]):
-    """Adds no term to the harness's cross-entropy."""
+    """Adds no term to the trainer's cross-entropy."""
+
+    @classmethod
+    def requires(cls, hyper: VanillaHyper) -> Requires:
+        return Requires(min_teachers=0, max_teachers=None)

@@ -18,15 +18,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.distill import (
-    Batch,
+    Context,
     Distiller,
+    Golden,
     Hyper,
-    Output,
     Shapes,
+    Step,
+    lacks_feature_maps,
     match_spatial_size,
-    no_maps,
+    match_stages,
     register,
-    stages,
     sum_losses,
 )
 
@@ -69,20 +70,29 @@ class Predictor(nn.Module):
         return likelihood
 
 
-@register("vid", VIDHyper, paper="arXiv:1904.05835", core=True)
+@register("vid", VIDHyper, paper="arXiv:1904.05835", year=2019, kind="features", group="paper")
 class VID(Distiller[VIDHyper]):
     """`vid.i` belongs to the i-th pair of stages."""
 
-    def __init__(self, hyper: VIDHyper, shapes: Shapes, generator: torch.Generator) -> None:
-        super().__init__(hyper, shapes, generator)
-        pairs = stages(shapes.student.feature_maps, shapes.teacher.feature_maps)
+    def __init__(self, hyper: VIDHyper, context: Context) -> None:
+        super().__init__(hyper, context)
+        pairs = match_stages(context.student.feature_maps, context.teacher.feature_maps)
         self.vid = nn.ModuleList(Predictor(student[0], teacher[0], hyper) for student, teacher in pairs)
 
     @classmethod
     def supports(cls, hyper: VIDHyper, shapes: Shapes) -> str | None:
-        return no_maps(shapes)
+        return lacks_feature_maps(shapes)
 
-    def losses(self, student: Output, teacher: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
-        pairs = stages(student.feature_maps, teacher.feature_maps)
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        pairs = match_stages(step.student.feature_maps, step.teacher.feature_maps)
         terms = (predictor(*pair) for predictor, pair in zip(self.vid, pairs, strict=True))
         return {"likelihood": self.hyper.vid_weight * sum_losses(terms)}
+
+
+GOLDEN = {
+    "vid": Golden(
+        student={"feature_maps": "g_s"},
+        teacher={"feature_maps": "g_t"},
+        settings={"init_pred_var": "$init_pred_var", "eps": "$eps"},
+    )
+}

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdbench.cli import main
+from kdbench.cli.main import main
 from kdbench.models import build
 
 ROOT = Path(__file__).resolve().parents[1]

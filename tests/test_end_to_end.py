@@ -119,7 +119,7 @@ def test_a_new_file_is_a_new_method(tmp_path: Path) -> None:
     runner.write_text(
         f"import sys; sys.path[:0] = [{str(ROOT)!r}]\n"
         f"import kdbench.methods; kdbench.methods.__path__.append({str(package)!r})\n"
-        "from kdbench.cli import main\nsys.exit(main())\n"
+        "from kdbench.cli.main import main\nsys.exit(main())\n"
     )
     out = tmp_path / "out"
     listed = subprocess.run(

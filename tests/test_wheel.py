@@ -21,7 +21,7 @@ def test_the_wheel_carries_methods_and_published_numbers(tmp_path: Path) -> None
     assert not (site / "tests").exists()
     assert (site / "kdbench" / "methods" / "golden.toml").is_file()
     probe = (
-        "import kdbench, sys; from pathlib import Path; from kdbench.cli import main;"
+        "import kdbench, sys; from pathlib import Path; from kdbench.cli.main import main;"
         "from kdbench.report import published;"
         "assert Path(kdbench.__file__).is_relative_to(sys.argv[1]), kdbench.__file__;"
         "assert published.path().is_relative_to(sys.argv[1]), published.path();"

@@ -37,7 +37,7 @@ class PairFigures:
     ) -> None:
         dataset, recipe, teacher, student = place
         taught = next(record.trial for record in records if record.trial.teacher)
-        self.images, self.seed = networks.images, seed
+        self.images, self.seed = networks.dataset, seed
         self.labels = self.images.test.labels
         self.caption = f"{dataset}, {recipe}; {teacher} → {student}; seed {seed}"
         self.teacher = networks.teacher(taught)

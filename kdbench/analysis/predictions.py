@@ -1,67 +1,116 @@
-"""What trained networks say of the test images."""
+"""What trained networks predict for the test images."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from kdbench.core.data import Normalization
 from kdbench.core.record import Record
-from kdbench.core.trial import Trial
-from kdbench.data.dataset import ImageSet
-from kdbench.data.resident import in_order
+from kdbench.core.trial import Cohort, TeacherSource, Trial
+from kdbench.data.dataset import Dataset
+from kdbench.data.resident import Loader, sequential_batches
 from kdbench.models import info, restore
 from kdbench.models.output import Output
 from kdbench.results import Store
+from kdbench.train.cohort import build_student
 from kdbench.train.device import on_device
 from kdbench.train.evaluate import EVALUATION_BATCH, autocast
-from kdbench.train.teacher import from_file
+from kdbench.train.teacher import Teachers, load_teacher_file
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """One network's answers to the whole test split, in its order; on the CPU."""
+    """One network's outputs for the whole test split, in its order; on the CPU."""
 
     logits: Tensor  # float32 [N, C]
-    embedding: Tensor  # float32 [N, D], what the classifier read
+    embedding: Tensor  # float32 [N, D], the input of the network's classifier
 
 
 class ModelLoader:
-    """The networks of a results folder that were trained on some images."""
+    """The networks of a results folder that were trained on a data set."""
 
-    def __init__(self, store: Store, images: ImageSet, device: torch.device) -> None:
-        self.store, self.images, self.device = store, images, device
+    def __init__(self, store: Store, dataset: Dataset, device: torch.device) -> None:
+        self.store, self.dataset, self.device = store, dataset, device
 
     def student(self, record: Record) -> Predictions:
         """Raises ValueError if its weights are missing or damaged."""
-        return self._look(record.trial.arch, self.store.weights(record), record.trial.precision)
+        trial = record.trial
+        network = self._restore(trial.arch, trial, self.store.weights(record))
+        deployed = self._deployment(record, network) if self.store.weights(record, "deploy") else None
+        return self._predict(network, info(trial.arch).normalization, trial.precision, deployed)
 
     def teacher(self, trial: Trial) -> Predictions:
-        """The one that taught this trial. Raises ValueError if its weights are missing or were changed."""
-        source = trial.teacher
-        if source is None:
+        """The trial's teacher; of several, the mean of their class probabilities and all of their embeddings.
+
+        Raises ValueError if weights are missing or were changed.
+        """
+        if not trial.teachers:
             raise ValueError(f"{trial.id} had no teacher")
+        found = [
+            self._predict(
+                self._restore(source.arch, trial, self._teacher_weights(source, trial)),
+                info(source.arch).normalization,
+                trial.precision,
+            )
+            for source in trial.teachers
+        ]
+        if len(found) == 1:
+            return found[0]
+        probabilities = torch.stack([predictions.logits.softmax(dim=1) for predictions in found]).mean(dim=0)
+        embeddings = torch.cat([predictions.embedding for predictions in found], dim=1)
+        return Predictions(probabilities.log(), embeddings)
+
+    def _teacher_weights(self, source: TeacherSource, trial: Trial) -> dict[str, Tensor]:
         if source.file:
-            weights = from_file(source, trial.data)
-        else:
-            record = self.store.find(source.trial or "")
-            if record is None:
-                raise ValueError(f"the teacher {source.arch} of {trial.id} has no record")
-            weights = self.store.weights(record)
-        return self._look(source.arch, weights, trial.precision)
+            return load_teacher_file(source, trial.data)
+        record = self.store.find(source.trial or "")
+        if record is None:
+            raise ValueError(f"the teacher {source.arch} of {trial.id} has no record")
+        return self.store.weights(record)
+
+    def _restore(self, arch: str, trial: Trial, weights: dict[str, Tensor]) -> nn.Module:
+        return on_device(restore(arch, trial.data.classes, trial.data.size, weights), self.device).eval()
+
+    def _deployment(self, record: Record, network: nn.Module) -> nn.Module:
+        """The network together with what its method predicts with."""
+        trial = record.trial
+        cohort = Cohort(trial.data, trial.recipe, trial.seed, trial.precision, trial.teachers, (trial,))
+        trained = [source for source in cohort.sources.values() if not source.file]
+        weights = {source.key: self._teacher_weights(source, trial) for source in trained}
+        teachers = Teachers(cohort, weights, self.device, trial.extra_teachers)
+        normalizations = [each for teacher in teachers.teachers if (each := teacher.normalization)]
+        recipe = trial.recipe
+        loader = Loader(
+            self.dataset,
+            batch_size=min(recipe.batch_size, self.dataset.info.train),
+            pad=recipe.pad,
+            device=self.device,
+            seed=trial.seed,
+            normalizations=normalizations,
+        )
+        student = build_student(trial, self.dataset, teachers, loader)
+        deployed = student.distiller.deploy(student.network)
+        state = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
+        state |= {f"deploy.{name}": tensor for name, tensor in self.store.weights(record, "deploy").items()}
+        deployed.load_state_dict(state)
+        return deployed.eval()
 
     @torch.no_grad()
-    def _look(self, arch: str, weights: Mapping[str, Tensor], precision: str) -> Predictions:
-        """Show the test split to a network in evaluation mode."""
-        info_of, data = info(arch), self.images.info
-        network = on_device(restore(arch, data.classes, data.size, weights), self.device).eval()
-        normalizations = {info_of.normalization} if info_of.normalization else set()
+    def _predict(
+        self, network: nn.Module, normalization: Normalization | None, precision: str, deployed: nn.Module | None = None
+    ) -> Predictions:
+        """Outputs for the test split, in evaluation mode."""
         logits, embeddings = [], []
-        for batch in in_order(self.images.test, data, EVALUATION_BATCH, self.device, normalizations):
+        normalizations = [normalization] if normalization else []
+        test = sequential_batches(self.dataset.test, self.dataset.info, EVALUATION_BATCH, self.device, normalizations)
+        for batch in test:
+            images = batch.images_for(normalization)
             with autocast(self.device, precision):
-                output: Output = network(batch.images_for(info_of.normalization), pre_activations=False)
-            logits.append(output.logits.float().cpu())
+                output: Output = network(images, pre_activations=False)
+                predicted: Tensor = output.logits if deployed is None else deployed(images)
+            logits.append(predicted.float().cpu())
             embeddings.append(output.embedding.float().cpu())
         return Predictions(torch.cat(logits), torch.cat(embeddings))

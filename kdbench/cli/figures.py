@@ -24,7 +24,7 @@ from kdbench.core.record import Record
 from kdbench.data.registry import describe_datasets
 
 if TYPE_CHECKING:
-    from kdbench.data.sources import ImageSet
+    from kdbench.data.sources import Dataset
 
 DESCRIPTION = """\
 Show what the students learned beside their teacher: differences of their logits by class (the paper's picture), t-SNE,
@@ -76,7 +76,7 @@ def carry(args: argparse.Namespace) -> int:
     pairs: dict[tuple[str, str, str, str], list[Record]] = {}
     for record in mine:
         if record.trial.teacher:
-            pairs.setdefault((*table_of(record), record.trial.teacher.arch, record.trial.arch), []).append(record)
+            pairs.setdefault((*table_of(record), record.trial.teacher, record.trial.arch), []).append(record)
     device = resolve_device(args.device)
     configure_torch(device, mine[0].trial.precision, args.threads)
     networks, measured, paths = ModelLoader(store, images, device), [], []
@@ -104,7 +104,7 @@ def carry(args: argparse.Namespace) -> int:
     return 0
 
 
-def _images(args: argparse.Namespace, chosen: Sequence[Record]) -> ImageSet:
+def _images(args: argparse.Namespace, chosen: Sequence[Record]) -> Dataset:
     """The images on which some of the chosen networks were trained. Raises UserError."""
     from kdbench.data.sources import prepare
 

@@ -38,7 +38,7 @@ def _list_methods(_: str) -> Rows:
     rows = [
         (
             info.name,
-            "yes" if info.core else "",
+            "yes" if info.group == "paper" else "",
             info.paper,
             info.summary,
             " ".join(f"{setting.name}={setting.default}" for setting in info.settings),

@@ -19,7 +19,7 @@ from kdbench.report import BASELINE
 from kdbench.report.epoch_rules import RULES
 
 if TYPE_CHECKING:
-    from kdbench.data.sources import ImageSet
+    from kdbench.data.sources import Dataset
     from kdbench.results import Store
 
 
@@ -84,7 +84,7 @@ def data_dir() -> Path:
     return platformdirs.user_cache_path("kdbench")
 
 
-def build_catalog(images: ImageSet | None) -> Catalog:
+def build_catalog(images: Dataset | None) -> Catalog:
     """What the plan may ask of methods and models; without images no method has an incompatibility."""
     from kdbench import models
     from kdbench.distill import Shapes, registry
@@ -93,9 +93,9 @@ def build_catalog(images: ImageSet | None) -> Catalog:
 
     def incompatibility(name: str, settings: Mapping[str, Value], pair: Pair, data: DataInfo) -> str | None:
         assert images is not None
-        student, teacher = (models.features(arch, data.classes, data.size) for arch in (pair.student, pair.teacher))
+        student, *teachers = (models.features(arch, data.classes, data.size) for arch in (pair.student, *pair.teachers))
         family = models.info(pair.student).family
-        shapes = Shapes(student, teacher, data.classes, images.train.labels, family)
+        shapes = Shapes(student, tuple(teachers), data.classes, images.train.labels, family)
         return registry.incompatibility(name, settings, shapes)
 
     return Catalog(infos, models.info, incompatibility, registry.discover())

@@ -33,7 +33,7 @@ from kdbench.plan import pairs, recipes
 from kdbench.plan.parsing import parse_interval, parse_seeds
 
 if TYPE_CHECKING:
-    from kdbench.data.sources import ImageSet
+    from kdbench.data.sources import Dataset
 
 DESCRIPTION = """\
 Compare knowledge-distillation methods for image classifiers: every method trained under one protocol, on the same
@@ -117,16 +117,19 @@ def carry(args: argparse.Namespace) -> int:
     from kdbench.plan.expand import Request, expand
     from kdbench.plan.expressions import parse
     from kdbench.results import Store
+    from kdbench.run.executors.local import LocalExecutor
     from kdbench.run.runner import run_plan
     from kdbench.train.checkpoint import Checkpoints
-    from kdbench.train.cohort import LocalExecutor
     from kdbench.train.device import configure_torch, describe_environment, resolve_device, resolve_precision
 
     device = resolve_device(args.device)
     precision = resolve_precision(args.precision, device, recipe.size)
     catalog = build_catalog(None)
     methods = parse(args.methods, catalog)
-    canonical = [Pair(catalog.model(p.teacher).name, catalog.model(p.student).name) for p in chosen_pairs]
+    canonical = [
+        Pair(tuple(catalog.model(arch).name for arch in pair.teachers), catalog.model(pair.student).name)
+        for pair in chosen_pairs
+    ]
     chosen_pairs = tuple(dict.fromkeys(canonical))
     store = Store(args.out)
     if not args.dry_run:
@@ -134,7 +137,7 @@ def carry(args: argparse.Namespace) -> int:
         store.remove_stale()
     images = prepare(request, args.data_dir or data_dir())
     catalog = build_catalog(images)
-    for arch in dict.fromkeys(name for pair in chosen_pairs for name in (pair.teacher, pair.student)):
+    for arch in dict.fromkeys(arch for pair in chosen_pairs for arch in pair.archs):
         models.features(arch, images.info.classes, images.info.size)  # or one sentence on what does not fit
     files = _teacher_files(args, chosen_pairs, images.info)
     before = store.finished_at()  # first of all: what another process finishes from now on is not done again
@@ -176,7 +179,7 @@ def _rerun(text: str | None) -> frozenset[str]:
 
 
 def _teacher_files(args: argparse.Namespace, chosen: Sequence[Pair], data: DataInfo) -> dict[str, TeacherSource]:
-    archs = list(dict.fromkeys(pair.teacher for pair in chosen))
+    archs = list(dict.fromkeys(arch for pair in chosen for arch in pair.teachers))
     if args.teacher is None and args.teacher_dir is None:
         return {}
     if args.teacher and args.teacher_dir:
@@ -206,20 +209,20 @@ def _announce(plan: Plan, catalog: Catalog, resumed: int) -> None:
     )
 
 
-def _estimate(plan: Plan, images: ImageSet, device: Any, out: Path) -> int:
+def _estimate(plan: Plan, images: Dataset, device: Any, out: Path) -> int:
     from kdbench.plan.estimate import disk, duration, room, seconds
-    from kdbench.train.measure_costs import calibrate
+    from kdbench.train.measure_costs import measure_costs
 
     for number, cohort in enumerate(plan.cohorts, start=1):
         methods = (
-            ", ".join(trial.method for trial in cohort.trials) if cohort.teacher else f"{len(cohort.trials)} networks"
+            ", ".join(trial.method for trial in cohort.trials) if cohort.teachers else f"{len(cohort.trials)} networks"
         )
         print(f"  [{number}] {cohort.title}, seed {cohort.seed}: {methods}")
     for trial, reason in plan.not_applicable:
-        print(f"  n/a {trial.teacher.arch if trial.teacher else ''}:{trial.arch} {trial.method}: {reason}")
+        print(f"  n/a {trial.pair} {trial.method}: {reason}")
     if plan.cohorts:
         print("measuring a few steps of each network and each method ...", flush=True)
-        costs = calibrate(plan, images, device)
+        costs = measure_costs(plan, images, device)
         print(f"estimated time on this device: {duration(seconds(plan, costs))}")
         kept, states = disk(plan, costs)
         place = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir())

@@ -49,7 +49,7 @@ def choose(args: argparse.Namespace, records: Sequence[Record]) -> list[Record]:
         methods = {VANILLA, *(method.expression for method in parse(args.methods, build_catalog(None)))}
         groups = [group for group in groups if group.method in methods]
     found = {record.trial.id: record for group in groups for record in group.done}
-    taught = {record.trial.teacher.trial for record in found.values() if record.trial.teacher}
+    taught = {source.trial for record in found.values() for source in record.trial.teachers}
     found |= {
         record.trial.id: record for record in records if record.trial.fingerprint in taught and record.status == "done"
     }

@@ -23,7 +23,7 @@ from kdbench.core.linear_probe import LinearProbe
 from kdbench.plan.probe_protocols import PROTOCOLS, protocol, transfer
 
 if TYPE_CHECKING:
-    from kdbench.data.sources import ImageSet
+    from kdbench.data.sources import Dataset
     from kdbench.results import ProbeStore
 
 DESCRIPTION = """\
@@ -56,8 +56,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def carry(args: argparse.Namespace) -> int:
-    from kdbench.results import Claims, ProbeStore, Store, Work, finished_since
+    from kdbench.results import ProbeStore, Store, finished_since
     from kdbench.results.probe_store import FOLDER
+    from kdbench.run.claims import Claims, Work
 
     check_threads(args)
     names = [word.strip() for word in args.protocol.split(",")]
@@ -76,7 +77,7 @@ def carry(args: argparse.Namespace) -> int:
 
     device = resolve_device(args.device)
     store.require_writable(FOLDER, "checkpoints", "tables")
-    wanted: list[tuple[ImageSet, list[LinearProbe]]] = []
+    wanted: list[tuple[Dataset, list[LinearProbe]]] = []
     for target, size in product(dict.fromkeys(args.to.split(",")), sorted({each.trial.data.size for each in sources})):
         images = prepare(data_request(args, target.strip(), size), args.data_dir or data_dir())
         precision = resolve_precision(args.precision, device, size)

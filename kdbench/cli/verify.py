@@ -29,27 +29,27 @@ def carry(args: argparse.Namespace) -> int:
     from kdbench.train.device import configure_torch, resolve_device
     from kdbench.verify import check, vectors
 
-    registry.discover()
     device = resolve_device(args.device)
     configure_torch(device, "fp32", None)
-    how = check.mapping()
+    golden = registry.golden()
     cases = vectors.load(args.golden)
-    known = [case for case in cases if case.method in how]
-    verdicts = [check.check(case, how[case.method], p, device) for case in known for p in vectors.DTYPES]
+    known = [case for case in cases if case.method in golden]
+    comparisons = [
+        check.check(case, *golden[case.method], precision, device) for case in known for precision in vectors.DTYPES
+    ]
 
-    table = Table("method", "case", "precision", "loss", "gradient", "verdict", box=None, pad_edge=False)
-    for verdict in verdicts:
-        errors = f"{verdict.loss:.1e}", f"{verdict.gradient:.1e}"
-        word = "ok" if verdict.passed else "; ".join(verdict.problems)
-        table.add_row(verdict.method, verdict.case, verdict.precision, *errors, word)
-    to = console()
-    to.print(table, highlight=False, markup=False)
-    skipped = list(dict.fromkeys(case.method for case in cases if case.method not in how))
+    table = Table("method", "case", "precision", "loss", "gradient", "result", box=None, pad_edge=False)
+    for comparison in comparisons:
+        errors = f"{comparison.loss:.1e}", f"{comparison.gradient:.1e}"
+        result = "ok" if comparison.passed else "; ".join(comparison.problems)
+        table.add_row(comparison.name, comparison.case, comparison.precision, *errors, result)
+    console().print(table, highlight=False, markup=False)
+    skipped = list(dict.fromkeys(case.method for case in cases if case.method not in golden))
     if skipped:
         print(f"no counterpart in kdbench: {', '.join(skipped)}")
     missing = [name for name in filter(None, args.require.split(",")) if name not in {case.method for case in known}]
     if missing:
         print(f"required, and without a case: {', '.join(missing)}")
-    failed = sum(not verdict.passed for verdict in verdicts)
-    print(f"{len(verdicts) - failed} of {len(verdicts)} within tolerance (worst relative errors are shown)")
-    return 1 if failed or missing or not verdicts else 0
+    failed = sum(not comparison.passed for comparison in comparisons)
+    print(f"{len(comparisons) - failed} of {len(comparisons)} within tolerance (worst relative errors are shown)")
+    return 1 if failed or missing or not comparisons else 0

@@ -8,6 +8,26 @@ from dataclasses import dataclass, field
 from kdbench.core.data import DataInfo, Normalization
 from kdbench.core.trial import Pair, Value
 
+KINDS = ("logits", "features", "relations", "contrastive", "control")
+"""What a method distills; controls have no teacher, or a useless one."""
+
+GROUPS = ("paper", "modern", "control", "adapted", "own")
+"""Where a method comes from: the ICD paper's own comparison, later papers, controls, methods whose constants were
+chosen here, and methods from outside."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """What a search may try for a setting, ends included; `log` spreads its trials evenly over orders of magnitude."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high or (self.log and self.low <= 0):
+            raise ValueError(f"{self} is not a range")
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -17,6 +37,7 @@ class Setting:
     kind: str  # bool, int, float or str
     default: Value
     help: str
+    range: Range | None = None  # what tuning may search
 
 
 @dataclass(frozen=True)
@@ -25,12 +46,15 @@ class MethodInfo:
 
     name: str
     paper: str
+    year: int | None
+    kind: str  # of KINDS
+    group: str  # of GROUPS; `--methods all` is `paper`
     summary: str
-    core: bool  # part of the paper's family, so of `--methods all`
     settings: tuple[Setting, ...]
     code: str
     module: str
     check: Callable[[Mapping[str, Value]], str | None]  # None, or why these settings cannot be
+    extra_teachers: Callable[[Mapping[str, Value]], tuple[str, ...]] = lambda settings: ()  # see distill.Requires
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,9 @@ from typing import Any, Protocol
 from kdbench.core.record import EpochMetrics, Outcome
 from kdbench.core.trial import Cohort
 
+TeacherWeights = Mapping[str, Mapping[str, Any]]
+"""State dicts of a cohort's trained networks by `TeacherSource.key`; those that come from files are not in it."""
+
 
 class Observer(Protocol):
     """Watches a cohort being trained; for progress displays."""
@@ -24,6 +27,6 @@ class Observer(Protocol):
 class Executor(Protocol):
     """Where cohorts are trained: here and now, or (later) elsewhere."""
 
-    def train(self, cohort: Cohort, teacher: Mapping[str, Any] | None, observer: Observer) -> Iterator[Outcome]:
-        """Train the cohort's trials, from their checkpoints on; `teacher` is its state dict unless it is a file."""
+    def train(self, cohort: Cohort, weights: TeacherWeights, observer: Observer) -> Iterator[Outcome]:
+        """Train the cohort's trials, from their checkpoints on."""
         ...

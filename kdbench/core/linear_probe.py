@@ -50,6 +50,5 @@ class LinearProbe:
     @cached_property
     def id(self) -> str:
         """A file name that a person can read and that ends in the fingerprint."""
-        pair = f"{self.source.teacher.arch}-{self.source.arch}" if self.source.teacher else self.source.arch
-        words = [self.data.label, self.recipe_label, self.source.data.label, pair, self.source.method, f"s{self.seed}"]
-        return f"{readable_name(words)}.{self.fingerprint}"
+        parts = [self.data.label, self.recipe_label, self.source.data.label, *self.source.name_parts]
+        return f"{readable_name(parts)}.{self.fingerprint}"

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +17,9 @@ PROTOCOL = 1
 
 VANILLA = "vanilla"
 """The method of a network trained on the labels alone: every teacher, and every student's baseline."""
+
+SELF = "self"
+"""The extra teacher that is the student's own architecture, trained on the labels alone with seed 0."""
 
 PRETRAINED = ":pretrained"
 """Ends the name of a model that starts from the weights its package offers."""
@@ -31,10 +34,20 @@ def readable_name(words: Iterable[str]) -> str:
 
 @dataclass(frozen=True)
 class Pair:
-    """A teacher and a student architecture."""
+    """One or several teacher architectures, in ascending order, and a student architecture."""
 
-    teacher: str
+    teachers: tuple[str, ...]
     student: str
+
+    @property
+    def teacher(self) -> str:
+        """The teachers as tables name them: `resnet32+resnet56`."""
+        return "+".join(self.teachers)
+
+    @property
+    def archs(self) -> tuple[str, ...]:
+        """All architectures of the pair, the student last."""
+        return (*self.teachers, self.student)
 
     def __str__(self) -> str:
         return f"{self.teacher}:{self.student}"
@@ -76,7 +89,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class TeacherSource:
-    """Where a cohort's teacher comes from: a vanilla trial or a file."""
+    """Where the weights of a teacher come from: a vanilla trial or a file."""
 
     arch: str
     trial: str | None = None  # fingerprint of the vanilla trial
@@ -90,18 +103,30 @@ class TeacherSource:
 
 @dataclass(frozen=True)
 class Trial:
-    """One student to train; the unit of results. `teacher` is None for vanilla trials."""
+    """One student to train; the unit of results. Vanilla trials have no teachers."""
 
     data: DataInfo
     recipe: Recipe
     arch: str
     lr: float  # of this architecture under this recipe
-    teacher: TeacherSource | None
+    teachers: tuple[TeacherSource, ...]  # in ascending order of their architectures
     method: str  # canonical expression
     settings: Mapping[str, Value]  # all of them, resolved
     code: str  # hash of the method's code
     seed: int
     precision: str  # `fp32` or `bf16`
+    extra_teachers: Mapping[str, TeacherSource] = field(default_factory=dict)
+    """Trained networks that the method asks for beside its teachers, by the name under which it finds them."""
+
+    @property
+    def teacher(self) -> str:
+        """The architectures of its teachers as tables name them: `resnet32+resnet56`; empty for vanilla trials."""
+        return "+".join(source.arch for source in self.teachers)
+
+    @property
+    def pair(self) -> str:
+        """`resnet56:resnet20`, or the architecture alone for vanilla trials."""
+        return f"{self.teacher}:{self.arch}" if self.teachers else self.arch
 
     @property
     def base(self) -> str:
@@ -124,12 +149,14 @@ class Trial:
             "recipe": self.recipe.key,
             "arch": self.arch,
             "lr": self.lr,
-            "teacher": [self.teacher.arch, self.teacher.key] if self.teacher else None,
+            "teachers": [[source.arch, source.key] for source in self.teachers],
             "method": self.method,
             "settings": dict(sorted(self.settings.items())),
             "code": self.code,
             "precision": self.precision,
         }
+        if self.extra_teachers:
+            key["extra_teachers"] = {name: source.key for name, source in sorted(self.extra_teachers.items())}
         return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
 
     @cached_property
@@ -140,26 +167,36 @@ class Trial:
     @cached_property
     def id(self) -> str:
         """A file name that a person can read and that ends in the fingerprint."""
-        pair = f"{self.teacher.arch}-{self.arch}" if self.teacher else self.arch
-        words = [self.data.label, self.recipe_label, pair, self.method, f"s{self.seed}"]
-        return f"{readable_name(words)}.{self.fingerprint}"
+        return f"{readable_name([self.data.label, self.recipe_label, *self.name_parts])}.{self.fingerprint}"
+
+    @property
+    def name_parts(self) -> tuple[str, str, str]:
+        """Pair, method and seed, for names of files."""
+        return self.pair.replace(":", "-"), self.method, f"s{self.seed}"
 
 
 @dataclass(frozen=True)
 class Cohort:
-    """Trials that share data, recipe, seed and teacher (vanilla trials: none), trained side by side."""
+    """Trials that share data, recipe, seed and teachers (vanilla trials: none), trained side by side."""
 
     data: DataInfo
     recipe: Recipe
     seed: int
     precision: str
-    teacher: TeacherSource | None
+    teachers: tuple[TeacherSource, ...]
     trials: tuple[Trial, ...]
 
     @property
     def title(self) -> str:
         students = ", ".join(dict.fromkeys(trial.arch for trial in self.trials))
-        return f"{self.teacher.arch} → {students}" if self.teacher else f"{VANILLA} {students}"
+        teachers = " + ".join(source.arch for source in self.teachers)
+        return f"{teachers} → {students}" if teachers else f"{VANILLA} {students}"
+
+    @property
+    def sources(self) -> dict[str, TeacherSource]:
+        """Every trained network that the cohort needs, by its key."""
+        extra = (source for trial in self.trials for source in trial.extra_teachers.values())
+        return {source.key: source for source in (*self.teachers, *extra)}
 
     def with_trials(self, trials: Sequence[Trial]) -> Cohort:
         return replace(self, trials=tuple(trials))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
 
-from kdbench.core.data import DataInfo
+from kdbench.core.data import DataInfo, Normalization
 from kdbench.core.files import file_sha256
 from kdbench.data.decode import WORKERS
 
@@ -26,6 +26,37 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What every student of a cohort sees in one step."""
+
+    images: Tensor  # float32 [B, 3, H, W], channels-last, normalized with the data set's mean and deviation
+    labels: Tensor  # int64 [B]
+    indices: Tensor  # int64 [B], rows of the training split (in evaluation: of the test split)
+    normalized: Mapping[Normalization, Tensor] = field(default_factory=dict)  # the images as some models want them
+
+    def images_for(self, normalization: Normalization | None) -> Tensor:
+        """The images normalized as a model asks; None: with the mean and deviation of the data set."""
+        return self.images if normalization is None else self.normalized[normalization]
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All tensors, in a fixed order."""
+        return (self.images, self.labels, self.indices, *self.normalized.values())
+
+
+@dataclass(frozen=True)
+class ViewBatch:
+    """A batch under a view; mixed views say what was mixed in."""
+
+    batch: Batch
+    partner: Tensor | None = None  # int64 [B], rows of the batch
+    lam: Tensor | None = None  # float32 [B], the share of the own image
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All tensors, in a fixed order."""
+        return (*self.batch.tensors(), *(tensor for tensor in (self.partner, self.lam) if tensor is not None))
 
 
 @dataclass(frozen=True)
@@ -51,7 +82,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class ImageSet:
+class Dataset:
     """A data set after selection."""
 
     info: DataInfo

@@ -1,9 +1,8 @@
-"""Batches of a training run, made on the device: the same for every student, keyed by data, seed and epoch."""
+"""Batches of images that lie on the device: the same for every student, keyed by data, seed and epoch."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -11,29 +10,12 @@ from torch import Tensor
 from kdbench.core.data import DataInfo, Normalization
 from kdbench.core.errors import UserError
 from kdbench.core.seeding import derive_seed
-from kdbench.data.dataset import ImageSet, Split
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What every student of a cohort sees in one step."""
-
-    images: Tensor  # float32 [B, 3, H, W], channels-last, normalized
-    labels: Tensor  # int64 [B]
-    indices: Tensor  # int64 [B], rows of the training split (in evaluation: of the test split)
-    normalizations: Mapping[Normalization, Tensor] = field(default_factory=dict)  # images as some models want them
-
-    def images_for(self, normalization: Normalization | None) -> Tensor:
-        """The images normalized as a model asks; None: with the mean and std of the data set."""
-        return self.images if normalization is None else self.normalizations[normalization]
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        """All that it holds, in an order of its own."""
-        return (self.images, self.labels, self.indices, *self.normalizations.values())
+from kdbench.data.dataset import Batch, Dataset, Split, ViewBatch
+from kdbench.data.views import View, mixing_coefficients, rectangle, strong_augmentation
 
 
 class Loader:
-    """Serves one data set on one device; each batch also under every one of the `normalizations`' means and deviations.
+    """Serves one data set on one device; each batch also under every one of the `normalizations`.
 
     `limit` is for measurements: an epoch ends after so many batches.
     Raises UserError if the training split is smaller than one batch.
@@ -41,7 +23,7 @@ class Loader:
 
     def __init__(
         self,
-        images: ImageSet,
+        dataset: Dataset,
         *,
         batch_size: int,
         pad: int,
@@ -50,70 +32,125 @@ class Loader:
         normalizations: Collection[Normalization] = (),
         limit: int | None = None,
     ) -> None:
-        count, height, width, _ = images.train.images.shape
+        count, height, width, _ = dataset.train.images.shape
         if count < batch_size:
             raise UserError(
-                f"{images.info.label}: the training split has {count} images, less than one batch of {batch_size}; "
+                f"{dataset.info.label}: the training split has {count} images, less than one batch of {batch_size}; "
                 f"take a larger --subset or more --classes"
             )
-        self.info, self.batch_size, self.pad, self.device, self.seed = images.info, batch_size, pad, device, seed
+        self.info, self.batch_size, self.pad, self.device, self.seed = dataset.info, batch_size, pad, device, seed
         # Padded once, with black, so that a crop is nothing but a gather.
         self._train = torch.zeros(count, height + 2 * pad, width + 2 * pad, 3, dtype=torch.uint8, device=device)
-        self._train[:, pad : pad + height, pad : pad + width] = images.train.images.to(device)
-        self._train_labels = images.train.labels.to(device)
-        self._test = Split(images.test.images.to(device), images.test.labels.to(device))
-        self._val = images.val and Split(images.val.images.to(device), images.val.labels.to(device))
+        self._train[:, pad : pad + height, pad : pad + width] = dataset.train.images.to(device)
+        self._train_labels = dataset.train.labels.to(device)
+        self._test = Split(dataset.test.images.to(device), dataset.test.labels.to(device))
+        self._val = dataset.val and Split(dataset.val.images.to(device), dataset.val.labels.to(device))
         self.steps = min(count // batch_size, limit or count)
         """Batches an epoch; the last incomplete one is dropped."""
         self._rows, self._columns = torch.arange(height, device=device), torch.arange(width, device=device)
-        self._own = torch.tensor((images.info.mean, images.info.std)).to(device)  # [2, 3]
+        self._mean_std = torch.tensor((dataset.info.mean, dataset.info.std)).to(device)  # [2, 3]
         self._normalizations = {each: torch.tensor(each).to(device) for each in normalizations}
+        self._crop_draws: dict[View, tuple[int, Tensor]] = {}  # the epoch, and its crops
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch from step `start` on: shuffled, cropped at random from the padded image, mirrored
+        """The batches of an epoch from step `start` on: shuffled, cropped at random from the padded image, flipped
         half of the time."""
-        order, top, left, mirrored = self._draw(number).to(self.device)  # [N] each
-        for step in range(start, self.steps):
-            here = slice(step * self.batch_size, (step + 1) * self.batch_size)
-            index = order[here]
-            rows = top[here, None] + self._rows  # [B, H]
-            columns = left[here, None] + torch.where(mirrored[here, None] > 0, self._columns.flip(0), self._columns)
-            crops = self._train[index[:, None, None], rows[:, :, None], columns[:, None, :]]  # [B, H, W, 3]
-            yield self._batch(crops, self._train_labels[index], index)
-
-    def _draw(self, number: int) -> Tensor:
-        """Order, crops and flips of an epoch, int64 [4, N]; drawn on the CPU, so that no device has its own."""
         stream = torch.Generator().manual_seed(derive_seed("batches", self.info.content, self.seed, number))
-        count = len(self._train)
-        order = torch.randperm(count, generator=stream)
-        offsets = torch.randint(2 * self.pad + 1, (2, count), generator=stream)
-        flips = torch.randint(2, (count,), generator=stream) * self.info.flip
-        return torch.cat([order[None], offsets, flips[None]])
+        order = torch.randperm(len(self._train), generator=stream).to(self.device)
+        crops = self._draw_crops(stream)
+        for step in range(start, self.steps):
+            index = order[self._positions(step)]
+            yield self._batch(self._crop(index, crops[:, self._positions(step)]), self._train_labels[index], index)
+
+    def view(self, view: View, epoch: int, step: int, base: Batch) -> ViewBatch:
+        """The images of a step's batch, `base`, under a view; keyed by the view, data, seed and epoch."""
+        key = ("view", str(view), self.info.content, self.seed, epoch)
+        if view.name in ("mixup", "cutmix"):
+            return self._mixed(view, key, step, base)
+        number, crops = self._crop_draws.get(view, (None, None))
+        if number != epoch or crops is None:
+            crops = self._draw_crops(torch.Generator().manual_seed(derive_seed(*key)))
+            self._crop_draws[view] = epoch, crops
+        pixels = self._crop(base.indices, crops[:, self._positions(step)])
+        if view.name == "strong":
+            pixels = torch.stack(
+                [
+                    strong_augmentation(image, view, torch.Generator().manual_seed(derive_seed(*key, index)))
+                    for image, index in zip(pixels.cpu(), base.indices.tolist(), strict=True)
+                ]
+            ).to(self.device)
+        return ViewBatch(self._batch(pixels, base.labels, base.indices))
+
+    def _mixed(self, view: View, key: tuple[object, ...], step: int, base: Batch) -> ViewBatch:
+        """Mixup or cutmix with a random permutation of the batch."""
+        stream = torch.Generator().manual_seed(derive_seed(*key, step))
+        count, _, height, width = base.images.shape
+        partner = torch.randperm(count, generator=stream).to(self.device)
+        lam = float(mixing_coefficients(view["alpha"], 1, derive_seed(*key, step, "lam")))
+        if view.name == "mixup":
+
+            def mix(images: Tensor) -> Tensor:
+                return lam * images + (1 - lam) * images[partner]
+        else:
+            rows, columns, lam = rectangle(lam, height, width, stream)
+
+            def mix(images: Tensor) -> Tensor:
+                mixed = images.clone()
+                mixed[:, :, rows, columns] = images[partner][:, :, rows, columns]
+                return mixed
+
+        normalized = {each: mix(images) for each, images in base.normalized.items()}
+        batch = Batch(mix(base.images), base.labels, base.indices, normalized)
+        return ViewBatch(batch, partner, torch.full((count,), lam, device=self.device))
+
+    def _positions(self, step: int) -> slice:
+        """The positions of a step's images in the order of the epoch."""
+        return slice(step * self.batch_size, (step + 1) * self.batch_size)
+
+    def _draw_crops(self, stream: torch.Generator) -> Tensor:
+        """Top, left and flip of every position, int64 [3, N]; drawn on the CPU, so that devices do not differ."""
+        offsets = torch.randint(2 * self.pad + 1, (2, len(self._train)), generator=stream)
+        flips = torch.randint(2, (len(self._train),), generator=stream) * self.info.flip
+        return torch.cat([offsets, flips[None]]).to(self.device)
+
+    def _crop(self, index: Tensor, crops: Tensor) -> Tensor:
+        """Random crops of the padded images `index`, uint8 [B, H, W, 3]."""
+        top, left, flipped = crops
+        rows = top[:, None] + self._rows  # [B, H]
+        columns = left[:, None] + torch.where(flipped[:, None] > 0, self._columns.flip(0), self._columns)  # [B, W]
+        return self._train[index[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+    def training_images(self, batch_size: int) -> Iterator[Batch]:
+        """The whole training split in its order, without augmentation; the last batch may be smaller."""
+        height, width = len(self._rows), len(self._columns)
+        centers = self._train[:, self.pad : self.pad + height, self.pad : self.pad + width]
+        split = Split(centers, self._train_labels)
+        return sequential_batches(split, self.info, batch_size, self.device, self._normalizations)
 
     def evaluation(self, batch_size: int) -> Iterator[Batch]:
-        """The whole test split in its order, as it is; the last batch may be smaller."""
-        return in_order(self._test, self.info, batch_size, self.device, self._normalizations)
+        """The whole test split in its order, without augmentation; the last batch may be smaller."""
+        return sequential_batches(self._test, self.info, batch_size, self.device, self._normalizations)
 
     def validation(self, batch_size: int) -> Iterator[Batch]:
         """The held-out images like the test split, where there are any."""
         if self._val is not None:
-            yield from in_order(self._val, self.info, batch_size, self.device, self._normalizations)
+            yield from sequential_batches(self._val, self.info, batch_size, self.device, self._normalizations)
 
     def _batch(self, pixels: Tensor, labels: Tensor, indices: Tensor) -> Batch:
-        normalizations = {each: normalize(pixels, *values) for each, values in self._normalizations.items()}
-        return Batch(normalize(pixels, *self._own), labels, indices, normalizations)
+        normalized = {each: normalize(pixels, *values) for each, values in self._normalizations.items()}
+        return Batch(normalize(pixels, *self._mean_std), labels, indices, normalized)
 
 
-def in_order(
+def sequential_batches(
     split: Split, info: DataInfo, batch_size: int, device: torch.device, normalizations: Collection[Normalization] = ()
 ) -> Iterator[Batch]:
-    """A split in its order, as it is; the last batch may be smaller."""
+    """A split in its order, without augmentation; the last batch may be smaller."""
     for start in range(0, len(split), batch_size):
-        here = slice(start, start + batch_size)
-        pixels, labels = split.images[here].to(device), split.labels[here].to(device)
+        positions = slice(start, start + batch_size)
+        pixels, labels = split.images[positions].to(device), split.labels[positions].to(device)
         indices = torch.arange(start, start + len(labels), device=device)
-        found = {each: normalize(pixels, *each) for each in normalizations}
-        yield Batch(normalize(pixels, info.mean, info.std), labels, indices, found)
+        normalized = {each: normalize(pixels, *each) for each in normalizations}
+        yield Batch(normalize(pixels, info.mean, info.std), labels, indices, normalized)
 
 
 def normalize(images: Tensor, mean: Tensor | Sequence[float], std: Tensor | Sequence[float]) -> Tensor:

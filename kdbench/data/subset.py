@@ -11,12 +11,12 @@ from torch import Tensor
 from kdbench.core.data import DataInfo, DataRequest
 from kdbench.core.errors import UserError
 from kdbench.core.seeding import derive_seed
-from kdbench.data.dataset import Decoded, ImageSet, Source, Split, Triple, digest
+from kdbench.data.dataset import Dataset, Decoded, Source, Split, Triple, digest
 
 log = logging.getLogger("kdbench")
 
 
-def select(source: Source, decoded: Decoded, request: DataRequest) -> ImageSet:
+def select(source: Source, decoded: Decoded, request: DataRequest) -> Dataset:
     """Classes first (both splits, labels renumbered in ascending order), then the subset, then what is held out.
 
     Raises UserError.
@@ -70,7 +70,7 @@ def select(source: Source, decoded: Decoded, request: DataRequest) -> ImageSet:
         sources=source.files,
         val=len(val) if val else 0,
     )
-    return ImageSet(info, train, test, tuple(decoded.names[number] for number in numbers), val)
+    return Dataset(info, train, test, tuple(decoded.names[number] for number in numbers), val)
 
 
 def _classes(source: Source, decoded: Decoded, wanted: tuple[int, ...] | None) -> list[int]:

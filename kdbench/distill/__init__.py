@@ -1,41 +1,50 @@
 """The contract of a method: what a file in `methods/` imports, and all that it imports from kdbench."""
 
-from kdbench.data.resident import Batch
-from kdbench.distill.distiller import Distiller, Hyper, Pretraining, Shapes
+from kdbench.core.catalog import Range
+from kdbench.data.dataset import Batch
+from kdbench.data.views import View
+from kdbench.distill.distiller import Deployment, Distiller, Hyper, Pretraining
 from kdbench.distill.feature_maps import (
     ConvRegressor,
     attention,
+    lacks_feature_maps,
+    lacks_positions,
     match_spatial_size,
-    no_maps,
-    no_positions,
-    stages,
+    match_stages,
     sum_losses,
 )
-from kdbench.distill.losses import soft_kl
-from kdbench.distill.memory_bank import NegativeSampler, initial_memory, mix, no_negatives, scores, smallest_pool
+from kdbench.distill.golden import Golden
+from kdbench.distill.losses import soft_cross_entropy, soft_kl
+from kdbench.distill.memory_bank import MemoryBank, lacks_negatives
 from kdbench.distill.registry import register
+from kdbench.distill.step import Context, Requires, Shapes, Step, ViewStep
 from kdbench.models.output import Output
 
 __all__ = [
     "Batch",
+    "Context",
     "ConvRegressor",
+    "Deployment",
     "Distiller",
+    "Golden",
     "Hyper",
-    "NegativeSampler",
+    "MemoryBank",
     "Output",
     "Pretraining",
+    "Range",
+    "Requires",
     "Shapes",
+    "Step",
+    "View",
+    "ViewStep",
     "attention",
-    "initial_memory",
+    "lacks_feature_maps",
+    "lacks_negatives",
+    "lacks_positions",
     "match_spatial_size",
-    "mix",
-    "no_maps",
-    "no_negatives",
-    "no_positions",
+    "match_stages",
     "register",
-    "scores",
-    "smallest_pool",
+    "soft_cross_entropy",
     "soft_kl",
-    "stages",
     "sum_losses",
 ]

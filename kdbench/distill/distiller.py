@@ -1,16 +1,14 @@
-"""What a distillation method is to the harness."""
+"""The base class of all methods and of their settings."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import Annotated, ClassVar, Generic, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
-import torch
 from torch import Tensor, nn
 
-from kdbench.data.resident import Batch
-from kdbench.models import FeatureShapes
+from kdbench.distill.step import Context, Requires, Shapes, Step
 from kdbench.models.output import Output
 
 
@@ -18,7 +16,7 @@ from kdbench.models.output import Output
 class Hyper:
     """The settings that every method has. A method's own dataclass inherits them and adds its own.
 
-    The harness computes `ce_weight * CE + kd_weight * KD(kd_temperature)` and adds the method's terms.
+    The objective is `ce_weight * CE + kd_weight * KD(kd_temperature)` plus the method's own terms.
     """
 
     ce_weight: Annotated[float, "weight of the cross-entropy with the labels"] = 1.0
@@ -43,25 +41,14 @@ class Hyper:
 
 
 @dataclass(frozen=True)
-class Shapes:
-    """What a method knows before the first batch."""
-
-    student: FeatureShapes
-    teacher: FeatureShapes
-    classes: int
-    labels: Tensor  # [N] int64, of the training split; row i is the image whose index in a batch is i
-    student_family: str = ""  # of the architecture, as `list models` names it
-
-
-@dataclass(frozen=True)
 class Pretraining:
-    """A stage of its own before the main one: 30 epochs of 240 at a constant rate, with the recipe's optimizer.
+    """A stage before the main one: 30 epochs of 240 at a constant rate, with the recipe's optimizer.
 
-    The published scripts have such a stage for the methods that learn from maps first.
+    The published scripts have such a stage for the methods that learn from feature maps first.
     """
 
-    student: bool = False  # whether all of the student that its last map depends on is trained: not the classifier
-    modules: tuple[nn.Module, ...] = ()  # helper modules that are trained
+    student: bool = False  # whether to train all of the student that its last feature map depends on
+    modules: tuple[nn.Module, ...] = ()  # modules of the method that are trained
     lr: float | None = None  # None: the student's own
 
 
@@ -71,49 +58,78 @@ H = TypeVar("H", bound=Hyper)
 class Distiller(nn.Module, Generic[H]):
     """Base class of all methods. Its parameters are optimized with the student's; its buffers are part of checkpoints.
 
-    A method overrides what it needs: usually `losses`, and `__init__` where it has helper modules.
+    A method overrides what it needs: usually `losses`, and `__init__` where it has modules of its own.
     """
 
     name: ClassVar[str]
     paper: ClassVar[str]
     hyper_type: ClassVar[type[Hyper]]
-    pre_activations: ClassVar[bool] = False
-    """Whether `Output.pre_activations` are needed (of student and teacher)."""
 
-    def __init__(self, hyper: H, shapes: Shapes, generator: torch.Generator) -> None:
-        """Helper modules may use torch's global generator here: the harness seeds it from method, pair and seed.
-
-        Args:
-            generator: for all that is drawn during training; lives on the training device, seeded anew every epoch.
-        """
+    def __init__(self, hyper: H, context: Context) -> None:
+        """Modules may be initialized from torch's global generator: it is seeded from method, pair and seed."""
         super().__init__()
         self.hyper = hyper
-        self.generator = generator
+        self.generator = context.generator
+
+    @classmethod
+    def requires(cls, hyper: H) -> Requires:
+        """What these settings need beside logits, feature maps and embeddings."""
+        return Requires()
 
     @classmethod
     def supports(cls, hyper: H, shapes: Shapes) -> str | None:
-        """None, or the reason why this method cannot train this pair: its cells then say `n/a` before any training."""
+        """None, or the reason why this method cannot train this pair: it is then `n/a` without any training.
+
+        What `requires` names has been checked before.
+        """
         return None
 
-    def losses(self, student: Output, teacher: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
-        """The method's own terms: name -> scalar, already multiplied by their weights.
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        """The method's own terms: name -> scalar, already multiplied by its weight.
 
-        Outputs are float32 in training and float64 when verified: keep the dtype. The teacher's carry no gradient.
-        `epoch` counts from 1. Buffers must not be changed here (backward may still need them): see `after_backward`.
+        Keep the outputs' dtype. Buffers must not be changed here, since backward may still need them: see
+        `after_backward`.
         """
         return {}
 
-    def after_backward(self, batch: Batch) -> None:
-        """Called once a step after the gradients are there, without gradient tracking: update memories here."""
+    def after_backward(self, step: Step) -> None:
+        """Update memories and schedules, in place: called after each backward pass, without gradient tracking."""
+
+    def predict(self, student: Output) -> Tensor:
+        """The student's logits [B, C]: they enter CE and KD, are evaluated, and are what is deployed.
+
+        A method that replaces the student's classifier overrides this.
+        """
+        return student.logits
+
+    def deploy(self, network: nn.Module) -> nn.Module:
+        """What is kept and exported of a trained student: images -> logits or `Output`.
+
+        The network itself, unless `predict` is overridden: then the network and this method. A method whose prediction
+        needs a part of its modules only overrides this.
+        """
+        return network if type(self).predict is Distiller.predict else Deployment(network, self)
 
     def pretraining(self) -> Pretraining | None:
         """The stage before the main one, if there is one."""
         return None
 
-    def pretraining_losses(self, student: Output, teacher: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
+    def pretraining_losses(self, step: Step) -> dict[str, Tensor]:
         """The terms of that stage, as in `losses`; no other term is added to them."""
         raise NotImplementedError(f"{type(self).__name__} declares a pretraining and not its losses")
 
     def extra_info(self) -> dict[str, bool | int | float | str]:
         """What a reader of the record should know beyond the settings, e.g. how many negatives the data allowed."""
         return {}
+
+
+class Deployment(nn.Module):
+    """A trained student with the method that makes its predictions; the method's modules are under `deploy`."""
+
+    def __init__(self, network: nn.Module, distiller: Distiller[Any]) -> None:
+        super().__init__()
+        self.network, self.deploy = network, distiller
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [B, C]."""
+        return self.deploy.predict(self.network(images))

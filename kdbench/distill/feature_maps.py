@@ -1,4 +1,4 @@
-"""What methods that match maps share: pairing of stages, sizes made alike, attention, the convolutional regressor."""
+"""What methods that match feature maps share: pairs of stages, spatial sizes, attention, a convolutional regressor."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.distill.distiller import Shapes
+from kdbench.distill.step import Shapes
 
 T = TypeVar("T")
 MapShape = tuple[int, int, int]  # K, H, W
 
 
-def stages(student: Sequence[T], teacher: Sequence[T]) -> list[tuple[T, T]]:
-    """Maps (or their shapes) of student and teacher stage by stage, the stem left out.
+def match_stages(student: Sequence[T], teacher: Sequence[T]) -> list[tuple[T, T]]:
+    """Feature maps (or their shapes) of student and teacher stage by stage, the stem left out.
 
     Where the numbers of stages differ they are paired from the last one backwards.
     """
@@ -25,11 +25,11 @@ def stages(student: Sequence[T], teacher: Sequence[T]) -> list[tuple[T, T]]:
 
 
 def match_spatial_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Both maps [B, K, H, W] at the height of the smaller one: the larger is average-pooled to it."""
-    height, other = student.shape[2], teacher.shape[2]
-    if height > other:
+    """Both feature maps [B, K, H, W] at the height of the smaller one: the larger is average-pooled to it."""
+    student_height, teacher_height = student.shape[2], teacher.shape[2]
+    if student_height > teacher_height:
         return F.adaptive_avg_pool2d(student, (teacher.shape[2], teacher.shape[3])), teacher
-    if height < other:
+    if student_height < teacher_height:
         return student, F.adaptive_avg_pool2d(teacher, (student.shape[2], student.shape[3]))
     return student, teacher
 
@@ -42,15 +42,15 @@ def attention(features: Tensor) -> Tensor:
     return F.normalize(features.square().mean(dim=1).flatten(1))
 
 
-def sum_losses(terms: Iterable[Tensor]) -> Tensor:
+def sum_losses(losses: Iterable[Tensor]) -> Tensor:
     """Sum of scalars; raises ValueError if there is none."""
-    found = list(terms)
-    if not found:
+    terms = list(losses)
+    if not terms:
         raise ValueError("there is no pair of stages to compare")
-    return torch.stack(found).sum()
+    return torch.stack(terms).sum()
 
 
-def no_maps(shapes: Shapes) -> str | None:
+def lacks_feature_maps(shapes: Shapes) -> str | None:
     """For `supports`: why a method that compares stages has nothing to compare."""
     for side, features in (("student", shapes.student), ("teacher", shapes.teacher)):
         if len(features.feature_maps) < 2:
@@ -58,16 +58,16 @@ def no_maps(shapes: Shapes) -> str | None:
     return None
 
 
-def no_positions(shapes: Shapes, *, last_only: bool = False) -> str | None:
-    """For `supports`: the reason of `no_maps`, or that each pair of stages (the last pair) meets in a single position.
+def lacks_positions(shapes: Shapes, *, last_only: bool = False) -> str | None:
+    """For `supports`: as `lacks_feature_maps`, or that each pair of stages (the last pair) meets in one position.
 
     A method that normalizes over positions is identically zero there.
     """
-    if reason := no_maps(shapes):
+    if reason := lacks_feature_maps(shapes):
         return reason
-    pairs = stages(shapes.student.feature_maps, shapes.teacher.feature_maps)[-1 if last_only else 0 :]
-    if max(min(own[1] * own[2], other[1] * other[2]) for own, other in pairs) == 1:
-        return "all maps that it compares are 1x1, where its loss is identically zero"
+    pairs = match_stages(shapes.student.feature_maps, shapes.teacher.feature_maps)[-1 if last_only else 0 :]
+    if max(min(student[1] * student[2], teacher[1] * teacher[2]) for student, teacher in pairs) == 1:
+        return "all feature maps that it compares are 1x1, where its loss is identically zero"
     return None
 
 
@@ -87,23 +87,24 @@ class ConvRegressor(nn.Module):
     @staticmethod
     def incompatibility(student: MapShape, teacher: MapShape) -> str | None:
         """None, or why no convolution of this family fits."""
-        grows = any(own < other for own, other in zip(student[1:], teacher[1:], strict=True))
-        doubles = all(2 * own == other for own, other in zip(student[1:], teacher[1:], strict=True))
+        grows = any(size < target for size, target in zip(student[1:], teacher[1:], strict=True))
+        doubles = all(2 * size == target for size, target in zip(student[1:], teacher[1:], strict=True))
         if grows and not doubles:
-            own, other = ("x".join(map(str, each[1:])) for each in (student, teacher))
-            return f"its regressor cannot bring maps of {own} to {other}"
+            size, target = ("x".join(map(str, shape[1:])) for shape in (student, teacher))
+            return f"its regressor cannot bring maps of {size} to {target}"
         return None
 
     @staticmethod
     def _convolution(student: MapShape, teacher: MapShape) -> nn.Module:
-        (channels, height, width), (wanted, target, breadth) = student, teacher
         if reason := ConvRegressor.incompatibility(student, teacher):
             raise ValueError(reason)
-        if (height, width) == (2 * target, 2 * breadth):
-            return nn.Conv2d(channels, wanted, kernel_size=3, stride=2, padding=1)
-        if (2 * height, 2 * width) == (target, breadth):
-            return nn.ConvTranspose2d(channels, wanted, kernel_size=4, stride=2, padding=1)
-        return nn.Conv2d(channels, wanted, kernel_size=(1 + height - target, 1 + width - breadth))
+        (channels, height, width), (target_channels, target_height, target_width) = student, teacher
+        if (height, width) == (2 * target_height, 2 * target_width):
+            return nn.Conv2d(channels, target_channels, kernel_size=3, stride=2, padding=1)
+        if (2 * height, 2 * width) == (target_height, target_width):
+            return nn.ConvTranspose2d(channels, target_channels, kernel_size=4, stride=2, padding=1)
+        kernel = (1 + height - target_height, 1 + width - target_width)
+        return nn.Conv2d(channels, target_channels, kernel_size=kernel)
 
     def forward(self, features: Tensor) -> Tensor:
         regressed: Tensor = self.bn(self.conv(features))

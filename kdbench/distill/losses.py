@@ -25,3 +25,15 @@ def soft_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     log_q = (student / temperature).log_softmax(dim=1)
     log_p = (teacher.detach() / temperature).log_softmax(dim=1)
     return temperature**2 * (log_p.exp() * (log_p - log_q)).sum(dim=1).mean()
+
+
+def soft_cross_entropy(student: Tensor, teacher: Tensor) -> Tensor:
+    """Cross-entropy between the softmax of the teacher's scores and that of the student's.
+
+    Args:
+        student, teacher: scores already divided by their temperatures, [B, K]; gradients reach `student` only.
+
+    Returns:
+        Scalar in nats, averaged over B.
+    """
+    return -(teacher.detach().softmax(dim=1) * student.log_softmax(dim=1)).sum(dim=1).mean()

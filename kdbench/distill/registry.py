@@ -1,11 +1,8 @@
-"""Which methods there are: files in `methods/` and the entry-point group `kdbench.methods`."""
+"""Which methods there are: files in `methods/`, and those of packages with the entry-point group `kdbench.methods`."""
 
 from __future__ import annotations
 
-import ast
-import hashlib
 import importlib
-import importlib.util
 import inspect
 import pkgutil
 import sys
@@ -15,30 +12,44 @@ from functools import cache, partial
 from importlib.metadata import entry_points
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
-from kdbench.core.catalog import MethodInfo, Setting
+from kdbench.core.catalog import GROUPS, KINDS, MethodInfo, Range, Setting
 from kdbench.core.trial import Value
-from kdbench.distill.distiller import Distiller, Hyper, Shapes
+from kdbench.distill.code_hash import code_hash
+from kdbench.distill.distiller import Distiller, Hyper
+from kdbench.distill.golden import Golden
+from kdbench.distill.step import Requires, Shapes
 
 D = TypeVar("D", bound=type[Distiller[Any]])
 
-_CONTRACT = ("kdbench.distill.distiller", "kdbench.distill.registry", "kdbench.models.output", "kdbench.data.resident")
-"""What methods import but do not compute with; a change there is a change of protocol."""
+PACKAGE = "kdbench.methods"
+"""The package of our own methods, and the entry-point group of others."""
 
 _METHODS: dict[str, type[Distiller[Any]]] = {}
-_CORE: set[str] = set()
+_FACTS: dict[str, tuple[int | None, str, str]] = {}  # name -> year, kind, group
 
 
-def register(name: str, hyper: type[Hyper], *, paper: str, core: bool = False) -> Callable[[D], D]:
+def register(
+    name: str,
+    hyper: type[Hyper],
+    *,
+    paper: str,
+    year: int | None = None,
+    kind: str = "logits",
+    group: str = "own",
+) -> Callable[[D], D]:
     """Make a Distiller reachable as `--methods NAME`.
 
     Args:
         hyper: the frozen dataclass of its settings.
         paper: an arXiv number or other reference; printed beside its row.
-        core: whether `--methods all` includes it: the ICD paper's own comparison.
+        year: of the paper.
+        kind: what it distills: logits, features, relations, contrastive; or control.
+        group: paper (the ICD paper's own comparison, `--methods all`), modern, control, adapted, or own.
 
     Raises:
         TypeError: if `hyper` is no frozen dataclass of plain settings that inherits `Hyper`.
-        ValueError: if the name is taken, is not lower-case letters, digits and underscores, or not its file's name.
+        ValueError: if the name is taken, is not lower-case letters, digits and underscores, or not its file's name; if
+            there is no such kind or group.
     """
 
     def add(cls: D) -> D:
@@ -48,12 +59,13 @@ def register(name: str, hyper: type[Hyper], *, paper: str, core: bool = False) -
         if not (name.isidentifier() and name == name.lower()):
             raise ValueError(f"a method's name is lower-case letters, digits and underscores, not {name!r}")
         package, _, file = cls.__module__.rpartition(".")
-        if package == "kdbench.methods" and file != name:
+        if package == PACKAGE and file != name:
             raise ValueError(f"methods/{file}.py registers {name!r}: a method is called as its file")
+        for value, known in ((kind, KINDS), (group, GROUPS)):
+            if value not in known:
+                raise ValueError(f"{name!r}: {value!r} is not one of {', '.join(known)}")
         cls.name, cls.hyper_type, cls.paper = name, hyper, paper
-        _METHODS[name] = cls
-        if core:
-            _CORE.add(name)
+        _METHODS[name], _FACTS[name] = cls, (year, kind, group)
         return cls
 
     return add
@@ -63,11 +75,11 @@ def register(name: str, hyper: type[Hyper], *, paper: str, core: bool = False) -
 def discover() -> Mapping[str, str]:
     """Import every method once. Returns what could not be imported (module -> reason); the others are usable."""
     broken: dict[str, str] = {}
-    package = importlib.import_module("kdbench.methods")
-    for found in pkgutil.iter_modules(package.__path__, prefix="kdbench.methods."):
-        if reason := _attempt(partial(importlib.import_module, found.name)):
-            broken[found.name] = reason
-    for point in entry_points(group="kdbench.methods"):
+    package = importlib.import_module(PACKAGE)
+    for module in pkgutil.iter_modules(package.__path__, prefix=f"{PACKAGE}."):
+        if reason := _attempt(partial(importlib.import_module, module.name)):
+            broken[module.name] = reason
+    for point in entry_points(group=PACKAGE):
         if reason := _attempt(point.load):
             broken[point.value] = reason
     return broken
@@ -94,39 +106,64 @@ def hyper_of(name: str, settings: Mapping[str, Value]) -> Hyper:
     return _METHODS[name].hyper_type(**settings)  # type: ignore[arg-type]
 
 
+def requirements(name: str, settings: Mapping[str, Value]) -> Requires:
+    """What the method requires under these settings."""
+    return _METHODS[name].requires(hyper_of(name, settings))
+
+
+def golden() -> dict[str, tuple[str, Golden]]:
+    """Every name in the index of golden vectors that a method maps: name -> (method, mapping)."""
+    discover()
+    return {
+        name: (method, mapping)
+        for method, cls in _METHODS.items()
+        for name, mapping in getattr(sys.modules[cls.__module__], "GOLDEN", {}).items()
+    }
+
+
 def infos() -> dict[str, MethodInfo]:
     """Every registered method as the plan sees it, by name."""
     discover()
     return {name: _info(name, cls) for name, cls in sorted(_METHODS.items())}
 
 
+def docstring(name: str) -> str:
+    """The docstring of a method's file, or of its class."""
+    cls = _METHODS[name]
+    return inspect.getdoc(sys.modules[cls.__module__]) or inspect.getdoc(cls) or ""
+
+
 def _info(name: str, cls: type[Distiller[Any]]) -> MethodInfo:
     def check(settings: Mapping[str, Value]) -> str | None:
         try:
-            hyper_of(name, settings)
+            requirements(name, settings)
         except (TypeError, ValueError) as error:
             return str(error)
         return None
 
-    summary = (inspect.getdoc(sys.modules[cls.__module__]) or inspect.getdoc(cls) or "").splitlines()
+    summary = docstring(name).splitlines()
+    year, kind, group = _FACTS[name]
     return MethodInfo(
         name=name,
         paper=cls.paper,
+        year=year,
+        kind=kind,
+        group=group,
         summary=summary[0] if summary else "",
-        core=name in _CORE,
         settings=settings_of(cls.hyper_type),
         code=code_hash(cls),
         module=cls.__module__,
         check=check,
+        extra_teachers=lambda settings: requirements(name, settings).extra_teachers,
     )
 
 
 def settings_of(hyper: type[Hyper]) -> tuple[Setting, ...]:
-    """The fields of a settings dataclass; their help is the string in `Annotated[type, "help"]`. Raises TypeError."""
+    """The fields of a settings dataclass, declared as `Annotated[type, "help", Range(...)]`. Raises TypeError."""
     if not (is_dataclass(hyper) and issubclass(hyper, Hyper)):
         raise TypeError(f"{hyper.__name__} must be a dataclass that inherits Hyper")
     hints = get_type_hints(hyper, include_extras=True)
-    found = []
+    settings = []
     for item in fields(hyper):
         hint = hints[item.name]
         kind, notes = (get_args(hint)[0], get_args(hint)[1:]) if get_origin(hint) is Annotated else (hint, ())
@@ -134,66 +171,37 @@ def settings_of(hyper: type[Hyper]) -> tuple[Setting, ...]:
             raise TypeError(f"{hyper.__name__}.{item.name} must be bool, int, float or str, not {kind}")
         if item.default is MISSING:
             raise TypeError(f"{hyper.__name__}.{item.name} must have a plain default value")
-        found.append(Setting(item.name, kind.__name__, kind(item.default), str(notes[0]) if notes else ""))
-    return tuple(found)
+        text = next((note for note in notes if isinstance(note, str)), "")
+        searched = next((note for note in notes if isinstance(note, Range)), None)
+        settings.append(Setting(item.name, kind.__name__, kind(item.default), text, searched))
+    return tuple(settings)
 
 
 def incompatibility(name: str, settings: Mapping[str, Value], shapes: Shapes) -> str | None:
-    """What the method's `supports` says; where that raises, None: the trial then fails on its own, with its reason."""
+    """Why the method cannot train this pair, or None: what it requires, then what its `supports` says.
+
+    Where `supports` raises, None: the trial then fails on its own, with its reason.
+    """
     try:
-        return _METHODS[name].supports(hyper_of(name, settings), shapes)
+        return missing(requirements(name, settings), shapes) or _METHODS[name].supports(
+            hyper_of(name, settings), shapes
+        )
     except Exception:
         return None
 
 
-def code_hash(cls: type[Distiller[Any]]) -> str:
-    """Hash of what a method computes with: its file, the files beside it that it imports, and the shared parts of
-    `kdbench.distill` that it names. Comments, docstrings and formatting are left out: only an edit that may change a
-    result counts."""
-    package = cls.__module__.rpartition(".")[0]
-    shared = importlib.import_module("kdbench.distill")
-    parts = {"soft_kl": _normal(inspect.getsource(shared.soft_kl))}  # the harness may add it to any method
-    waiting = [cls.__module__]
-    while waiting:
-        name = waiting.pop()
-        if name in parts:
-            continue
-        parts[name] = _normal(inspect.getsource(importlib.import_module(name)))
-        for home, word in _imports(parts[name], package):
-            if package and f"{home}.".startswith(f"{package}."):
-                waiting += [each for each in (home, f"{home}.{word}") if each != package and _is_module(each)]
-            elif home == shared.__name__:
-                value = getattr(shared, word, None)
-                if getattr(value, "__module__", None) not in (None, *_CONTRACT):
-                    parts[f"{home}.{word}"] = _normal(inspect.getsource(value))  # type: ignore[arg-type]
-    return hashlib.sha256(repr(sorted(parts.items())).encode()).hexdigest()[:16]
-
-
-def _imports(source: str, package: str) -> list[tuple[str, str]]:
-    """(module, name) of every import statement, wherever it stands; relative ones are those of `package`."""
-    found = []
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom):
-            home = ".".join(filter(None, [package if node.level else "", node.module]))
-            found += [(home, alias.name) for alias in node.names]
-        elif isinstance(node, ast.Import):
-            found += [alias.name.rpartition(".")[::2] for alias in node.names]
-    return found
-
-
-def _is_module(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:
-        return False
-
-
-def _normal(source: str) -> str:
-    tree = ast.parse(inspect.cleandoc(source) if source[:1].isspace() else source)
-    for node in ast.walk(tree):
-        if (
-            isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-            and ast.get_docstring(node) is not None
-        ):
-            node.body = node.body[1:] or [ast.Pass()]
-    return ast.unparse(tree)
+def missing(requires: Requires, shapes: Shapes) -> str | None:
+    """What of the requirements a pair cannot give, if anything."""
+    count = len(shapes.teachers)
+    if count < requires.min_teachers:
+        return f"it needs {requires.min_teachers} teachers, and the pair has {count}"
+    if requires.max_teachers is not None and count > max(1, requires.max_teachers):
+        return f"it is made for {requires.max_teachers} teacher, and the pair has {count}"
+    networks = (shapes.student, *shapes.teachers)
+    if requires.pre_activations and not all(network.pre_activations for network in networks):
+        return "a network of this pair has no feature maps before the activation"
+    if requires.classifier and not all(network.classifier for network in networks):
+        return "a network of this pair has no linear classifier"
+    if requires.teacher_batch_norms and not shapes.teacher.stage_batch_norms:
+        return "the teacher does not tell the batch norms before its activations"
+    return None

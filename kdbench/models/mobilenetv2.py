@@ -76,6 +76,13 @@ class MobileNetV2(nn.Module):
         maps = tuple(shown)
         return Output(self.classifier(embedding), maps, embedding, maps if pre_activations else None)
 
+    def get_classifier(self) -> nn.Module:
+        return self.classifier[0]
+
+    def stage_batch_norms(self) -> tuple[nn.Module, ...]:
+        """The batch norm before the last activation of each stage."""
+        return tuple(self.blocks[number][-1].conv[-1] for number in _SHOWN)
+
 
 def _conv_bn_relu(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
     return nn.Sequential(conv(inputs, outputs, kernel, stride, groups), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))

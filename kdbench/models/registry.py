@@ -17,7 +17,7 @@ from kdbench.core.trial import PRETRAINED
 from kdbench.models import mobilenetv2, resnet, resnet_bottleneck, shufflenetv1, shufflenetv2, timm_models, vgg, wrn
 from kdbench.models.architecture import Architecture, Construct
 from kdbench.models.blocks import Architectures
-from kdbench.models.output import Output
+from kdbench.models.output import Classifier, Output
 
 MapShape = tuple[int, int, int]  # K, H, W
 ENTRY_POINTS = "kdbench.models"
@@ -29,8 +29,10 @@ class FeatureShapes:
     """The shapes of an `Output`, batch apart."""
 
     feature_maps: tuple[MapShape, ...]  # the stem's, then one a stage
-    pre_activations: bool  # whether the model can give them; their shapes are those of `maps`
-    embedding: int
+    pre_activations: bool  # whether the model can give them; their shapes are those of `feature_maps`
+    embedding_dim: int
+    classifier: bool = True  # whether the logits are one linear layer over the embedding
+    stage_batch_norms: bool = False  # whether the batch norm before each stage's last activation is known
 
 
 @dataclass(frozen=True)
@@ -157,12 +159,32 @@ def layout(name: str, classes: int, size: int) -> Mapping[str, Tensor]:
 @cache
 def features(name: str, classes: int, size: int) -> FeatureShapes:
     """The shapes of what a model returns, found without computing it. Raises UserError for images unfit for it."""
+    model = outline(name, classes, size)
     try:
-        output = _dry_run(outline(name, classes, size), size)
+        output = _dry_run(model, size)
     except _MISFITS as error:
         raise _unfit(name, size, error) from error
     maps = tuple((m.shape[1], m.shape[2], m.shape[3]) for m in output.feature_maps)
-    return FeatureShapes(maps, output.pre_activations is not None, output.embedding.shape[1])
+    return FeatureShapes(
+        maps,
+        output.pre_activations is not None,
+        output.embedding.shape[1],
+        classifier_of(model) is not None,
+        stage_batch_norms_of(model) is not None,
+    )
+
+
+def classifier_of(model: nn.Module) -> Classifier | None:
+    """Weight and bias of the linear layer that makes logits of embeddings; None where a model has no such layer."""
+    get_classifier = getattr(model, "get_classifier", None)
+    layer = get_classifier() if get_classifier else None
+    return (layer.weight, layer.bias) if isinstance(layer, nn.Linear) else None
+
+
+def stage_batch_norms_of(model: nn.Module) -> tuple[nn.BatchNorm2d, ...] | None:
+    """The batch norm before the last activation of each stage, where a model tells; None where it does not."""
+    stage_batch_norms = getattr(model, "stage_batch_norms", None)
+    return stage_batch_norms() if stage_batch_norms else None
 
 
 @cache

@@ -54,6 +54,13 @@ class ResNet(nn.Module):
         embedding = pool(maps[-1])
         return Output(self.fc(embedding), maps, embedding, unactivated if pre_activations else None)
 
+    def get_classifier(self) -> nn.Module:
+        return self.fc
+
+    def stage_batch_norms(self) -> tuple[nn.Module, ...]:
+        """The batch norm before the last activation of each stage."""
+        return tuple(stage[-1].bn2 for stage in (self.layer1, self.layer2, self.layer3))
+
 
 def _stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential:
     later = (BasicBlock(outputs, outputs, 1) for _ in range(blocks - 1))

@@ -60,6 +60,13 @@ class BottleneckResNet(nn.Module):
         embedding = pool(maps[-1])
         return Output(self.linear(embedding), maps, embedding, unactivated if pre_activations else None)
 
+    def get_classifier(self) -> nn.Module:
+        return self.linear
+
+    def stage_batch_norms(self) -> tuple[nn.Module, ...]:
+        """The batch norm before the last activation of each stage."""
+        return tuple(stage[-1].bn3 for stage in (self.layer1, self.layer2, self.layer3, self.layer4))
+
 
 def _stage(inputs: int, width: int, blocks: int, stride: int) -> nn.Sequential:
     later = (Bottleneck(width * _EXPANSION, width, 1) for _ in range(blocks - 1))

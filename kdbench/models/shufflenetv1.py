@@ -57,6 +57,9 @@ class ShuffleNetV1(nn.Module):
         embedding = pool(maps[-1])
         return Output(self.linear(embedding), maps, embedding, unactivated if pre_activations else None)
 
+    def get_classifier(self) -> nn.Module:
+        return self.linear
+
 
 def _stage(inputs: int, outputs: int, units: int) -> nn.Sequential:
     later = (ShuffleUnit(outputs, outputs, stride=1) for _ in range(units - 1))

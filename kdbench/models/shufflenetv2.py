@@ -82,6 +82,9 @@ class ShuffleNetV2(nn.Module):
         embedding = pool(F.relu(self.bn2(self.conv2(maps[-1]))))
         return Output(self.linear(embedding), maps, embedding, unactivated if pre_activations else None)
 
+    def get_classifier(self) -> nn.Module:
+        return self.linear
+
 
 def _stage(inputs: int, outputs: int, units: int) -> nn.Sequential:
     return nn.Sequential(DownUnit(inputs, outputs), *(SplitUnit(outputs) for _ in range(units - 1)))

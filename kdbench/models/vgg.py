@@ -49,6 +49,13 @@ class VGG(nn.Module):
             self.classifier(embedding), tuple(maps), embedding, tuple(unactivated) if pre_activations else None
         )
 
+    def get_classifier(self) -> nn.Module:
+        return self.classifier
+
+    def stage_batch_norms(self) -> tuple[nn.Module, ...]:
+        """The batch norm before the last activation of each stage."""
+        return tuple(block[-1] for block in (self.block1, self.block2, self.block3, self.block4))
+
 
 def _block(inputs: int, outputs: int, layers: int) -> nn.Sequential:
     """Convolutions with batch norm, activated but for the last."""

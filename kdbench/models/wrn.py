@@ -74,6 +74,13 @@ class WideResNet(nn.Module):
         unactivated = (stem, first_normed, second_normed, third_normed) if pre_activations else None
         return Output(self.fc(embedding), (stem, first, second, third), embedding, unactivated)
 
+    def get_classifier(self) -> nn.Module:
+        return self.fc
+
+    def stage_batch_norms(self) -> tuple[nn.Module, ...]:
+        """The batch norm before the last activation of each stage."""
+        return (self.block2.layer[0].bn1, self.block3.layer[0].bn1, self.bn1)
+
 
 ARCHITECTURES: Architectures = {
     f"wrn_{depth}_{factor}": partial(WideResNet, depth, factor) for depth in (16, 40) for factor in (1, 2)

@@ -11,7 +11,7 @@ def seconds(plan: Plan, costs: Costs) -> float:
     total = 0.0
     for cohort in plan.cohorts:
         images = cohort.data.train // cohort.recipe.batch_size * cohort.recipe.batch_size
-        shared = costs.archs[cohort.teacher.arch].forward if cohort.teacher else 0.0
+        shared = sum(costs.archs[source.arch].forward for source in cohort.teachers)
         train = {t.id: costs.archs[t.arch].train + costs.methods.get(t.method, 0.0) for t in cohort.trials}
         check = sum(costs.archs[trial.arch].forward for trial in cohort.trials)
         total += cohort.recipe.epochs * (images * (shared + sum(train.values())) + cohort.data.test * check)

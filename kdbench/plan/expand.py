@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from kdbench.core.catalog import Catalog
 from kdbench.core.data import DataInfo
 from kdbench.core.errors import UserError
-from kdbench.core.trial import VANILLA, Cohort, Pair, Plan, Recipe, TeacherSource, Trial
+from kdbench.core.trial import SELF, VANILLA, Cohort, Pair, Plan, Recipe, TeacherSource, Trial
 from kdbench.plan.expressions import Method
 
 
@@ -36,34 +36,34 @@ def expand(request: Request, catalog: Catalog, completed: Collection[str]) -> Pl
     cohorts: list[Cohort] = []
     not_applicable: list[tuple[Trial, str]] = []
 
-    def add(seed: int, teacher: TeacherSource | None, trials: list[Trial]) -> None:
+    def add(seed: int, teachers: tuple[TeacherSource, ...], trials: list[Trial]) -> None:
         done.extend(trial for trial in trials if trial.fingerprint in completed)
         if todo := [trial for trial in trials if trial.fingerprint not in completed]:
-            cohorts.append(Cohort(request.data, request.recipe, seed, request.precision, teacher, tuple(todo)))
+            cohorts.append(Cohort(request.data, request.recipe, seed, request.precision, teachers, tuple(todo)))
 
     make = _Maker(request, catalog)
     vanilla, *_ = request.methods
-    teachers = list(dict.fromkeys(p.teacher for p in request.pairs if p.teacher not in request.files))
-    students = list(dict.fromkeys(p.student for p in request.pairs))
+    teacher_archs = [arch for pair in request.pairs for arch in pair.teachers if arch not in request.files]
+    students = [pair.student for pair in request.pairs]
     for seed in sorted({0, *request.seeds}):
-        archs = (teachers if seed == 0 else []) + (students if seed in request.seeds else [])
-        add(seed, None, [make.trial(vanilla, arch, None, seed) for arch in dict.fromkeys(archs)])
+        archs = students if seed in request.seeds else make.own_teachers(students)
+        archs = [*(teacher_archs if seed == 0 else []), *archs]
+        add(seed, (), [make.trial(vanilla, arch, (), seed) for arch in dict.fromkeys(archs)])
 
     for pair in request.pairs:
-        origin = request.files.get(pair.teacher)
-        teacher = origin or TeacherSource(pair.teacher, trial=make.trial(vanilla, pair.teacher, None, 0).fingerprint)
-        served: list[Method] = []
+        teachers = tuple(request.files.get(arch) or make.source(vanilla, arch) for arch in pair.teachers)
+        supported: list[Method] = []
         for method in request.methods:
             if method.name == VANILLA:
                 continue
             if reason := catalog.incompatibility(method.name, method.settings, pair, request.data):
-                refused = [make.trial(method, pair.student, teacher, seed) for seed in request.seeds]
+                refused = [make.trial(method, pair.student, teachers, seed) for seed in request.seeds]
                 done.extend(trial for trial in refused if trial.fingerprint in completed)
                 not_applicable.extend((trial, reason) for trial in refused if trial.fingerprint not in completed)
             else:
-                served.append(method)
+                supported.append(method)
         for seed in request.seeds:
-            add(seed, teacher, [make.trial(method, pair.student, teacher, seed) for method in served])
+            add(seed, teachers, [make.trial(method, pair.student, teachers, seed) for method in supported])
     return Plan(tuple(cohorts), tuple(done), tuple(not_applicable))
 
 
@@ -73,7 +73,7 @@ def _check_sizes(request: Request, catalog: Catalog) -> None:
             f"{request.data.label} has {request.data.train} training images, less than one batch of "
             f"{request.recipe.batch_size}: take more images or classes"
         )
-    for arch in dict.fromkeys(name for pair in request.pairs for name in (pair.teacher, pair.student)):
+    for arch in dict.fromkeys(arch for pair in request.pairs for arch in pair.archs):
         smallest = catalog.model(arch).smallest
         if request.data.size < smallest:
             raise UserError(
@@ -87,17 +87,31 @@ class _Maker:
     request: Request
     catalog: Catalog
 
-    def trial(self, method: Method, arch: str, teacher: TeacherSource | None, seed: int) -> Trial:
+    def source(self, vanilla: Method, arch: str) -> TeacherSource:
+        """A network trained on the labels alone, with seed 0."""
+        return TeacherSource(arch, trial=self.trial(vanilla, arch, (), 0).fingerprint)
+
+    def own_teachers(self, students: Sequence[str]) -> Sequence[str]:
+        """The students, if one of the methods needs them trained on the labels alone with seed 0."""
+        return students if any(self._needs_itself(method) for method in self.request.methods) else []
+
+    def _needs_itself(self, method: Method) -> bool:
+        return SELF in self.catalog.methods[method.name].extra_teachers(method.settings)
+
+    def trial(self, method: Method, arch: str, teachers: tuple[TeacherSource, ...], seed: int) -> Trial:
         recipe = self.request.recipe
+        vanilla, *_ = self.request.methods
+        extra = {SELF: self.source(vanilla, arch)} if teachers and self._needs_itself(method) else {}
         return Trial(
             data=self.request.data,
             recipe=recipe,
             arch=arch,
             lr=recipe.small_lr if self.catalog.model(arch).small_lr else recipe.lr,
-            teacher=teacher,
+            teachers=teachers,
             method=method.expression,
             settings=method.settings,
             code=self.catalog.methods[method.name].code,
             seed=seed,
             precision=self.request.precision,
+            extra_teachers=extra,
         )

@@ -98,7 +98,7 @@ def parse(text: str, catalog: Catalog) -> tuple[Method, ...]:
         if name == "all":
             if settings:
                 raise UserError(f"'all' takes no settings; {_LIST}")
-            core = [info.name for info in catalog.methods.values() if info.core]
+            core = [info.name for info in catalog.methods.values() if info.group == "paper"]
             found += [_resolve(each, {}, plus, catalog) for each in core if not (plus and _has_kd(catalog, each))]
         else:
             found.append(_resolve(name, settings, plus, catalog))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 from kdbench.core.errors import UserError, unknown_name
 from kdbench.core.trial import PRETRAINED, Pair
 
 
-def _pairs(*words: str) -> tuple[Pair, ...]:
-    return tuple(Pair(*word.split(":")) for word in words)
+def _pairs(*names: str) -> tuple[Pair, ...]:
+    return tuple(Pair((name.split(":")[0],), name.split(":")[1]) for name in names)
 
 
 # The 13 pairs of the CRD and ICD papers' CIFAR-100 tables, in their order.
@@ -45,7 +47,11 @@ def sets(source: str) -> dict[str, tuple[Pair, ...]]:
 
 
 def parse(text: str, source: str) -> tuple[Pair, ...]:
-    """`all`, `same`, `cross`, or `teacher:student,...`; architectures are checked later, by the catalog."""
+    """`all`, `same`, `cross`, or pairs, comma-separated; architectures are checked later, by the catalog.
+
+    pair  := model { "+" model } ":" model
+    model := NAME [ ":pretrained" ]
+    """
     named = sets(source)
     found: list[Pair] = []
     for word in (part.strip() for part in text.split(",")):
@@ -57,16 +63,15 @@ def parse(text: str, source: str) -> tuple[Pair, ...]:
         elif len(models) > 2 or not all(models):
             raise UserError(f"the pair {word!r} is not of the form teacher:student")
         else:
-            found.append(Pair(*models))
+            teachers = models[0].split("+")
+            if not all(teachers):
+                raise UserError(f"the pair {word!r} names an empty teacher: write teacher+teacher:student")
+            if len(set(teachers)) < len(teachers):
+                raise UserError(f"the pair {word!r} names a teacher twice")
+            found.append(Pair(tuple(sorted(teachers)), models[1]))
     return tuple(dict.fromkeys(found))
 
 
 def _models(word: str) -> list[str]:
-    """The names between the colons; `:pretrained` belongs to the name before it."""
-    names: list[str] = []
-    for part in word.split(":"):
-        if f":{part}" == PRETRAINED and names:
-            names[-1] += PRETRAINED
-        else:
-            names.append(part)
-    return names
+    """What stands between the colons; `:pretrained` belongs to the name before it."""
+    return re.split(rf":(?!{PRETRAINED[1:]}(?:[:+]|$))", word)

@@ -15,7 +15,7 @@ def command(trial: Trial) -> str:
     base, classes, named = _selection(trial.data.label)
     kind, colon, _ = base.partition(":")
     recipe = trial.recipe
-    teacher = trial.teacher.arch if trial.teacher else trial.arch
+    teacher = trial.teacher or trial.arch
     words = ["--methods", trial.method, "--pairs", f"{teacher}:{trial.arch}", "--seeds", f"{trial.seed},"]
     words += ["--dataset", f"{kind}:PATH" if colon else base, "--recipe", recipe.name]
     words += ["--epochs", str(recipe.epochs), "--size", str(recipe.size), "--precision", trial.precision]
@@ -24,7 +24,8 @@ def command(trial: Trial) -> str:
     if rate := re.search(r",lr=([^,]+)", recipe.label):
         words += ["--lr", rate[1]]
     words += ["--max-grad-norm", f"{recipe.max_grad_norm:g}"] if recipe.max_grad_norm is not None else []
-    words += ["--teacher", "FILE"] if trial.teacher and trial.teacher.sha256 else []
+    if any(source.sha256 for source in trial.teachers):
+        words += ["--teacher", "FILE"] if len(trial.teachers) == 1 else ["--teacher-dir", "DIR"]
     return "python bench.py " + shlex.join(words)
 
 

@@ -116,10 +116,14 @@ def select(records: Sequence[Record], asked: Collection[str] = ()) -> Selection:
         for record in tables[table]:
             if record.protocol == protocol and record.trial.id in used:
                 continue
-            arch, vanilla = record.trial.arch, record.trial.teacher is None
+            arch, vanilla = record.trial.arch, not record.trial.teachers
             only_teacher = vanilla and record.protocol == protocol and arch in masters and arch not in students
             (teachers if only_teacher else superseded).append(record)
     return Selection(tuple(groups), tuple(superseded), tuple(teachers))
+
+
+def _teacher_keys(trial: Trial) -> list[str]:
+    return [source.key for source in trial.teachers]
 
 
 def _groups(table: tuple[str, str], records: Sequence[Record], asked: Collection[str]) -> list[Group]:
@@ -132,14 +136,14 @@ def _groups(table: tuple[str, str], records: Sequence[Record], asked: Collection
         trial = record.trial
         if trial.data.content != images:
             continue
-        if trial.teacher is None:
+        if not trial.teachers:
             vanilla[trial.arch].append(record)
         else:
-            pupils[trial.teacher.arch, trial.arch].append(record)
+            pupils[trial.teacher, trial.arch].append(record)
     for column, taught in pupils.items():
-        master = _chosen(taught, asked).teacher  # a column compares what one teacher taught
+        keys = _teacher_keys(_chosen(taught, asked))  # a column compares what the same teachers taught
         for record in taught:
-            if record.trial.teacher and master and record.trial.teacher.key == master.key:
+            if _teacher_keys(record.trial) == keys:
                 distilled[*column, record.trial.method].append(record)
     groups = [Group(*table, *row, _current(of_row, asked)) for row, of_row in distilled.items()]
     pairs = {(group.teacher, group.student) for group in groups}

@@ -238,7 +238,7 @@ def _failures(records: Sequence[Record]) -> list[dict[str, str]]:
     places: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
     for record in records:
         if record.status != "done":
-            teacher = f"{record.trial.teacher.arch} → " if record.trial.teacher else ""
+            teacher = f"{record.trial.teacher} → " if record.trial.teacher else ""
             where = f"{record.trial.method}, {teacher}{record.trial.arch}, seed {record.trial.seed}"
             places[record.status, record.reason or "no reason was recorded"].append(where)
     return [

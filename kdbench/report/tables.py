@@ -127,10 +127,10 @@ def _teacher_row(groups: Sequence[Group], vanilla: dict[str, Record]) -> list[_R
     """The teacher as the newest of the pair's students met it; none if nobody did and its own trial is unknown."""
     met = [record for group in groups if group.method != VANILLA for record in group.records]
     source = newest([record for record in met if record.teacher_top1 is not None] or met)
-    teacher, value = source.trial.teacher, source.teacher_top1
-    assert teacher is not None  # `met` holds distilled records only
-    status, reason = "done", f"file {teacher.sha256[:12]}" if teacher.sha256 else ""
-    trained = vanilla.get(teacher.trial or "")
+    teachers, value = source.trial.teachers, source.teacher_top1
+    status: str = "done"
+    reason = ", ".join(f"file {teacher.sha256[:12]}" for teacher in teachers if teacher.sha256)
+    trained = vanilla.get(teachers[0].trial or "") if len(teachers) == 1 else None
     if value is None and trained is not None:
         value = trained.top1 if trained.status == "done" else None
         status, reason = trained.status, _reason([trained])
@@ -377,8 +377,7 @@ def _ends(groups: Sequence[Group], teachers: Sequence[Record]) -> list[str]:
 
 
 def _described(record: Record) -> str:
-    teacher = record.trial.teacher
-    return f"{record.trial.method}, {pair_label(teacher.arch if teacher else '', record.trial.arch)}"
+    return f"{record.trial.method}, {pair_label(record.trial.teacher, record.trial.arch)}"
 
 
 def _superseded(records: Sequence[Record]) -> list[str]:

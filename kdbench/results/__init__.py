@@ -1,8 +1,7 @@
-"""Records and weights on disk, and who works on what."""
+"""Records and weights on disk."""
 
 from kdbench.results.probe_store import ProbeStore
 from kdbench.results.reading import finished_since
 from kdbench.results.store import Store
-from kdbench.run.claims import Claims, Work
 
-__all__ = ["Claims", "ProbeStore", "Store", "Work", "finished_since"]
+__all__ = ["ProbeStore", "Store", "finished_since"]

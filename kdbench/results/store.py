@@ -18,12 +18,11 @@ from statistics import fmean, median
 from typing import TYPE_CHECKING
 
 from kdbench.core.errors import UserError, plain
-from kdbench.core.files import DamagedFile, alive, quarantine, remove_stale, temporary, write_atomic
+from kdbench.core.files import DamagedFile, quarantine, remove_stale, temporary, write_atomic
 from kdbench.core.record import FINAL, EpochMetrics, Outcome, Record
 from kdbench.core.trial import PROTOCOL, Value
 from kdbench.results import serialize
 from kdbench.results.reading import UNREADABLE, contents, every, read
-from kdbench.run import claims
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,13 +55,9 @@ class Store:
             ) from None
 
     def remove_stale(self) -> None:
-        """Remove what processes that were killed left half written, and their claims."""
-        for name in ("", *FOLDERS, "transfers", claims.FOLDER):
+        """Remove what processes that were killed left half written."""
+        for name in ("", *FOLDERS, "transfers"):
             remove_stale(self.root / name)
-        for path in (self.root / claims.FOLDER).glob(claims.CLAIM):
-            if alive(path.stem) is False:
-                with suppress(OSError):
-                    path.unlink(missing_ok=True)
 
     def save(self, outcome: Outcome, environment: Mapping[str, Value]) -> Record:
         """Write a trial's epochs and weights, then its record. Raises DiskError."""
@@ -103,7 +98,7 @@ class Store:
         name = record.trial.id
         if not self._weights_path(name).is_file() or not self._epochs_path(name).is_file():
             return False
-        if record.trial.teacher is not None:
+        if record.trial.teachers:
             return True
         with suppress(ValueError):
             return bool(self._checked_weights(record))
@@ -131,11 +126,11 @@ class Store:
             raise ValueError("its contents do not belong to its id")
         return serialize.build(_Curve, content).epochs
 
-    def weights(self, record: Record) -> dict[str, Tensor]:
-        """The final weights of a trial that is done. Raises ValueError if they are not those of the record."""
+    def weights(self, record: Record, part: str = "network") -> dict[str, Tensor]:
+        """Final weights of a trial that is done, see `load_weights`. Raises ValueError if they are not the record's."""
         from kdbench.results.weights import load_weights
 
-        return load_weights(self._checked_weights(record))
+        return load_weights(self._checked_weights(record), part)
 
     def _checked_weights(self, record: Record) -> bytes:
         if record.weights_sha256 is None:

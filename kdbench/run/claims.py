@@ -65,6 +65,8 @@ class Claims:
     def __enter__(self) -> Claims:
         self._file = self.folder / f"{files.process()}.json"
         with self._locked():
+            files.remove_stale(self.folder)
+            self._held_by_others()  # removes the files of dead processes
             self._write()
         self._heart = threading.Thread(target=self._beat, daemon=True)
         self._heart.start()

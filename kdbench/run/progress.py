@@ -29,13 +29,12 @@ def _count(cohort: Cohort) -> str:
 
 
 def _name(trial: Trial, cohort: Cohort) -> str:
-    return trial.method if cohort.teacher else trial.arch
+    return trial.method if cohort.teachers else trial.arch
 
 
 def _verdict(outcome: Outcome) -> str:
     trial = outcome.trial
-    pair = f"{trial.teacher.arch}:{trial.arch}" if trial.teacher else trial.arch
-    return f"{pair} {trial.method}, seed {trial.seed}: {outcome.status}: {outcome.reason}"
+    return f"{trial.pair} {trial.method}, seed {trial.seed}: {outcome.status}: {outcome.reason}"
 
 
 def _waiting(what: str, processes: Sequence[str]) -> str:

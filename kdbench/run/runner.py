@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from kdbench.core.errors import Interrupted
-from kdbench.core.events import Executor, Observer
+from kdbench.core.events import Executor, Observer, TeacherWeights
 from kdbench.core.files import DiskError
 from kdbench.core.record import FINAL, Outcome
 from kdbench.core.trial import Cohort, Plan, Value
-from kdbench.results import Claims, Store, Work, finished_since
+from kdbench.results import Store, finished_since
+from kdbench.run.claims import Claims, Work
 from kdbench.train.checkpoint import Checkpoints
 
 
@@ -56,24 +57,24 @@ def run_plan(
 
 
 def _work(cohorts: Sequence[Cohort]) -> Iterator[Work[int]]:
-    """The cohorts by number; each needs its teacher, where that is trained here."""
+    """The cohorts by number; each needs the networks that teach in it, where these are trained here."""
     for number, cohort in enumerate(cohorts):
-        teacher = {cohort.teacher.trial} if cohort.teacher and cohort.teacher.trial else set()
-        yield Work(number, frozenset(trial.fingerprint for trial in cohort.trials), frozenset(teacher))
+        teachers = frozenset(source.trial for source in cohort.sources.values() if source.trial)
+        yield Work(number, frozenset(trial.fingerprint for trial in cohort.trials), teachers)
 
 
-class _NoTeacher(Exception):
-    """A cohort's teacher did not come to be."""
+class _MissingTeacher(Exception):
+    """A teacher of the cohort was not trained, or its training did not end well."""
 
 
 def _outcomes(cohort: Cohort, store: Store, executor: Executor, observer: Observer) -> Iterator[Outcome]:
     """One outcome a trial, whatever breaks in training. What breaks in keeping them is not training's failure."""
     waiting = {trial.id: trial for trial in cohort.trials}
     try:
-        for outcome in executor.train(cohort, _teacher(cohort, store), observer):
+        for outcome in executor.train(cohort, _teacher_weights(cohort, store), observer):
             del waiting[outcome.trial.id]
             yield outcome
-    except _NoTeacher as error:
+    except _MissingTeacher as error:
         for trial in waiting.values():
             yield Outcome(trial, "failed", str(error))
     except (BrokenPipeError, DiskError):  # nobody reads the progress any more; nothing can be kept any more
@@ -84,13 +85,16 @@ def _outcomes(cohort: Cohort, store: Store, executor: Executor, observer: Observ
             yield Outcome(trial, "failed", reason)
 
 
-def _teacher(cohort: Cohort, store: Store) -> Mapping[str, object] | None:
-    """The state dict of a teacher that was trained here; None where there is none or it comes from a file."""
-    if cohort.teacher is None or cohort.teacher.trial is None:
-        return None
-    record = store.find(cohort.teacher.trial)
-    if record is None:
-        raise _NoTeacher(f"its teacher {cohort.teacher.arch} has no record")
-    if record.status != "done":
-        raise _NoTeacher(f"its teacher {cohort.teacher.arch} {record.status}: {record.reason}")
-    return store.weights(record)
+def _teacher_weights(cohort: Cohort, store: Store) -> TeacherWeights:
+    """State dicts of the networks that were trained here. A missing extra teacher is its trial's failure alone."""
+    weights = {}
+    for key, source in cohort.sources.items():
+        if source.trial is None:
+            continue
+        record = store.find(source.trial)
+        if record is not None and record.status == "done":
+            weights[key] = store.weights(record)
+        elif source in cohort.teachers:
+            state = "has no record" if record is None else f"{record.status}: {record.reason}"
+            raise _MissingTeacher(f"its teacher {source.arch} {state}")
+    return weights

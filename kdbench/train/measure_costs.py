@@ -15,19 +15,19 @@ import torch.nn.functional as F
 from kdbench.core.catalog import Cost, Costs
 from kdbench.core.data import DataInfo
 from kdbench.core.record import EpochMetrics, Outcome
-from kdbench.core.trial import PRETRAINED, Cohort, Plan, Recipe
-from kdbench.data.dataset import ImageSet, Split
+from kdbench.core.trial import PRETRAINED, Cohort, Plan, Recipe, TeacherSource
+from kdbench.data.dataset import Dataset, Split
 from kdbench.models import build
 from kdbench.train.checkpoint import Checkpoints
-from kdbench.train.cohort import LocalExecutor
+from kdbench.train.cohort import CohortTrainer
 from kdbench.train.device import on_device
 from kdbench.train.evaluate import autocast
 
 REPETITIONS = 3
 
 
-class _Unwatched:
-    """An observer that looks away."""
+class _NoObserver:
+    """Ignores all events."""
 
     def cohort(self, cohort: Cohort, number: int, of: int) -> None: ...
     def step(self, cohort: Cohort, epoch: int, step: int, steps: int) -> None: ...
@@ -36,56 +36,77 @@ class _Unwatched:
     def waiting(self, trials: int, processes: Sequence[str]) -> None: ...
 
 
-def calibrate(plan: Plan, images: ImageSet, device: torch.device) -> Costs:
-    """Architectures alone; what a method adds to its student comes from the first cohort that has it."""
+def measure_costs(plan: Plan, dataset: Dataset, device: torch.device) -> Costs:
+    """Costs of architectures alone, and what each method adds to its student in the first cohort that has it."""
     first = plan.cohorts[0]
-    archs = [trial.arch for trial in plan.pending] + [each.teacher.arch for each in plan.cohorts if each.teacher]
-    costs = architectures(archs, first.data, first.recipe, device, first.precision)
+    archs = [trial.arch for trial in plan.pending] + [
+        s.arch for cohort in plan.cohorts for s in cohort.sources.values()
+    ]
+    costs = architecture_costs(archs, first.data, first.recipe, device, first.precision)
     methods: dict[str, float] = {}
-    pretrain: set[str] = set()
-    states: dict[str, int] = {}
+    pretrained: set[str] = set()
+    checkpoint_bytes: dict[str, int] = {}
     for cohort in plan.cohorts:
         new = [trial for trial in cohort.trials if trial.method not in methods]
-        if cohort.teacher and new:
-            own, early, kept = _methods(cohort.with_trials(new), images, device)
-            train = {trial.method: costs[trial.arch].train for trial in new}
-            methods |= {method: max(0.0, seconds - train[method]) for method, seconds in own.items()}
-            pretrain |= early
-            size = {trial.method: costs[trial.arch].size for trial in new}
-            states |= {method: max(0, count - 2 * size[method]) for method, count in kept.items()}
-    return Costs(costs, methods, frozenset(pretrain), states)
+        if cohort.teachers and new:
+            measured = _method_costs(cohort.with_trials(new), dataset, device)
+            for trial in new:
+                cost = costs[trial.arch]
+                if trial.method in measured:
+                    seconds, has_pretraining, size = measured[trial.method]
+                    methods[trial.method] = max(0.0, seconds - cost.train)
+                    checkpoint_bytes[trial.method] = max(0, size - 2 * cost.size)
+                    if has_pretraining:
+                        pretrained.add(trial.method)
+    return Costs(costs, methods, frozenset(pretrained), checkpoint_bytes)
 
 
-def _methods(
-    cohort: Cohort, images: ImageSet, device: torch.device
-) -> tuple[dict[str, float], set[str], dict[str, int]]:
-    """By the real executor: seconds an image of each student under its method, which methods have a first stage, and
-    the bytes of each one's training state.
+def _method_costs(cohort: Cohort, dataset: Dataset, device: torch.device) -> dict[str, tuple[float, bool, int]]:
+    """By a few real steps: seconds an image of each student under its method, whether that has a pretraining, and the
+    bytes of its checkpoint.
 
     A random teacher costs what a trained one does. The first of two epochs of a few steps is not counted.
     """
-    assert cohort.teacher is not None
-    arch, data = cohort.teacher.arch.removesuffix(PRETRAINED), cohort.data  # nothing is fetched for an estimate
-    teacher = replace(cohort.teacher, arch=arch, file=None, sha256=None)
-    schedule = replace(cohort.recipe, epochs=2)
+    data, recipe = cohort.data, replace(cohort.recipe, epochs=2)
+    sources = {key: _untrained(source) for key, source in cohort.sources.items()}
+    teachers = tuple(sources[source.key] for source in cohort.teachers)
     trials = tuple(
-        replace(trial, recipe=schedule, teacher=teacher, arch=trial.arch.removesuffix(PRETRAINED))
+        replace(
+            trial,
+            recipe=recipe,
+            teachers=teachers,
+            arch=trial.arch.removesuffix(PRETRAINED),
+            extra_teachers={name: sources[source.key] for name, source in trial.extra_teachers.items()},
+        )
         for trial in cohort.trials
     )
-    short = replace(cohort, recipe=schedule, teacher=teacher, trials=trials)
-    few = replace(images, test=Split(images.test.images[:1], images.test.labels[:1]))
+    short = replace(cohort, recipe=recipe, teachers=teachers, trials=trials)
+    one_image = replace(dataset, test=Split(dataset.test.images[:1], dataset.test.labels[:1]))
     with torch.random.fork_rng(devices=[]):
-        weights = build(arch, data.classes, data.size).state_dict()
+        weights = {s.key: build(s.arch, data.classes, data.size).state_dict() for s in sources.values()}
     with TemporaryDirectory() as folder:
-        executor = LocalExecutor(few, device, Checkpoints(Path(folder)), limit=REPETITIONS)
-        outcomes = [each for each in executor.train(short, weights, _Unwatched()) if each.epochs]
-        kept = {each.trial.method: executor.checkpoints.size(each.trial.id) for each in outcomes}
-    count = REPETITIONS * schedule.batch_size
-    own = {each.trial.method: each.epochs[-1].student_seconds / count for each in outcomes}
-    return own, {each.trial.method for each in outcomes if "pretraining_epochs" in each.extra_info}, kept
+        checkpoints = Checkpoints(Path(folder))
+        trainer = CohortTrainer(short, one_image, weights, device, checkpoints, _NoObserver(), limit=REPETITIONS)
+        outcomes = [outcome for outcome in trainer.train() if outcome.epochs]
+        sizes = {outcome.trial.id: checkpoints.size(outcome.trial.id) for outcome in outcomes}
+    images = REPETITIONS * recipe.batch_size
+    return {
+        outcome.trial.method: (
+            outcome.epochs[-1].student_seconds / images,
+            "pretraining_epochs" in outcome.extra_info,
+            sizes[outcome.trial.id],
+        )
+        for outcome in outcomes
+    }
 
 
-def architectures(
+def _untrained(source: TeacherSource) -> TeacherSource:
+    """Nothing is read or fetched for an estimate."""
+    arch = source.arch.removesuffix(PRETRAINED)
+    return TeacherSource(arch, trial=f"untrained {source.key}")
+
+
+def architecture_costs(
     archs: Iterable[str], data: DataInfo, recipe: Recipe, device: torch.device, precision: str
 ) -> dict[str, Cost]:
     """Medians of a few steps after one that is not counted, on random images."""

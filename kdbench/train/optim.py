@@ -10,7 +10,7 @@ from kdbench.core.trial import Recipe
 
 
 def learning_rate(recipe: Recipe, initial: float, epoch: int) -> float:
-    """The rate throughout `epoch` (from 1): it has dropped once for each milestone reached by the epochs before.
+    """The learning rate during `epoch` (from 1): it has dropped once for each milestone reached by earlier epochs.
 
     With the published milestone of 150, epoch 151 is the first at the lower rate (RepDistiller).
     """

@@ -13,18 +13,17 @@ from kdbench.core.linear_probe import LinearProbe
 from kdbench.core.record import ProbeRecord
 from kdbench.core.trial import PROTOCOL, Value
 from kdbench.data.augment import show, views
-from kdbench.data.dataset import ImageSet, Split
-from kdbench.data.resident import Loader, in_order
+from kdbench.data.dataset import Dataset, Split
+from kdbench.data.resident import Loader, sequential_batches
 from kdbench.models import features, info
 from kdbench.train.checkpoint import Checkpoints, log
-from kdbench.train.cohort import verdict
 from kdbench.train.evaluate import EVALUATION_BATCH
-from kdbench.train.linear_probe import Probe, Stack
-from kdbench.train.student import Diverged
+from kdbench.train.failures import Diverged, status_and_reason
+from kdbench.train.linear_probe import ProbeTrainer, StackedProbes
 
 _ROOM = 2**31  # bytes of features that are held at a time
 
-Ended = Iterator[tuple[Probe, Exception | None]]
+Ended = Iterator[tuple[ProbeTrainer, Exception | None]]
 
 
 class Watcher(Protocol):
@@ -37,7 +36,7 @@ class Watcher(Protocol):
 
 def train_probes(
     transfers: Sequence[LinearProbe],
-    images: ImageSet,
+    images: Dataset,
     weights: Callable[[LinearProbe], Mapping[str, Tensor]],
     checkpoints: Checkpoints,
     device: torch.device,
@@ -64,21 +63,26 @@ def _kind(transfer: LinearProbe) -> tuple[int, float]:
     if transfer.bn_train_mode:
         return 0, 0.0
     source = transfer.source
-    width = features(source.arch, source.data.classes, source.data.size).embedding
+    width = features(source.arch, source.data.classes, source.data.size).embedding_dim
     return 4 * width * transfer.views * transfer.data.train, transfer.lr
 
 
-Outcome = tuple[LinearProbe, Probe | None, tuple[float, float] | Exception]
+Outcome = tuple[LinearProbe, ProbeTrainer | None, tuple[float, float] | Exception]
 """A transfer, how far it came, and its top-1 and top-5 accuracy or what ended it."""
 
 
 def _record(
-    transfer: LinearProbe, probe: Probe | None, end: tuple[float, float] | Exception, environment: Mapping[str, Value]
+    transfer: LinearProbe,
+    probe: ProbeTrainer | None,
+    end: tuple[float, float] | Exception,
+    environment: Mapping[str, Value],
 ) -> ProbeRecord:
     finished = datetime.now(UTC).isoformat(timespec="milliseconds")
     if isinstance(end, Exception) or probe is None:
         when = f"epoch {probe.epoch}" if probe and probe.epoch else "before training"
-        status, reason = verdict(end if isinstance(end, Exception) else RuntimeError("it was not trained"), when)
+        status, reason = status_and_reason(
+            end if isinstance(end, Exception) else RuntimeError("it was not trained"), when
+        )
         return ProbeRecord(PROTOCOL, transfer, status, reason, None, None, None, None, environment, finished)
     return ProbeRecord(PROTOCOL, transfer, "done", None, *end, probe.loss, probe.seconds, environment, finished)
 
@@ -86,7 +90,7 @@ def _record(
 class _Group:
     """ModelLoader that are trained on the same images side by side."""
 
-    def __init__(self, images: ImageSet, checkpoints: Checkpoints, device: torch.device, watcher: Watcher) -> None:
+    def __init__(self, images: Dataset, checkpoints: Checkpoints, device: torch.device, watcher: Watcher) -> None:
         self.images, self.checkpoints, self.device, self.watcher = images, checkpoints, device, watcher
 
     def train(
@@ -107,39 +111,39 @@ class _Group:
             end: tuple[float, float] | Exception | None = problem
             if end is None:
                 try:
-                    test = in_order(
+                    test = sequential_batches(
                         self.images.test, self.images.info, EVALUATION_BATCH, self.device, self.normalization
                     )
                     end = probe.accuracy(test)
                 except Exception as error:
                     end = error
-            yield probe.transfer, probe, end
+            yield probe.probe, probe, end
 
-    def _probe(self, transfer: LinearProbe, weights: Mapping[str, Tensor]) -> Probe:
-        probe = Probe(transfer, weights, self.device)
+    def _probe(self, transfer: LinearProbe, weights: Mapping[str, Tensor]) -> ProbeTrainer:
+        probe = ProbeTrainer(transfer, weights, self.device)
         if state := self.checkpoints.load(transfer.id):
             try:
-                probe.restore(state)
+                probe.load_state(state)
             except Exception as error:
                 log.warning("the checkpoint of %s does not fit (%s): it starts again", transfer.id, error)
-                return Probe(transfer, weights, self.device)
+                return ProbeTrainer(transfer, weights, self.device)
         return probe
 
-    def _fixed(self, probes: list[Probe]) -> Ended:
+    def _fixed(self, probes: list[ProbeTrainer]) -> Ended:
         """Features of every view first, then all classifiers at once."""
-        first, train = probes[0].transfer, self.images.train
-        stack = Stack(probes)
+        first, train = probes[0].probe, self.images.train
+        stack = StackedProbes(probes)
         for number, view in enumerate(views(first.views, first.recipe.pad, self.images.info.flip)):
             shown = Split(show(train.images, view), train.labels)
-            for batch in in_order(shown, self.images.info, EVALUATION_BATCH, self.device, self.normalization):
+            for batch in sequential_batches(shown, self.images.info, EVALUATION_BATCH, self.device, self.normalization):
                 stack.embed(number, batch)
         stack.fit(train.labels, self.watcher.advance)
         for probe in probes:
             yield probe, stack.problems.get(probe)
 
-    def _moving(self, probes: list[Probe]) -> Ended:
+    def _moving(self, probes: list[ProbeTrainer]) -> Ended:
         """Every step for all networks, on the same augmented batch; a state is kept after each epoch."""
-        first, recipe = probes[0].transfer, probes[0].transfer.recipe
+        first, recipe = probes[0].probe, probes[0].probe.recipe
         loader = Loader(
             self.images,
             batch_size=recipe.batch_size,
@@ -151,9 +155,9 @@ class _Group:
         left = list(probes)
         for epoch in range(1, recipe.epochs + 1):
             active = [probe for probe in left if probe.epoch == epoch - 1]
-            problems: dict[Probe, Exception] = {}
+            problems: dict[ProbeTrainer, Exception] = {}
             for probe in active:
-                probe.begin(epoch)
+                probe.begin_epoch(epoch)
             for number, batch in enumerate(loader.epoch(epoch) if active else ()):
                 for probe in active:
                     if probe not in problems:
@@ -164,8 +168,8 @@ class _Group:
             for probe in active:
                 try:
                     if probe not in problems:
-                        probe.end()
-                        self.checkpoints.save([(probe.transfer.id, probe.state())])
+                        probe.end_epoch()
+                        self.checkpoints.save([(probe.probe.id, probe.state())])
                 except Diverged as error:
                     problems[probe] = error
             left = [probe for probe in left if probe not in problems]

@@ -1,55 +1,111 @@
-"""What the students of a cohort share in a step: the batch, and what the teacher says of it."""
+"""What the students of a cohort share in a step: the batch, its views, and the teachers' outputs."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
 import torch
+from torch import Tensor
 
-from kdbench.data.resident import Batch, Loader
+from kdbench.data.dataset import Batch, ViewBatch
+from kdbench.data.resident import Loader
+from kdbench.data.views import View
+from kdbench.distill.step import Requires
 from kdbench.models.output import Output
-from kdbench.train.cuda_graph import CudaGraphStep, StaticBatch
+from kdbench.train.cuda_graph import CudaGraphStep, StaticBuffers
 from kdbench.train.meters import Timer
-from kdbench.train.teacher import Teacher
+from kdbench.train.teacher import Teacher, Teachers
 
 
-class Shared:
-    """Serves each step of an epoch once for all students, and again where one of them modified_in_place it."""
+@dataclass(frozen=True)
+class SharedView:
+    """A view of the step's batch, and the teachers' outputs for it."""
 
-    def __init__(self, loader: Loader, guide: Teacher, device: torch.device) -> None:
-        self.loader, self.guide, self.device = loader, guide, device
-        self.clock = Timer(device)
-        self.batch: Batch
-        self.target: Output
+    view: ViewBatch
+    teachers: tuple[Output, ...]
 
-    def begin(self, epoch: int, pre_activations: bool, replayed: bool, start: int = 0) -> None:
-        """Make ready for an epoch from step `start` on; where it is replayed, everything keeps its place from the
-        recording on."""
-        self._epoch, self._step, self._preact = epoch, start - 1, pre_activations
+
+@dataclass(frozen=True)
+class StepInputs:
+    """All that a student's step reads and must not change."""
+
+    batch: Batch
+    teachers: tuple[Output, ...]
+    views: Mapping[View, SharedView]
+    extra: Mapping[str, Output]
+
+    def tensors(self) -> list[Tensor]:
+        outputs = [
+            *self.teachers,
+            *self.extra.values(),
+            *(out for view in self.views.values() for out in view.teachers),
+        ]
+        tensors = [*self.batch.tensors(), *(tensor for view in self.views.values() for tensor in view.view.tensors())]
+        return tensors + [tensor for output in outputs for tensor in output.tensors()]
+
+
+class SharedInputs:
+    """Compute each step's inputs once for all students; recompute them if a student modified them in place."""
+
+    def __init__(self, loader: Loader, teachers: Teachers, device: torch.device) -> None:
+        self.loader, self.teachers, self.device = loader, teachers, device
+        self.timer = Timer(device)
+        self.current: StepInputs
+
+    def begin_epoch(self, epoch: int, requires: Collection[Requires], use_graph: bool, start: int = 0) -> None:
+        """Prepare for an epoch from step `start` on, for students that require this."""
+        self._epoch, self._step = epoch, start - 1
+        self._views = tuple(dict.fromkeys(view for each in requires for view in each.views))
+        self._extra = tuple(dict.fromkeys(name for each in requires for name in each.extra_teachers))
+        self._pre_activations = any(each.pre_activations for each in requires)
+        self._classifier = any(each.classifier for each in requires)
         self._batches = self.loader.epoch(epoch, start)
-        self._slots = StaticBatch() if replayed else None
-        self._replay = CudaGraphStep("the teacher", self.guide, self.device) if replayed else None
+        self._static_batch = StaticBuffers[Batch]() if use_graph else None
+        self._static_views = {view: StaticBuffers[ViewBatch]() for view in self._views} if use_graph else {}
+        self._graph = CudaGraphStep("the teacher", self._inputs, self.device) if use_graph else None
 
-    def advance(self) -> None:
-        """The next batch, and the teacher's output."""
+    def advance(self) -> StepInputs:
+        """The next step's inputs."""
         self._step += 1
-        with self.clock.running():
-            self._serve(next(self._batches))
-
-    def _serve(self, batch: Batch) -> None:
-        self.batch = self._slots.fill(batch) if self._slots else batch
-        if self._replay:
-            self.target = self._replay(None, self.batch, self._preact)
-            self._replay.join()
-        else:
-            self.target = self.guide(self.batch, self._preact)
-        self._versions = self._count()
+        with self.timer.running():
+            return self._compute(next(self._batches))
 
     def modified_in_place(self) -> bool:
-        """Whether a student changed something of this step in place; known without asking the device."""
-        return self._count() != self._versions
+        """Whether a student changed some of the current inputs; known without asking the device."""
+        return self._versions() != self._unmodified
 
-    def recompute(self) -> None:
-        """Make this step's tensors anew, so that the others get theirs as they should be."""
-        self._serve(next(self.loader.epoch(self._epoch, self._step)))
+    def recompute(self) -> StepInputs:
+        """The current step's inputs as they should be."""
+        return self._compute(next(self.loader.epoch(self._epoch, self._step)))
 
-    def _count(self) -> list[int]:
-        return [tensor._version for tensor in (*self.batch.tensors(), *self.target.tensors())]
+    def _compute(self, batch: Batch) -> StepInputs:
+        views = {view: self.loader.view(view, self._epoch, self._step, batch) for view in self._views}
+        if self._static_batch and self._graph:
+            batch = self._static_batch.fill(batch)
+            views = {view: self._static_views[view].fill(content) for view, content in views.items()}
+            self.current = self._graph(None, batch, views)
+            self._graph.join()
+        else:
+            self.current = self._inputs(batch, views)
+        self._unmodified = self._versions()
+        return self.current
+
+    def _inputs(self, batch: Batch, views: Mapping[View, ViewBatch]) -> StepInputs:
+        """The teachers' outputs for the batch and its views."""
+        extra = {name: teacher for name, teacher in self.teachers.extra.items() if name in self._extra}
+        return StepInputs(
+            batch,
+            self._outputs(batch),
+            {view: SharedView(content, self._outputs(content.batch)) for view, content in views.items()},
+            {name: self._output(teacher, batch) for name, teacher in extra.items()},
+        )
+
+    def _outputs(self, batch: Batch) -> tuple[Output, ...]:
+        return tuple(self._output(teacher, batch) for teacher in self.teachers.teachers)
+
+    def _output(self, teacher: Teacher, batch: Batch) -> Output:
+        return teacher(batch, pre_activations=self._pre_activations, classifier=self._classifier)
+
+    def _versions(self) -> list[int]:
+        return [tensor._version for tensor in self.current.tensors()]

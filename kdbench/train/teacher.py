@@ -1,75 +1,134 @@
-"""The teacher of a cohort: loaded once, never trained, one forward pass a batch for all students."""
+"""The frozen networks of a cohort: loaded once, never trained, one forward pass a batch for all students."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from kdbench.core.data import DataInfo
+from kdbench.core.events import TeacherWeights
 from kdbench.core.files import file_sha256
-from kdbench.core.trial import Cohort, TeacherSource
-from kdbench.data.resident import Batch
-from kdbench.models import info, load_checkpoint, restore
+from kdbench.core.seeding import derive_seed
+from kdbench.core.trial import SELF, Cohort, TeacherSource
+from kdbench.data.dataset import Batch
+from kdbench.data.resident import Loader
+from kdbench.models import build, classifier_of, info, load_checkpoint, restore, stage_batch_norms_of
 from kdbench.models.folding import fold
-from kdbench.models.output import Output
+from kdbench.models.output import Classifier, Output
 from kdbench.train.device import on_device
-from kdbench.train.evaluate import accuracy, autocast
+from kdbench.train.evaluate import EVALUATION_BATCH, autocast, evaluate
+
+PRUNED_SHARE = 0.1
+"""Of the weights that the extra teacher `pruned` lacks: R2KD."""
 
 
-def from_file(teacher: TeacherSource, data: DataInfo) -> dict[str, Tensor]:
+def load_teacher_file(source: TeacherSource, data: DataInfo) -> dict[str, Tensor]:
     """The weights of a teacher that was given as a file.
 
     Raises ValueError if it is missing or was changed since it was named, UserError if it does not fit.
     """
-    path = Path(teacher.file or "")
-    if not path.is_file() or file_sha256(path) != teacher.sha256:
+    path = Path(source.file or "")
+    if not path.is_file() or file_sha256(path) != source.sha256:
         raise ValueError(f"{path} is missing or was changed since this study began")
-    return load_checkpoint(path, teacher.arch, data.classes, data.size)
+    return load_checkpoint(path, source.arch, data.classes, data.size)
 
 
 class Teacher:
-    """A frozen network in evaluation mode; vanilla cohorts have one that says nothing.
+    """A frozen network in evaluation mode."""
 
-    Raises ValueError if the weights are missing or their file was changed, UserError if the file does not fit.
-    """
-
-    def __init__(self, cohort: Cohort, weights: Mapping[str, Tensor] | None, device: torch.device) -> None:
-        self.device, self.precision = device, cohort.precision
-        self.network = None
-        teacher, data = cohort.teacher, cohort.data
-        if teacher is None:
-            return
-        if teacher.file:
-            weights = from_file(teacher, data)
-        if weights is None:
-            raise ValueError(f"no weights were given for the teacher {teacher.arch}")
-        network = restore(teacher.arch, data.classes, data.size, weights)
+    def __init__(self, network: nn.Module, arch: str, device: torch.device, precision: str) -> None:
         self.network = on_device(network, device).eval().requires_grad_(False)
-        self._fast = fold(self.network)
-        self.normalization = info(teacher.arch).normalization
-
-    def top1(self, batches: Iterable[Batch]) -> float | None:
-        """Accuracy in per cent, None without a network."""
-        if self.network is None:
-            return None
-        return accuracy(self.network, batches, self.device, self.precision, self.normalization)[0]
+        self.arch, self.device, self.precision = arch, device, precision
+        self.normalization = info(arch).normalization
+        self._folded = fold(self.network)
 
     @torch.no_grad()
-    def __call__(self, batch: Batch, pre_activations: bool) -> Output:
-        """What the teacher says of a batch, in float32; empty tensors without a network."""
-        if self.network is None:
-            nothing = batch.images.new_empty(0)
-            return Output(nothing, (), nothing)
+    def __call__(self, batch: Batch, *, pre_activations: bool = False, classifier: bool = False) -> Output:
+        """Its output for a batch, in float32."""
         with autocast(self.device, self.precision):
-            output: Output = self._fast(batch.images_for(self.normalization), pre_activations=pre_activations)
-        output = output.convert(Tensor.float)
-        # Maps are changed here, once for all students, and not in the time of the first that reads them.
-        return replace(
-            output,
-            feature_maps=tuple(output.feature_maps),
-            pre_activations=output.pre_activations and tuple(output.pre_activations),
-        )
+            output: Output = self._folded(batch.images_for(self.normalization), pre_activations=pre_activations)
+        # Feature maps are converted here, once for all students, and not in the time of the first that reads them.
+        output = output.convert(Tensor.float).read_all()
+        return replace(output, classifier=self.classifier) if classifier else output
+
+    @property
+    def classifier(self) -> Classifier | None:
+        """Weight and bias of its classifier, detached."""
+        parameters = classifier_of(self.network)
+        return parameters and (parameters[0].detach(), None if parameters[1] is None else parameters[1].detach())
+
+    @property
+    def batch_norms(self) -> tuple[tuple[Tensor, Tensor], ...] | None:
+        """Weight and bias of the batch norm before each stage's last activation, detached."""
+        norms = stage_batch_norms_of(self.network)
+        return None if norms is None else tuple((norm.weight.detach(), norm.bias.detach()) for norm in norms)
+
+
+class Teachers:
+    """A cohort's teachers, and the extra teachers that its methods require. Vanilla cohorts have none.
+
+    Raises ValueError if the weights of a teacher are missing or their file was changed, UserError if the file does not
+    fit. An extra teacher whose weights are missing is left out: only the trials that require it fail.
+    """
+
+    def __init__(
+        self, cohort: Cohort, weights: TeacherWeights, device: torch.device, extra: Iterable[str] = ()
+    ) -> None:
+        self.device = device
+        self.teachers = tuple(self._load(cohort, source, weights, device) for source in cohort.teachers)
+        self.extra = {name: teacher for name in extra if (teacher := self._extra(name, cohort, weights)) is not None}
+
+    def _load(self, cohort: Cohort, source: TeacherSource, weights: TeacherWeights, device: torch.device) -> Teacher:
+        data = cohort.data
+        state = load_teacher_file(source, data) if source.file else weights.get(source.key)
+        if state is None:
+            raise ValueError(f"no weights were given for the teacher {source.arch}")
+        return Teacher(restore(source.arch, data.classes, data.size, state), source.arch, device, cohort.precision)
+
+    def _extra(self, name: str, cohort: Cohort, weights: TeacherWeights) -> Teacher | None:
+        """An extra teacher, see `distill.step.EXTRA_TEACHERS`."""
+        if name == SELF:
+            sources = [trial.extra_teachers[SELF] for trial in cohort.trials if SELF in trial.extra_teachers]
+            known = sources and sources[0].key in weights
+            return self._load(cohort, sources[0], weights, self.device) if known else None
+        first, data = self.teachers[0], cohort.data
+        if name == "random":
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(derive_seed("random teacher", first.arch, cohort.seed))
+                network = build(first.arch, data.classes, data.size)
+        else:
+            network = restore(first.arch, data.classes, data.size, first.network.state_dict())
+            pruned = [(part, "weight") for part in network.modules() if isinstance(part, nn.Conv2d | nn.Linear)]
+            prune.global_unstructured(pruned, prune.L1Unstructured, amount=PRUNED_SHARE)
+            for part, parameter in pruned:
+                prune.remove(part, parameter)
+        return Teacher(network, first.arch, self.device, cohort.precision)
+
+    def top1(self, batches: Iterable[Batch]) -> float | None:
+        """Accuracy in per cent: of the one teacher, or of the mean of their class probabilities; None without any."""
+        if not self.teachers:
+            return None
+
+        def ensemble(batch: Batch) -> Tensor:
+            logits = [teacher(batch).logits for teacher in self.teachers]
+            return logits[0] if len(logits) == 1 else torch.stack([each.softmax(dim=1) for each in logits]).mean(dim=0)
+
+        accuracy = evaluate({"ensemble": ensemble}, batches, self.device)["ensemble"]
+        if isinstance(accuracy, Exception):
+            raise accuracy
+        return accuracy.top1
+
+    def embeddings(self, loader: Loader) -> Tensor:
+        """The (first) teacher's embeddings [N, D] of the training images, without augmentation."""
+        return torch.cat([self.teachers[0](batch).embedding for batch in loader.training_images(EVALUATION_BATCH)])
+
+
+def class_means(embeddings: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Means [C, D] of embeddings [N, D] by class; zeros for classes without images."""
+    members = nn.functional.one_hot(labels, classes).to(embeddings.dtype)  # [N, C]
+    return members.T @ embeddings / members.sum(dim=0).clamp(min=1)[:, None]

@@ -12,7 +12,7 @@ from torch import Tensor
 from kdbench.core.linear_probe import LinearProbe
 from kdbench.core.record import ProbeRecord
 from kdbench.core.trial import Trial
-from kdbench.data.dataset import ImageSet
+from kdbench.data.dataset import Dataset
 from kdbench.models import build, info
 from kdbench.plan.probe_protocols import protocol, transfer
 from kdbench.train.checkpoint import Checkpoints
@@ -50,7 +50,7 @@ def made(
     *,
     epochs: int | None = 2,
     views: int = 1,
-    target: ImageSet = TARGET,
+    target: Dataset = TARGET,
     precision: str = "fp32",
     seed: int = 0,
 ) -> LinearProbe:
@@ -64,7 +64,7 @@ def made(
 def run(
     transfers: Sequence[LinearProbe],
     folder: Path,
-    target: ImageSet = TARGET,
+    target: Dataset = TARGET,
     watcher: Quiet | None = None,
 ) -> list[ProbeRecord]:
     watcher, checkpoints = watcher or Quiet(), Checkpoints(folder)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from kdbench.core import files
 from kdbench.core.errors import UserError
 from kdbench.data import cache
-from kdbench.data.dataset import ImageSet
+from kdbench.data.dataset import Dataset
 from kdbench.data.decode import decode_all
 from kdbench.data.sources import folder
 from tests.data.build import folder_tree, get, noise, png
@@ -35,7 +35,7 @@ def entries(tmp_path: Path) -> list[Path]:
     return sorted((tmp_path / "data-dir/cache").iterdir())
 
 
-def same(one: ImageSet, other: ImageSet) -> bool:
+def same(one: Dataset, other: Dataset) -> bool:
     return (
         one.info == other.info
         and one.class_names == other.class_names

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from kdbench.cli import main
+from kdbench.cli.main import main
 from kdbench.core.data import DataRequest
 from kdbench.core.errors import UserError
 from kdbench.core.files import write_checksummed

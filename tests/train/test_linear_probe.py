@@ -1,4 +1,4 @@
-"""A frozen trunk stays frozen, a transfer is its own, and every architecture has one."""
+"""A frozen backbone stays frozen, a transfer is its own, and every architecture has one."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from torch import Tensor
 from kdbench import models
 from kdbench.core.errors import UserError
 from kdbench.core.linear_probe import LinearProbe
-from kdbench.data.dataset import ImageSet, Split, digest
-from kdbench.data.resident import in_order
+from kdbench.data.dataset import Dataset, Split, digest
+from kdbench.data.resident import sequential_batches
 from kdbench.plan.probe_protocols import PROTOCOLS, protocol
 from kdbench.train import probe_group
 from kdbench.train.checkpoint import Checkpoints
-from kdbench.train.linear_probe import Probe
+from kdbench.train.linear_probe import ProbeTrainer
 from tests.analysis.build import TARGET, Quiet, made, run, weights
 from tests.train.tiny_study import CPU
 
 
-def trained(each: LinearProbe) -> tuple[Probe, dict[str, Tensor]]:
+def trained(each: LinearProbe) -> tuple[ProbeTrainer, dict[str, Tensor]]:
     """A probe after its training, and its network's tensors before."""
-    probe = Probe(each, weights(each.source.arch, each.source), CPU)
+    probe = ProbeTrainer(each, weights(each.source.arch, each.source), CPU)
     before = {name: tensor.clone() for name, tensor in probe.network.state_dict().items()}
     group = probe_group._Group(TARGET, Checkpoints(Path("/nonexistent")), CPU, Quiet())
     group.normalization = set()
@@ -64,7 +64,7 @@ def test_the_protocols_are_the_published_ones() -> None:
         protocol("frozen", epochs=0, size=32)
 
 
-def separable() -> ImageSet:
+def separable() -> Dataset:
     """Eight patterns under strong noise: a probe finds most classes, and not all."""
     stream = torch.Generator().manual_seed(3)
     patterns = torch.randint(0, 256, (8, 8, 8, 3), generator=stream).float()
@@ -77,18 +77,18 @@ def separable() -> ImageSet:
     train, test = split(1600), split(800)
     content = digest(train.images, train.labels, test.images, test.labels)
     about = replace(TARGET.info, classes=8, train=1600, test=800, content=content)
-    return ImageSet(about, train, test, tuple("abcdefgh"))
+    return Dataset(about, train, test, tuple("abcdefgh"))
 
 
 def test_the_frozen_probe_agrees_with_logistic_regression(tmp_path: Path) -> None:
     target = separable()
     each = made("wrn_16_1", epochs=None, target=target)
     (record,) = run([each], tmp_path, target)
-    probe = Probe(each, weights("wrn_16_1", each.source), CPU)
+    probe = ProbeTrainer(each, weights("wrn_16_1", each.source), CPU)
     probe.network.eval()
 
     def features(split: Split) -> np.ndarray:
-        batches = in_order(split, target.info, 500, CPU)
+        batches = sequential_batches(split, target.info, 500, CPU)
         return torch.cat([probe.network.embed(batch.images) for batch in batches]).numpy()
 
     mean, scale = features(target.train).mean(0), features(target.train).std(0) + 1e-6
@@ -168,7 +168,7 @@ def test_every_architecture_transfers(arch: str, tmp_path: Path) -> None:
         )
 
     about = replace(TARGET.info, classes=3, train=64, test=10, size=32)
-    target = ImageSet(about, split(64), split(10), ("a", "b", "c"))
+    target = Dataset(about, split(64), split(10), ("a", "b", "c"))
     for name in PROTOCOLS:
         (record,) = run([made(arch, name, epochs=1, target=target)], tmp_path, target)
         assert (record.status, record.reason) == ("done", None)

@@ -12,7 +12,7 @@ from kdbench import models
 from kdbench.core.data import DataInfo
 from kdbench.core.record import Outcome
 from kdbench.core.trial import TeacherSource, Trial, Value
-from kdbench.data.dataset import ImageSet, Split
+from kdbench.data.dataset import Dataset, Split
 from kdbench.data.resident import Loader
 from kdbench.distill import Shapes, registry
 from kdbench.train.checkpoint import Checkpoints
@@ -32,7 +32,7 @@ CLASSES, TRAIN, TEST, SIZE = 4, 12, 4, 64
 RECIPE = replace(tiny_study.RECIPE, label="toy", epochs=1, batch_size=6, size=SIZE, milestones=(1.0,))
 
 
-def images() -> ImageSet:
+def images() -> Dataset:
     stream = torch.Generator().manual_seed(0)
 
     def split(count: int) -> Split:
@@ -40,7 +40,7 @@ def images() -> ImageSet:
         return Split(pixels, torch.arange(count) % CLASSES)
 
     info = DataInfo("toy64", "1" * 64, CLASSES, TRAIN, TEST, SIZE, (0.5,) * 3, (0.25,) * 3, flip=True)
-    return ImageSet(info, split(TRAIN), split(TEST), tuple("abcd"))
+    return Dataset(info, split(TRAIN), split(TEST), tuple("abcd"))
 
 
 def trial(expression: str, teacher: str, student: str) -> Trial:

@@ -12,7 +12,7 @@ from kdbench.core.catalog import Catalog
 from kdbench.core.data import DataInfo
 from kdbench.core.record import EpochMetrics, Outcome
 from kdbench.core.trial import VANILLA, CheckpointInterval, Cohort, TeacherSource, Trial
-from kdbench.data.dataset import ImageSet, Split
+from kdbench.data.dataset import Dataset, Split
 from kdbench.distill import registry
 from kdbench.plan.expressions import parse
 from kdbench.plan.recipes import recipe
@@ -24,7 +24,7 @@ EPOCHS = 3
 RECIPE = recipe("digits", epochs=EPOCHS)
 
 
-def images(train: int = 200, test: int = 50, classes: int = 4) -> ImageSet:
+def images(train: int = 200, test: int = 50, classes: int = 4) -> Dataset:
     """Noise around one random pattern a class."""
     stream = torch.Generator().manual_seed(1)
     patterns = torch.randint(0, 200, (classes, 8, 8, 3), generator=stream)
@@ -36,7 +36,7 @@ def images(train: int = 200, test: int = 50, classes: int = 4) -> ImageSet:
 
     stats = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
     info = DataInfo("toy", "0" * 64, classes, train, test, 8, *stats, flip=True)
-    return ImageSet(info, split(train), split(test), tuple(map(str, range(classes))))
+    return Dataset(info, split(train), split(test), tuple(map(str, range(classes))))
 
 
 IMAGES = images()

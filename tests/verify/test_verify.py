@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from kdbench.cli import main
+from kdbench.cli.main import main
 from kdbench.distill import registry
 from kdbench.verify.check import check, mapping
 from kdbench.verify.vectors import DTYPES, Vectors, load

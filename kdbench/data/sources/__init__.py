@@ -8,14 +8,14 @@ from pathlib import Path
 from kdbench.core.data import DataRequest
 from kdbench.core.errors import UserError
 from kdbench.data.cache import decoded
-from kdbench.data.dataset import ImageSet, Source, Split
+from kdbench.data.dataset import Dataset, Source, Split
 from kdbench.data.registry import entry
 from kdbench.data.subset import select
 
-__all__ = ["ImageSet", "Split", "prepare"]
+__all__ = ["Dataset", "Split", "prepare"]
 
 
-def prepare(request: DataRequest, data_dir: Path) -> ImageSet:
+def prepare(request: DataRequest, data_dir: Path) -> Dataset:
     """Find, decode and select what is asked for; downloads and decoded copies lie in `data_dir`. Raises UserError."""
     data_dir = data_dir.expanduser()
     reader = import_module(f"kdbench.data.sources.{entry(request.source).reader}")

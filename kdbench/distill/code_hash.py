@@ -1,0 +1,119 @@
+"""A hash of the code that a method computes with: when it changes, the method's trials run again."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import importlib.util
+import inspect
+from typing import Any
+
+from kdbench.distill.distiller import Distiller
+
+_CONTRACT = (
+    *("kdbench.distill.distiller", "kdbench.distill.step", "kdbench.distill.registry", "kdbench.distill.golden"),
+    *("kdbench.models.output", "kdbench.data.dataset", "kdbench.data.views", "kdbench.core.catalog"),
+)
+"""What methods import but do not compute with; a change there is a change of protocol."""
+
+_NOT_CODE = "GOLDEN"
+"""The name of a method's golden mapping, which no training reads."""
+
+
+def code_hash(cls: type[Distiller[Any]]) -> str:
+    """Hash of a method's file, of the files beside it that it imports, and of what it imports from `kdbench.distill`.
+
+    Comments, docstrings, formatting, help texts in `Annotated`, `GOLDEN` and the names of modules are left out, so that
+    only an edit that may change a result counts, and a checkout and a wheel agree.
+    """
+    package = cls.__module__.rpartition(".")[0]
+    shared = importlib.import_module("kdbench.distill")
+    parts = {"soft_kl": _tree(inspect.getsource(shared.soft_kl))}  # the trainer may add it to any method
+    pending = [cls.__module__]
+    while pending:
+        name = pending.pop()
+        if name in parts:
+            continue
+        parts[name] = _tree(inspect.getsource(importlib.import_module(name)))
+        for module, word in _imports(parts[name], package):
+            if package and f"{module}.".startswith(f"{package}."):
+                candidates = (module, f"{module}.{word}")
+                pending += [candidate for candidate in candidates if candidate != package and _is_module(candidate)]
+            elif module == shared.__name__:
+                home = getattr(getattr(shared, word, None), "__module__", None)
+                if home not in (None, *_CONTRACT):
+                    parts[f"{module}.{word}"] = _definitions(
+                        _tree(inspect.getsource(importlib.import_module(home))), word
+                    )
+    sources = sorted(ast.unparse(_Normalizer().visit(tree)) for tree in parts.values())
+    return hashlib.sha256(repr(sources).encode()).hexdigest()[:16]
+
+
+def _tree(source: str) -> ast.Module:
+    return ast.parse(inspect.cleandoc(source) if source[:1].isspace() else source)
+
+
+def _definitions(tree: ast.Module, word: str) -> ast.Module:
+    """What defines a name in a module: its definition, and those in the module that it refers to."""
+    known = {name: node for node in tree.body for name in _names(node)}
+    pending, needed = [word], dict[str, ast.stmt]()
+    while pending:
+        if (name := pending.pop()) in known and name not in needed:
+            needed[name] = known[name]
+            pending += [node.id for node in ast.walk(known[name]) if isinstance(node, ast.Name)]
+    return ast.Module(body=[node for node in tree.body if node in needed.values()], type_ignores=[])
+
+
+def _names(node: ast.stmt) -> list[str]:
+    """The names that a statement of a module defines."""
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return [node.name]
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return [target.id for target in targets if isinstance(target, ast.Name)]
+
+
+def _imports(tree: ast.Module, package: str) -> list[tuple[str, str]]:
+    """(module, name) of every import statement, wherever it stands; relative ones are those of `package`."""
+    imports = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            module = ".".join(filter(None, [package if node.level else "", node.module]))
+            imports += [(module, alias.name) for alias in node.names]
+        elif isinstance(node, ast.Import):
+            imports += [alias.name.rpartition(".")[::2] for alias in node.names]
+    return imports
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+class _Normalizer(ast.NodeTransformer):
+    """Leaves only what computes."""
+
+    def _without_docstring(self, node: Any) -> Any:
+        if ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+        return self.generic_visit(node)
+
+    visit_Module = visit_ClassDef = visit_FunctionDef = visit_AsyncFunctionDef = _without_docstring
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.ImportFrom:
+        return ast.ImportFrom(module="module", names=node.names, level=0)
+
+    def visit_Assign(self, node: ast.Assign) -> ast.AST | None:
+        names = [target.id for target in node.targets if isinstance(target, ast.Name)]
+        return None if names == [_NOT_CODE] else self.generic_visit(node)
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST | None:
+        is_golden = isinstance(node.target, ast.Name) and node.target.id == _NOT_CODE
+        return None if is_golden else self.generic_visit(node)
+
+    def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
+        if isinstance(node.value, ast.Name) and node.value.id == "Annotated" and isinstance(node.slice, ast.Tuple):
+            return self.generic_visit(node.slice.elts[0])
+        return self.generic_visit(node)
