@@ -99,16 +99,14 @@ def train(tree: Path, out: Path, aliases: Mapping[str, str]) -> None:
     others = [path for path in sys.path if Path(path or ".").resolve() not in (ROOT, ROOT / "benchmarks")]
     sys.path[:] = [str(tree), *others]
     use_old_stream_names(aliases)
-    cli = importlib.import_module("kdbench.cli")
+    cli = importlib.import_module("kdbench.cli.main" if (tree / "kdbench/cli/main.py").is_file() else "kdbench.cli")
     assert Path(cli.__file__ or "").is_relative_to(tree), cli.__file__
     names = {old: new for new, old in aliases.items()}
     momentum = names.get("rrd(form=momentum)", "rrd(form=momentum)")
     every = [*METHODS, *WITH_KD, momentum]
 
-    entry = getattr(cli.main, "main", cli.main)  # a function in one checkout, a module in the other
-
     def bench(*argv: str) -> int:
-        return int(entry(list(argv)))
+        return int(cli.main(list(argv)))
 
     cohort = out / "cohort"
     check(bench("--methods", ",".join(every), "--pairs", "all", *STUDY, "--out", str(cohort)))

@@ -9,10 +9,10 @@ import torch
 
 from kdbench.core.errors import Interrupted
 from kdbench.data.resident import Loader
+from kdbench.run.executors.local import LocalExecutor
 from kdbench.train.checkpoint import Checkpoints
-from kdbench.train.cohort import LocalExecutor
 from kdbench.train.device import configure_torch, describe_environment, resolve_device, resolve_precision
-from tests.train.tiny_study import CPU, IMAGES, Quiet, cohort, teacher_weights, train, trial
+from tests.train.tiny_study import CPU, DATASET, Quiet, cohort, teacher_weights, train, trial
 
 pytestmark = [
     pytest.mark.gpu,
@@ -31,7 +31,7 @@ def test_the_device_is_found() -> None:
 
 
 def test_batches_are_those_of_the_cpu() -> None:
-    sides = [Loader(IMAGES, batch_size=64, pad=1, device=device, seed=3) for device in (CPU, resolve_device("cuda"))]
+    sides = [Loader(DATASET, batch_size=64, pad=1, device=device, seed=3) for device in (CPU, resolve_device("cuda"))]
     for here, there in zip(*(side.epoch(2) for side in sides), strict=True):
         assert torch.equal(here.indices, there.indices.cpu())
         torch.testing.assert_close(here.images, there.images.cpu(), rtol=1e-6, atol=1e-6)
@@ -44,12 +44,12 @@ def test_a_cohort_trains_on_the_device(tmp_path: Path, precision: str) -> None:
     device = resolve_device("cuda")
     configure_torch(device, precision, None)
     trials = [replace(trial(method), precision=precision) for method in METHODS]
-    executor = LocalExecutor(IMAGES, device, Checkpoints(tmp_path))
-    found = {o.trial.method: o for o in executor.train(cohort(*trials), teacher_weights(), Quiet())}
-    assert {name: outcome.status for name, outcome in found.items()} == dict.fromkeys(METHODS, "done")
+    executor = LocalExecutor(DATASET, device, Checkpoints(tmp_path))
+    outcomes = {o.trial.method: o for o in executor.train(cohort(*trials), teacher_weights(cohort(*trials)), Quiet())}
+    assert {name: outcome.status for name, outcome in outcomes.items()} == dict.fromkeys(METHODS, "done")
     here = train(tmp_path / "cpu", *(trial(method) for method in METHODS))
     for method in METHODS:
-        first, same = found[method].epochs[0], here[f"{method}/resnet8"].epochs[0]
+        first, same = outcomes[method].epochs[0], here[f"{method}/resnet8"].epochs[0]
         for name, value in same.terms.items():
             # (every image of another class is a negative here, so the draw is the same on both)
             # three steps from equal weights on equal batches: rounding only; bf16 carries 8 bits
@@ -60,14 +60,16 @@ def test_stopped_in_the_midst_of_an_epoch_it_goes_on(tmp_path: Path) -> None:
     device = resolve_device("cuda")
     configure_torch(device, "fp32", None)
     trials = [trial(method) for method in METHODS]
-    asked = iter([False] * 8 + [True])  # three steps, four evaluations, the end of the epoch, and one step
-    stopped = LocalExecutor(IMAGES, device, Checkpoints(tmp_path / "parts"), stop=lambda: next(asked))
+    asked = iter([False] * 5 + [True])  # three steps, one batch of evaluation, the end of the epoch, and one step
+    stopped = LocalExecutor(DATASET, device, Checkpoints(tmp_path / "parts"), stop=lambda: next(asked))
     with pytest.raises(Interrupted):
-        list(stopped.train(cohort(*trials), teacher_weights(), Quiet()))
+        list(stopped.train(cohort(*trials), teacher_weights(cohort(*trials)), Quiet()))
     ends = []
     for folder in ("parts", "whole"):
-        executor = LocalExecutor(IMAGES, device, Checkpoints(tmp_path / folder))
-        ends.append({o.trial.method: o for o in executor.train(cohort(*trials), teacher_weights(), Quiet())})
+        executor = LocalExecutor(DATASET, device, Checkpoints(tmp_path / folder))
+        ends.append(
+            {o.trial.method: o for o in executor.train(cohort(*trials), teacher_weights(cohort(*trials)), Quiet())}
+        )
     for method in METHODS:
         resumed, whole = (end[method].epochs[1] for end in ends)
         assert resumed.epoch == 2

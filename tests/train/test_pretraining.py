@@ -1,3 +1,5 @@
+"""The stage before the main one."""
+
 from __future__ import annotations
 
 import json
@@ -6,28 +8,25 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdbench.core.trial import Pair
-from kdbench.distill import registry
 from kdbench.models import build, names
 from kdbench.train.backbone import backbone_modules
-from tests.methods.test_every_method import shapes
 from tests.train.tiny_study import EPOCHS, Quiet, equal, train, trial
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "models.json").read_text("utf-8"))["archs"]
 
 
 @pytest.mark.parametrize("arch", names())
-def test_the_first_stage_trains_what_the_published_code_trains(arch: str) -> None:
+def test_pretraining_trains_what_the_published_code_trains(arch: str) -> None:
     network = build(arch, 10, 32)
-    found = backbone_modules(network, 32, torch.device("cpu"))
+    modules = backbone_modules(network, 32, torch.device("cpu"))
     children = dict(network.named_children())
-    wanted = [children[name] for name in GOLDEN[arch]["feat_modules"] if name in children]
-    owners = [module for child in wanted for module in child.modules() if list(module.parameters(recurse=False))]
-    assert {id(module) for module in found} == {id(module) for module in owners}
+    published = [children[name] for name in GOLDEN[arch]["feat_modules"] if name in children]
+    owners = [module for child in published for module in child.modules() if list(module.parameters(recurse=False))]
+    assert {id(module) for module in modules} == {id(module) for module in owners}
 
 
-@pytest.mark.parametrize("method", ["ab", "ft", "vid", "rrd", "rrd(form=momentum,nce_k=20)"])
-def test_methods_with_state_alone_in_company_and_resumed(tmp_path: Path, method: str) -> None:
+@pytest.mark.parametrize("method", ["ab", "ft", "vid", "rrd", "rrd_momentum(nce_k=20)"])
+def test_methods_with_state_are_the_same_alone_in_a_cohort_and_resumed(tmp_path: Path, method: str) -> None:
     trials = [trial(name) for name in (method, "crd(nce_k=20)", "fitnet")]
     key = f"{trials[0].method}/resnet8"
     together = train(tmp_path / "together", *trials)
@@ -45,22 +44,8 @@ def test_methods_with_state_alone_in_company_and_resumed(tmp_path: Path, method:
         assert 0 < float(together[key].extra_info["pretraining_loss"]) < 1e6
 
 
-def test_a_pair_that_cannot_be_served_says_why() -> None:
-    reason = registry.incompatibility("fsp", {}, shapes(Pair("wrn_16_2", "resnet8"), 8))
-    assert (
-        reason
-        == "it needs equal channels, and the maps have [16, 16, 32, 64] (student) and [16, 32, 64, 128] (teacher)"
-    )
-    one = shapes(Pair("vgg8", "vgg8"), 8)
-    assert (
-        registry.incompatibility("ft", {}, one)
-        == "all maps that it compares are 1x1, where its loss is identically zero"
-    )
-    assert registry.incompatibility("at", {}, one) is None  # its earlier maps are larger
-
-
-def test_the_first_stage_changes_where_the_main_one_starts(tmp_path: Path) -> None:
-    found = train(tmp_path, trial("ab"), trial("icd(icd_weight=0)"))
-    first, plain = (found[f"{name}/resnet8"] for name in ("ab", "icd(icd_weight=0)"))
+def test_pretraining_changes_where_the_main_stage_starts(tmp_path: Path) -> None:
+    outcomes = train(tmp_path, trial("ab"), trial("icd(icd_weight=0)"))
+    first, plain = (outcomes[f"{name}/resnet8"] for name in ("ab", "icd(icd_weight=0)"))
     assert set(first.epochs[0].terms) == {"ce"}
     assert first.epochs[0].terms["ce"] != plain.epochs[0].terms["ce"]

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from kdbench.core.record import Outcome
 from kdbench.core.trial import CheckpointInterval
 from kdbench.data.dataset import Split
-from kdbench.distill import Batch, Distiller, Hyper, Output, Shapes, register, registry
+from kdbench.distill import Context, Distiller, Hyper, Shapes, Step, register, registry
 from kdbench.results import Store
+from kdbench.run.executors.local import LocalExecutor
 from kdbench.train.checkpoint import Checkpoints
-from kdbench.train.cohort import LocalExecutor
+from kdbench.train.shared_inputs import StepInputs
 from kdbench.train.student import Student
 from tests.train import tiny_study
 from tests.train.tiny_study import EPOCHS, Quiet, equal, train, trial
@@ -27,111 +28,125 @@ FOUR = ("ab+kd", "crd(nce_k=20)", "icd", "noisy+kd")
 
 
 class _Noisy(Distiller[Hyper]):
-    """Uses everything random that a method may: helper weights, dropout, its own generator."""
+    """Uses everything random that a method may: initial weights, dropout, its own generator."""
 
-    seen: Tensor
+    steps: Tensor
 
-    def __init__(self, hyper: Hyper, shapes: Shapes, generator: torch.Generator) -> None:
-        super().__init__(hyper, shapes, generator)
-        self.map = nn.Sequential(nn.Dropout(0.5), nn.Linear(shapes.student.embedding, shapes.teacher.embedding))
-        self.register_buffer("seen", torch.zeros(()))
+    def __init__(self, hyper: Hyper, context: Context) -> None:
+        super().__init__(hyper, context)
+        linear = nn.Linear(context.student.embedding_dim, context.teacher.embedding_dim)
+        self.projector = nn.Sequential(nn.Dropout(0.5), linear)
+        self.register_buffer("steps", torch.zeros(()))
 
-    def losses(self, student: Output, teacher: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
-        target = teacher.embedding + torch.randn(teacher.embedding.shape, generator=self.generator)
-        return {"match": F.mse_loss(self.map(student.embedding) + self.seen / 1000, target)}
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        target = step.teacher.embedding + torch.randn(step.teacher.embedding.shape, generator=self.generator)
+        return {"match": F.mse_loss(self.projector(step.student.embedding) + self.steps / 1000, target)}
 
-    def after_backward(self, batch: Batch) -> None:
-        self.seen += 1
+    def after_backward(self, step: Step) -> None:
+        self.steps += 1
 
 
 class _Raises(Distiller[Hyper]):
-    def losses(self, student: Output, teacher: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
-        if epoch == 2:
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        if step.epoch == 2:
             raise RuntimeError("no such map")
         return {}
 
 
 class _Explodes(Distiller[Hyper]):
-    def __init__(self, hyper: Hyper, shapes: Shapes, generator: torch.Generator) -> None:
-        super().__init__(hyper, shapes, generator)
+    def __init__(self, hyper: Hyper, context: Context) -> None:
+        super().__init__(hyper, context)
         self.steps = 0
 
-    def losses(self, student: Output, teacher: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
-        self.steps += epoch == 2
-        return {"fine": student.logits.mean() * 0, "ratio": student.logits.mean() / (0 if self.steps == 2 else 1e6)}
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        self.steps += step.epoch == 2
+        logits = step.student.logits
+        return {"fine": logits.mean() * 0, "ratio": logits.mean() / (0 if self.steps == 2 else 1e6)}
 
 
-class _Wrecks(Distiller[Hyper]):
+class _NonfiniteGradient(Distiller[Hyper]):
     """Its loss stays finite; its gradient does not."""
 
-    def losses(self, student: Output, teacher: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
-        return {"root": (student.logits * 0).abs().sqrt().sum()}
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        return {"root": (step.student.logits * 0).abs().sqrt().sum()}
 
 
-class _Later(Distiller[Hyper]):
+class _LaterNonfiniteGradient(Distiller[Hyper]):
     """As the one before, in the second step of the second epoch, and with a draw in each step."""
 
     steps: Tensor
 
-    def __init__(self, hyper: Hyper, shapes: Shapes, generator: torch.Generator) -> None:
-        super().__init__(hyper, shapes, generator)
+    def __init__(self, hyper: Hyper, context: Context) -> None:
+        super().__init__(hyper, context)
         self.register_buffer("steps", torch.zeros(()))
 
-    def losses(self, student: Output, teacher: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
-        noise = torch.rand(student.logits.shape, generator=self.generator) + 1
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        logits = step.student.logits
+        noise = torch.rand(logits.shape, generator=self.generator) + 1
         shift = torch.where(self.steps == 4, 0.0, 1.0)
-        return {"early": (student.logits * noise).square().mean(), "late": (student.logits * 0 + shift).sqrt().sum()}
+        return {"early": (logits * noise).square().mean(), "late": (logits * 0 + shift).sqrt().sum()}
 
-    def after_backward(self, batch: Batch) -> None:
+    def after_backward(self, step: Step) -> None:
         self.steps += 1
 
 
-class _Vandal(Distiller[Hyper]):
-    """Changes what all students share."""
+class _ModifiesInputs(Distiller[Hyper]):
+    """Changes in place what all students share."""
 
-    def losses(self, student: Output, teacher: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
-        if epoch == 2:
-            teacher.logits.mul_(100)
-            teacher.embedding.zero_()
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        if step.epoch == 2:
+            step.teacher.logits.mul_(100)
+            step.teacher.embedding.zero_()
         return {}
 
 
-class _Boastful(Distiller[Hyper]):
+class _BadInfo(Distiller[Hyper]):
     def extra_info(self) -> dict[str, bool | int | float | str]:
         return {"accuracy": float("nan")}
 
 
-class _Picky(Distiller[Hyper]):
+class _SupportsRaises(Distiller[Hyper]):
     @classmethod
     def supports(cls, hyper: Hyper, shapes: Shapes) -> str | None:
         raise IndexError("no such stage")
 
 
-class _Unborn(Distiller[Hyper]):
-    def __init__(self, hyper: Hyper, shapes: Shapes, generator: torch.Generator) -> None:
+class _InitRaises(Distiller[Hyper]):
+    def __init__(self, hyper: Hyper, context: Context) -> None:
         raise TypeError("no teacher map fits")
 
 
 @pytest.fixture(autouse=True)
 def test_methods() -> Iterator[None]:
-    made = {"noisy": _Noisy, "raises": _Raises, "explodes": _Explodes, "wrecks": _Wrecks, "unborn": _Unborn}
-    made |= {"vandal": _Vandal, "later": _Later, "boastful": _Boastful, "picky": _Picky}
-    for name, cls in made.items():
+    methods: dict[str, type[Distiller[Hyper]]] = {
+        "noisy": _Noisy,
+        "raises": _Raises,
+        "explodes": _Explodes,
+        "nonfinite": _NonfiniteGradient,
+        "later": _LaterNonfiniteGradient,
+        "modifies": _ModifiesInputs,
+        "bad_info": _BadInfo,
+        "supports_raises": _SupportsRaises,
+        "init_raises": _InitRaises,
+    }
+    for name, cls in methods.items():
         register(name, Hyper, paper="-")(cls)
     yield
-    for name in made:
+    for name in methods:
         del registry._METHODS[name]
 
 
-def test_alone_or_in_company(tmp_path: Path) -> None:
+def test_a_trial_is_the_same_alone_and_in_a_cohort(tmp_path: Path) -> None:
     together = train(tmp_path / "together", *(trial(method) for method in FOUR))
     for number, method in enumerate(FOUR):
         alone = train(tmp_path / str(number), trial(method))
         assert equal(alone[f"{method}/resnet8"], together[f"{method}/resnet8"])
-    assert len({tuple(o.weights["fc.weight"].flatten().tolist()) for o in together.values() if o.weights}) == len(FOUR)
+    assert len(
+        {tuple(o.weights["network.fc.weight"].flatten().tolist()) for o in together.values() if o.weights}
+    ) == len(FOUR)
 
 
-def test_vanilla_networks_side_by_side(tmp_path: Path) -> None:
+def test_vanilla_networks_are_the_same_side_by_side(tmp_path: Path) -> None:
     archs = ("resnet8", "wrn_16_1")
     together = train(tmp_path / "together", *(trial("vanilla", arch=arch, teacher=None) for arch in archs))
     for arch in archs:
@@ -140,7 +155,7 @@ def test_vanilla_networks_side_by_side(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stop_after", range(1, EPOCHS + 1))
-def test_interrupted_and_resumed(tmp_path: Path, stop_after: int) -> None:
+def test_a_trial_is_the_same_when_killed_after_an_epoch_and_resumed(tmp_path: Path, stop_after: int) -> None:
     trials = [trial(method) for method in FOUR]
     whole = train(tmp_path / "whole", *trials)
     assert train(tmp_path / "parts", *trials, stop_after=stop_after) == {}
@@ -162,21 +177,21 @@ class _Countdown:
         return self.left < 0
 
 
-def test_stopped_in_the_midst_of_epochs_and_resumed(tmp_path: Path) -> None:
-    """Every few steps: in the first stage, in the main one, between the evaluations of two students."""
+def test_a_trial_is_the_same_when_stopped_within_epochs_and_resumed(tmp_path: Path) -> None:
+    """Every few steps: in the first stage, in the main one, during evaluation."""
     trials = [trial(method) for method in FOUR]
     whole = train(tmp_path / "whole", *trials)
     stops = 0
     resumed: dict[str, Outcome] = {}
     while not resumed:
-        resumed = train(tmp_path / "parts", *trials, stop=_Countdown(2 + stops % 3))
+        resumed = train(tmp_path / "parts", *trials, stop=_Countdown(stops % 3))
         stops += 1
     assert stops > 8
     for method in FOUR:
         assert equal(whole[f"{method}/resnet8"], resumed[f"{method}/resnet8"])
 
 
-def test_those_who_are_ahead_wait_for_a_newcomer(tmp_path: Path) -> None:
+def test_students_that_are_ahead_wait_for_a_new_one(tmp_path: Path) -> None:
     whole = train(tmp_path / "whole", trial("crd"), trial("noisy"))
     train(tmp_path / "parts", trial("noisy"), stop=_Countdown(6))  # one epoch of three steps, and one step
     resumed = train(tmp_path / "parts", trial("crd"), trial("noisy"))
@@ -188,7 +203,7 @@ def test_those_who_are_ahead_wait_for_a_newcomer(tmp_path: Path) -> None:
     ("interval", "kept"),
     [(CheckpointInterval(2), 2), (CheckpointInterval(minutes=1e-9), 3), (CheckpointInterval(minutes=9), 0)],
 )
-def test_states_are_kept_as_often_as_asked(tmp_path: Path, interval: CheckpointInterval, kept: int) -> None:
+def test_checkpoints_are_written_as_often_as_asked(tmp_path: Path, interval: CheckpointInterval, kept: int) -> None:
     """A run that is killed after the third of four epochs."""
     now = replace(trial("kd"), recipe=replace(tiny_study.RECIPE, epochs=4))
     train(tmp_path, now, stop_after=3, interval=interval)
@@ -197,19 +212,19 @@ def test_states_are_kept_as_often_as_asked(tmp_path: Path, interval: CheckpointI
     assert again.trained[0] == (kept + 1, 1)
 
 
-def test_a_cohort_that_memory_has_no_room_for_is_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cohort_that_does_not_fit_into_memory_is_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = train(tmp_path / "whole", *(trial(method) for method in FOUR))
     sizes: list[int] = []
 
-    def step(self: Student, batch: Batch, teacher: Output) -> None:
-        if self.epoch == 2 and self.steps == 1:
-            living = sum(type(each) is Student for each in gc.get_objects())
+    def step(self: Student, inputs: StepInputs) -> None:
+        if self.current and self.current.epoch == 2 and self.steps == 1:
+            living = sum(type(item) is Student for item in gc.get_objects())
             sizes.append(living)
             if living > 1 and (living > 2 or self.trial.base == "icd"):
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        plain(self, batch, teacher)
+        original(self, inputs)
 
-    plain = Student.step
+    original = Student.step
     monkeypatch.setattr(Student, "step", step)
     parts = train(tmp_path / "parts", *(trial(method) for method in FOUR))
     assert max(sizes) == 4
@@ -219,21 +234,21 @@ def test_a_cohort_that_memory_has_no_room_for_is_split(tmp_path: Path, monkeypat
     assert {o.cost["split_from"] for o in parts.values()} == {4}
 
 
-def test_one_student_that_memory_has_no_room_for_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def step(self: Student, batch: Batch, teacher: Output) -> None:
+def test_a_student_that_does_not_fit_into_memory_alone_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def step(self: Student, inputs: StepInputs) -> None:
         if self.trial.base == "icd":
             raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes")
-        plain(self, batch, teacher)
+        original(self, inputs)
 
-    plain = Student.step
+    original = Student.step
     monkeypatch.setattr(Student, "step", step)
-    found = train(tmp_path, trial("icd"), trial("kd"), trial("crd"))
-    assert {name: outcome.status for name, outcome in found.items()} == {
+    outcomes = train(tmp_path, trial("icd"), trial("kd"), trial("crd"))
+    assert {name: outcome.status for name, outcome in outcomes.items()} == {
         "icd/resnet8": "failed",
         "kd/resnet8": "done",
         "crd/resnet8": "done",
     }
-    assert found["icd/resnet8"].reason == "out of memory, although it was trained alone"
+    assert outcomes["icd/resnet8"].reason == "out of memory, although it was trained alone"
 
 
 @pytest.mark.parametrize(
@@ -241,24 +256,24 @@ def test_one_student_that_memory_has_no_room_for_fails(tmp_path: Path, monkeypat
     [
         ("explodes", "the loss was not finite from epoch 2, step 2 on (term: ratio)"),
         ("later+kd", "the gradient was not finite from epoch 2, step 2 on (term: late)"),
-        ("wrecks", "the gradient was not finite from epoch 1, step 1 on (term: root)"),
+        ("nonfinite", "the gradient was not finite from epoch 1, step 1 on (term: root)"),
     ],
 )
-def test_what_broke_is_named_with_its_epoch(tmp_path: Path, method: str, reason: str) -> None:
-    found = train(tmp_path, trial(method))[f"{method}/resnet8"]
-    assert (found.status, found.reason) == ("diverged", reason)
+def test_the_nonfinite_term_is_named_with_its_epoch_and_step(tmp_path: Path, method: str, reason: str) -> None:
+    outcomes = train(tmp_path, trial(method))[f"{method}/resnet8"]
+    assert (outcomes.status, outcomes.reason) == ("diverged", reason)
 
 
-def test_large_gradients_are_scaled_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_gradients_are_clipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     norms: list[float] = []
 
     def clip(self: Student, optimizer: torch.optim.Optimizer) -> Tensor:
-        before = plain(self, optimizer)
-        trained = [*self.network.parameters(), *self.method.parameters()]
+        norm = original(self, optimizer)
+        trained = [*self.network.parameters(), *self.distiller.parameters()]
         norms.append(torch.cat([each.grad.flatten() for each in trained if each.grad is not None]).norm().item())
-        return before
+        return norm
 
-    plain = Student._clip
+    original = Student._clip
     monkeypatch.setattr(Student, "_clip", clip)
     free = train(tmp_path / "free", trial("crd"))["crd/resnet8"]
     assert max(norms) > 0.5
@@ -270,7 +285,7 @@ def test_large_gradients_are_scaled_down(tmp_path: Path, monkeypatch: pytest.Mon
     assert not equal(free, clipped)
 
 
-def test_a_newcomer_joins_an_interrupted_cohort(tmp_path: Path) -> None:
+def test_a_new_method_joins_an_interrupted_cohort(tmp_path: Path) -> None:
     whole = train(tmp_path / "whole", trial("crd"), trial("icd"))
     train(tmp_path / "parts", trial("crd"), stop_after=2)
     observer = Quiet()
@@ -296,37 +311,37 @@ def test_seeds_differ(tmp_path: Path) -> None:
 
 
 def test_failures_stay_with_their_method(tmp_path: Path) -> None:
-    names = ("kd", "raises", "vandal", "explodes", "wrecks", "unborn", "boastful", "picky", "icd")
-    found = train(tmp_path / "mixed", *(trial(name) for name in names))
-    status = {name: found[f"{name}/resnet8"].status for name in names}
+    names = ("kd", "raises", "modifies", "explodes", "nonfinite", "init_raises", "bad_info", "supports_raises", "icd")
+    outcomes = train(tmp_path / "mixed", *(trial(name) for name in names))
+    status = {name: outcomes[f"{name}/resnet8"].status for name in names}
     assert status == {
         "kd": "done",
         "raises": "failed",
-        "vandal": "failed",
-        "boastful": "failed",
-        "picky": "failed",
+        "modifies": "failed",
+        "bad_info": "failed",
+        "supports_raises": "failed",
         "explodes": "diverged",
-        "wrecks": "diverged",
-        "unborn": "failed",
+        "nonfinite": "diverged",
+        "init_raises": "failed",
         "icd": "done",
     }
-    reasons = {name: found[f"{name}/resnet8"].reason or "" for name in names}
+    reasons = {name: outcomes[f"{name}/resnet8"].reason or "" for name in names}
     assert reasons["raises"].startswith("epoch 2: RuntimeError: no such map (test_promises.py, line ")
     assert reasons["explodes"] == "the loss was not finite from epoch 2, step 2 on (term: ratio)"
-    assert "epoch 1" in reasons["wrecks"]
-    assert "changed its batch or the teacher's output in place" in reasons["vandal"]
-    assert "extra_info(): accuracy must be a finite number" in reasons["boastful"]
-    assert reasons["picky"].startswith("before training: IndexError: no such stage")
-    assert reasons["unborn"].startswith("before training: TypeError: no teacher map fits (test_promises.py, line ")
-    assert len(found["explodes/resnet8"].epochs) == 1
+    assert "epoch 1" in reasons["nonfinite"]
+    assert "changed its batch or the teacher's output in place" in reasons["modifies"]
+    assert "extra_info(): accuracy must be a finite number" in reasons["bad_info"]
+    assert reasons["supports_raises"].startswith("before training: IndexError: no such stage")
+    assert reasons["init_raises"].startswith("before training: TypeError: no teacher map fits (test_promises.py, line ")
+    assert len(outcomes["explodes/resnet8"].epochs) == 1
     for name in ("kd", "icd"):
         alone = train(tmp_path / name, trial(name))[f"{name}/resnet8"]
-        assert equal(alone, found[f"{name}/resnet8"])
+        assert equal(alone, outcomes[f"{name}/resnet8"])
 
 
-def test_what_an_outcome_says(tmp_path: Path) -> None:
-    found = train(tmp_path, trial("crd"), trial("icd+kd"))
-    crd, icd = found["crd/resnet8"], found["icd+kd/resnet8"]
+def test_an_outcome_holds_terms_accuracies_and_costs(tmp_path: Path) -> None:
+    outcomes = train(tmp_path, trial("crd"), trial("icd+kd"))
+    crd, icd = outcomes["crd/resnet8"], outcomes["icd+kd/resnet8"]
     assert crd.extra_info == {"negatives": 150}
     assert set(crd.epochs[0].terms) == {"ce", "nce_student", "nce_teacher"}
     assert set(icd.epochs[0].terms) == {"ce", "kd", "contrastive", "invariance"}
@@ -338,12 +353,14 @@ def test_what_an_outcome_says(tmp_path: Path) -> None:
 
 
 def test_held_out_images_choose_an_epoch_and_are_not_trained_on(tmp_path: Path) -> None:
-    whole = tiny_study.IMAGES
+    whole = tiny_study.DATASET
     held = Split(whole.train.images[:40], whole.train.labels[:40])
     images = replace(whole, val=held, info=replace(whole.info, val=40))
     one = replace(tiny_study.trial("kd"), data=images.info)
     executor = LocalExecutor(images, tiny_study.CPU, Checkpoints(tmp_path))
-    (outcome,) = executor.train(tiny_study.cohort(one), tiny_study.teacher_weights(), tiny_study.Quiet())
+    (outcome,) = executor.train(
+        tiny_study.cohort(one), tiny_study.teacher_weights(tiny_study.cohort(one)), tiny_study.Quiet()
+    )
     assert all(epoch.val_top1 is not None for epoch in outcome.epochs)
     plain = tiny_study.train(tmp_path / "plain", tiny_study.trial("kd"))["kd/resnet8"]
     assert all(epoch.val_top1 is None for epoch in plain.epochs)

@@ -1,4 +1,4 @@
-"""timm's models in the real harness, at 64x64, as teacher and as student."""
+"""timm's models in the real trainer, at 64x64, as teacher and as student."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import torch
 from kdbench import models
 from kdbench.core.data import DataInfo
 from kdbench.core.record import Outcome
-from kdbench.core.trial import TeacherSource, Trial, Value
+from kdbench.core.trial import Trial, Value
 from kdbench.data.dataset import Dataset, Split
 from kdbench.data.resident import Loader
 from kdbench.distill import Shapes, registry
+from kdbench.run.executors.local import LocalExecutor
 from kdbench.train.checkpoint import Checkpoints
-from kdbench.train.cohort import LocalExecutor
 from tests.train import tiny_study
 
 ARCHS = [
@@ -32,7 +32,7 @@ CLASSES, TRAIN, TEST, SIZE = 4, 12, 4, 64
 RECIPE = replace(tiny_study.RECIPE, label="toy", epochs=1, batch_size=6, size=SIZE, milestones=(1.0,))
 
 
-def images() -> Dataset:
+def dataset() -> Dataset:
     stream = torch.Generator().manual_seed(0)
 
     def split(count: int) -> Split:
@@ -45,21 +45,23 @@ def images() -> Dataset:
 
 def trial(expression: str, teacher: str, student: str) -> Trial:
     base = tiny_study.trial(expression, arch=student, teacher=teacher)
-    return replace(base, data=images().info, recipe=RECIPE)
+    return replace(base, data=dataset().info, recipe=RECIPE)
 
 
 def train(folder: Path, teacher: str, student: str, *methods: str) -> dict[str, Outcome]:
-    torch.manual_seed(0)
-    weights = dict(models.build(teacher, CLASSES, SIZE).state_dict())
     cohort = tiny_study.cohort(*(trial(method, teacher, student) for method in methods))
-    executor = LocalExecutor(images(), tiny_study.CPU, Checkpoints(folder))
+    torch.manual_seed(0)
+    weights = {key: dict(models.build(teacher, CLASSES, SIZE).state_dict()) for key in cohort.sources}
+    executor = LocalExecutor(dataset(), tiny_study.CPU, Checkpoints(folder))
     return {outcome.trial.method: outcome for outcome in executor.train(cohort, weights, tiny_study.Quiet())}
 
 
 def reason(method: str, teacher: str, student: str, **settings: Value) -> str | None:
-    own, target = (models.features(arch, CLASSES, SIZE) for arch in (student, teacher))
+    shapes = [models.features(arch, CLASSES, SIZE) for arch in (student, teacher)]
     labels = torch.arange(TRAIN) % CLASSES
-    return registry.incompatibility(method, settings, Shapes(own, target, CLASSES, labels, models.info(student).family))
+    return registry.incompatibility(
+        method, settings, Shapes(shapes[0], (shapes[1],), CLASSES, labels, models.info(student).family)
+    )
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -78,44 +80,43 @@ def test_a_pair_of_both_kinds(tmp_path: Path) -> None:
     assert {outcome.status for outcome in outcomes.values()} == {"done"}
 
 
-def test_what_they_cannot_serve_says_why() -> None:
-    assert reason("ab", "timm/resnet18", "resnet8") == "a network of this pair has no maps before the activation"
+def test_what_they_do_not_support_says_why() -> None:
+    assert (
+        reason("ab", "timm/resnet18", "resnet8") == "a network of this pair has no feature maps before the activation"
+    )
     assert reason("fsp", "timm/resnet18", "timm/convnext_atto") is not None
     assert reason("fsp", "timm/resnet34", "timm/resnet18") is None
 
 
-def test_alone_as_in_company(tmp_path: Path) -> None:
+def test_a_trial_is_the_same_alone_and_in_a_cohort(tmp_path: Path) -> None:
     """Random parts of timm's layers (stochastic depth, dropout) are keyed like all others."""
     pair = "resnet8", "timm/efficientnet_b0"
-    company = train(tmp_path / "a", *pair, "kd", "sp")
+    together = train(tmp_path / "a", *pair, "kd", "sp")
     alone = train(tmp_path / "b", *pair, "sp")
-    assert tiny_study.equal(company["sp"], alone["sp"])
+    assert tiny_study.equal(together["sp"], alone["sp"])
 
 
-def test_each_network_sees_its_own_normalisation() -> None:
-    own = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
-    loader = Loader(images(), batch_size=6, pad=4, device=tiny_study.CPU, seed=0, normalizations=[own])
+def test_batches_are_normalized_as_each_network_asks() -> None:
+    normalization = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+    loader = Loader(dataset(), batch_size=6, pad=4, device=tiny_study.CPU, seed=0, normalizations=[normalization])
     for batch in (next(loader.epoch(1)), next(loader.evaluation(4))):
-        mean, std = (torch.tensor(each).view(3, 1, 1) for each in own)
-        pixels = batch.images * 0.25 + 0.5  # the data set's own mean and deviation undone
-        torch.testing.assert_close(batch.images_for(own), (pixels - mean) / std, rtol=1e-5, atol=1e-5)
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in normalization)
+        pixels = batch.images * 0.25 + 0.5  # the data set's mean and deviation undone
+        torch.testing.assert_close(batch.images_for(normalization), (pixels - mean) / std, rtol=1e-5, atol=1e-5)
         assert batch.images_for(None) is batch.images
 
 
-def test_teacher_and_student_of_one_cohort_each_see_theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A teacher that wants other pixels than its student gets them: its outputs then equal those it gives alone."""
+def test_a_teacher_sees_images_in_its_own_normalization(monkeypatch: pytest.MonkeyPatch) -> None:
     from kdbench.train import teacher as teacher_module
 
-    wanted = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
-    plain = models.info("resnet8")
-    monkeypatch.setattr(teacher_module, "info", lambda _name: replace(plain, normalization=wanted))
+    normalization = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+    info = replace(models.info("resnet8"), normalization=normalization)
+    monkeypatch.setattr(teacher_module, "info", lambda _name: info)
     torch.manual_seed(0)
     network = models.build("resnet8", CLASSES, SIZE)
-    cohort = replace(tiny_study.cohort(trial("kd", "resnet8", "resnet8")), teacher=TeacherSource("resnet8", trial="t"))
-    guide = teacher_module.Teacher(cohort, dict(network.state_dict()), tiny_study.CPU)
-    loader = Loader(images(), batch_size=6, pad=4, device=tiny_study.CPU, seed=0, normalizations=[wanted])
+    teacher = teacher_module.Teacher(network, "resnet8", tiny_study.CPU, "fp32")
+    loader = Loader(dataset(), batch_size=6, pad=4, device=tiny_study.CPU, seed=0, normalizations=[normalization])
     batch = next(loader.epoch(1))
     with torch.no_grad():
-        expected = network.eval()(batch.images_for(wanted)).logits
-    torch.testing.assert_close(guide(batch, pre_activations=False).logits, expected)
-    assert not torch.allclose(network(batch.images).logits, expected)
+        expected = network(batch.images_for(normalization)).logits
+    torch.testing.assert_close(teacher(batch).logits, expected, rtol=1e-4, atol=1e-5)  # its batch norms are folded

@@ -1,8 +1,9 @@
-"""A study small enough for tests: random images, tiny networks, real harness."""
+"""A study small enough for tests: random images, tiny networks, the real trainer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,20 +12,21 @@ from torch import Tensor
 from kdbench.core.catalog import Catalog
 from kdbench.core.data import DataInfo
 from kdbench.core.record import EpochMetrics, Outcome
-from kdbench.core.trial import VANILLA, CheckpointInterval, Cohort, TeacherSource, Trial
+from kdbench.core.trial import SELF, VANILLA, CheckpointInterval, Cohort, TeacherSource, Trial
 from kdbench.data.dataset import Dataset, Split
 from kdbench.distill import registry
+from kdbench.models import build
 from kdbench.plan.expressions import parse
 from kdbench.plan.recipes import recipe
+from kdbench.run.executors.local import LocalExecutor
 from kdbench.train.checkpoint import Checkpoints
-from kdbench.train.cohort import LocalExecutor
 
 CPU = torch.device("cpu")
 EPOCHS = 3
 RECIPE = recipe("digits", epochs=EPOCHS)
 
 
-def images(train: int = 200, test: int = 50, classes: int = 4) -> Dataset:
+def dataset(train: int = 200, test: int = 50, classes: int = 4) -> Dataset:
     """Noise around one random pattern a class."""
     stream = torch.Generator().manual_seed(1)
     patterns = torch.randint(0, 200, (classes, 8, 8, 3), generator=stream)
@@ -34,12 +36,12 @@ def images(train: int = 200, test: int = 50, classes: int = 4) -> Dataset:
         noise = torch.randint(0, 56, (count, 8, 8, 3), generator=stream)
         return Split((patterns[labels] + noise).to(torch.uint8), labels)
 
-    stats = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
-    info = DataInfo("toy", "0" * 64, classes, train, test, 8, *stats, flip=True)
+    mean_std = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+    info = DataInfo("toy", "0" * 64, classes, train, test, 8, *mean_std, flip=True)
     return Dataset(info, split(train), split(test), tuple(map(str, range(classes))))
 
 
-IMAGES = images()
+DATASET = dataset()
 
 
 class Quiet:
@@ -60,35 +62,46 @@ class Quiet:
             raise KeyboardInterrupt
 
 
+def source(arch: str) -> TeacherSource:
+    return TeacherSource(arch, trial=f"vanilla {arch}")
+
+
 def trial(expression: str, *, arch: str = "resnet8", teacher: str | None = "wrn_16_1", seed: int = 0) -> Trial:
-    known = registry.infos()
-    catalog = Catalog(known, lambda name: None, lambda *_: None)  # type: ignore[arg-type, return-value]
+    """A trial of the tiny study; `teacher` may be several, `wrn_16_1+resnet14`, or None for vanilla trials."""
+    methods = registry.infos()
+    catalog = Catalog(methods, lambda name: None, lambda *_: None)  # type: ignore[arg-type, return-value]
     (method,) = [m for m in parse(expression, catalog) if (m.expression == VANILLA) == (expression == VANILLA)]
-    source = TeacherSource(teacher, trial="teacher") if teacher else None
+    needs_itself = SELF in methods[method.name].extra_teachers(method.settings)
     return Trial(
-        data=IMAGES.info,
+        data=DATASET.info,
         recipe=RECIPE,
         arch=arch,
         lr=RECIPE.lr,
-        teacher=source,
+        teachers=tuple(source(name) for name in sorted(teacher.split("+"))) if teacher else (),
         method=method.expression,
         settings=method.settings,
-        code=known[method.name].code,
+        code=methods[method.name].code,
         seed=seed,
         precision="fp32",
+        extra_teachers={SELF: source(arch)} if needs_itself else {},
     )
 
 
 def cohort(*trials: Trial) -> Cohort:
     first = trials[0]
-    return Cohort(first.data, first.recipe, first.seed, first.precision, first.teacher, trials)
+    return Cohort(first.data, first.recipe, first.seed, first.precision, first.teachers, trials)
 
 
-def teacher_weights() -> dict[str, Tensor]:
-    from kdbench.models import build
+def network_weights(arch: str) -> dict[str, Tensor]:
+    """Those of an untrained network, always the same."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        return dict(build(arch, DATASET.info.classes, DATASET.info.size).state_dict())
 
-    torch.manual_seed(5)
-    return dict(build("wrn_16_1", IMAGES.info.classes, IMAGES.info.size).state_dict())
+
+def teacher_weights(cohort: Cohort) -> dict[str, dict[str, Tensor]]:
+    """Of every network that teaches in the cohort, by the key of its source."""
+    return {key: network_weights(source.arch) for key, source in cohort.sources.items()}
 
 
 def train(
@@ -99,16 +112,21 @@ def train(
     stop: Callable[[], bool] = lambda: False,
     interval: CheckpointInterval | None = None,
 ) -> dict[str, Outcome]:
-    """Outcomes by method and architecture; a run that is stopped gives what had ended by then."""
-    executor = LocalExecutor(IMAGES, CPU, Checkpoints(folder, interval), stop=stop)
-    weights = teacher_weights() if trials[0].teacher else None
-    found: dict[str, Outcome] = {}
+    """Outcomes by method and architecture; a run that is stopped gives those that had ended by then."""
+    executor = LocalExecutor(DATASET, CPU, Checkpoints(folder, interval), stop=stop)
+    together = cohort(*trials)
+    outcomes: dict[str, Outcome] = {}
     try:
-        for outcome in executor.train(cohort(*trials), weights, observer or Quiet(stop_after)):
-            found[f"{outcome.trial.method}/{outcome.trial.arch}"] = outcome
+        for outcome in executor.train(together, teacher_weights(together), observer or Quiet(stop_after)):
+            outcomes[f"{outcome.trial.method}/{outcome.trial.arch}"] = outcome
     except KeyboardInterrupt:
         assert stop_after is not None or stop()
-    return found
+    return outcomes
+
+
+def longer(trial: Trial, epochs: int) -> Trial:
+    """The same trial under a longer schedule."""
+    return replace(trial, recipe=replace(RECIPE, epochs=epochs))
 
 
 def equal(left: Outcome, right: Outcome) -> bool:
