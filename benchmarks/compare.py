@@ -1,11 +1,11 @@
-"""How much faster a cohort is than the conventional loop: both side by side, in one process, in turns.
+"""Compare the speed of a cohort with that of the conventional loop: both in one process, in turns.
 
     python benchmarks/compare.py                                            minutes on a CPU
     python benchmarks/compare.py --methods all --growth 1,2,4,8,15 --warmup 20 --steps 200 --json FILE
 
-Each repetition runs the conventional loop (`conventional.py`) method by method, then the same methods as kdbench trains
-them: in the cohorts of its plan, by its executor. Whole training steps are timed, data included, after some that are
-not; neither side evaluates. A method's first stage is taken one step far beforehand: what is timed is the main one.
+Each repetition trains the methods one by one in the conventional loop (`conventional.py`), then the same methods in the
+cohorts of kdbench's plan. Whole training steps are timed, data included, after some warm-up steps; neither side
+evaluates. Pretraining is cut to one step beforehand, so that only the main stage is timed.
 """
 
 from __future__ import annotations
@@ -27,55 +27,53 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # as bench.py has it: threads that wait leave the workers their cores
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # as in kdbench: waiting threads leave their cores to the workers
 
-import platformdirs
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.conventional import CONTRASTIVE, Run, wait
+from benchmarks import conventional
+from kdbench.cli.options import build_catalog, data_dir
 from kdbench.core.catalog import Catalog
 from kdbench.core.data import DataInfo, DataRequest
 from kdbench.core.errors import UserError
 from kdbench.core.record import EpochMetrics, Outcome
 from kdbench.core.trial import VANILLA, Cohort, Pair, Trial, Value
 from kdbench.data.dataset import Dataset, Split
-from kdbench.data.resident import Loader
 from kdbench.data.sources import prepare
-from kdbench.distill import Distiller, Shapes, registry
-from kdbench.models import build, features, info
+from kdbench.distill import Distiller, registry
+from kdbench.models import build
 from kdbench.plan import pairs
 from kdbench.plan.expand import Request, expand
 from kdbench.plan.expressions import parse
 from kdbench.plan.recipes import recipe
 from kdbench.train.checkpoint import Checkpoints
-from kdbench.train.cohort import LocalExecutor
+from kdbench.train.cohort import CohortTrainer, build_student
 from kdbench.train.device import (
     configure_torch,
     describe_environment,
-    forget_peak,
     peak_mib,
+    reset_peak_memory,
     resolve_device,
     resolve_precision,
 )
 from kdbench.train.student import Student
-from kdbench.train.teacher import Teacher
 
-TEST_IMAGES = 10  # the executor evaluates the teacher once before it trains; that is not timed
+TEST_IMAGES = 10  # the trainer evaluates the teachers once before it trains; that is not timed
 CLASSES = 100  # of the synthetic images
 
 
-class _Enough(Exception):
-    """All steps that were asked for are done."""
+class _StepsDone(Exception):
+    """All requested steps are done."""
 
 
-class Watch:
-    """An observer that times `steps` steps of the main stage after `warmup` others, and then ends the run."""
+class StepTimer:
+    """An observer that times `steps` steps of the main stage after `warmup` steps, and then ends the run."""
 
     def __init__(self, device: torch.device, warmup: int, steps: int) -> None:
         self.device, self.first, self.last = device, warmup, warmup + steps
-        self.marks: list[float] = []
+        self.times: list[float] = []
 
     def cohort(self, cohort: Cohort, number: int, of: int) -> None: ...
     def epoch(self, cohort: Cohort, epoch: int, latest: Mapping[str, EpochMetrics]) -> None: ...
@@ -84,166 +82,181 @@ class Watch:
 
     def step(self, cohort: Cohort, epoch: int, step: int, steps: int) -> None:
         if epoch < 0 and steps > 1:
-            raise RuntimeError("a whole first stage has begun: the state after its first step did not fit")
+            raise RuntimeError("pretraining starts again: the checkpoint of its first step did not fit")
         if epoch > 0 and step in (self.first, self.last):
-            wait(self.device)
-            self.marks.append(time.perf_counter())
+            conventional.synchronize(self.device)
+            self.times.append(time.perf_counter())
             if step == self.last:
-                raise _Enough
+                raise _StepsDone
 
 
 class Bench:
-    """Both sides on one pair, the same images and the same teacher."""
+    """Both sides on one pair, with the same images and the same untrained teachers."""
 
-    def __init__(self, args: argparse.Namespace, images: Dataset, folder: Path, device: torch.device) -> None:
-        self.args, self.images, self.device = args, images, device
+    def __init__(
+        self, args: argparse.Namespace, dataset: Dataset, catalog: Catalog, folder: Path, device: torch.device
+    ) -> None:
+        self.args, self.dataset, self.device = args, dataset, device
         self.checkpoints = Checkpoints(folder)
         self.peaks = {"conventional": 0.0, "cohort": 0.0}  # MiB
         self.precision = resolve_precision(args.precision, device, args.size)
         pair = pairs.parse(args.pair, args.images)[0]
         schedule = replace(recipe("paper", epochs=1, size=args.size), batch_size=args.batch)
-        methods = parse(args.methods, (catalog := _catalogue(images)))
-        plan = expand(Request(images.info, schedule, methods, (pair,), (0,), self.precision, {}), catalog, ())
+        methods = parse(args.methods, catalog)
+        plan = expand(Request(dataset.info, schedule, methods, (pair,), (0,), self.precision, {}), catalog, ())
         self.left_out = {trial.method: reason for trial, reason in plan.not_applicable}
-        named = VANILLA in (word.strip() for word in args.methods.split(","))
-        alone = [trial for trial in plan.cohorts[0].trials if named and trial.arch == pair.student]
-        self.cohorts = [each for each in (plan.cohorts[0].with_trials(alone), *plan.cohorts[1:]) if each.trials]
+        vanilla_named = VANILLA in (name.strip() for name in args.methods.split(","))
+        baselines = [trial for trial in plan.cohorts[0].trials if vanilla_named and trial.arch == pair.student]
+        cohorts = (plan.cohorts[0].with_trials(baselines), *plan.cohorts[1:])
+        self.cohorts = [cohort for cohort in cohorts if cohort.trials]
         self.trials = [trial for cohort in self.cohorts for trial in cohort.trials]
         if not self.trials:
             raise UserError(f"nothing to measure: {self.left_out or args.methods}")
-        self.guide = build(pair.teacher, images.info.classes, args.size).to(device).eval().requires_grad_(False)
-        self.weights = {name: tensor.cpu() for name, tensor in self.guide.state_dict().items()}
+        sources = {key: source for cohort in self.cohorts for key, source in cohort.sources.items()}
+        networks = {key: build(source.arch, dataset.info.classes, args.size) for key, source in sources.items()}
+        self.networks = {key: network.to(device).eval().requires_grad_(False) for key, network in networks.items()}
+        self.weights = {
+            key: {name: tensor.cpu() for name, tensor in network.state_dict().items()}
+            for key, network in networks.items()
+        }
 
-    def conventional(self, trial: Trial) -> float:
-        """Seconds of one method under the conventional loop."""
-        run, how = Run(trial, self.images, self.guide if trial.teacher else None, self.device), self.args
-        return self._peak("conventional", lambda: run.seconds(how.workers, how.warmup, how.steps))
+    def conventional_seconds(self, trial: Trial) -> float:
+        """Time the steps of one trial in the conventional loop."""
+        teachers = [self.networks[source.key] for source in trial.teachers]
+        trainer = conventional.ConventionalTrainer(trial, self.dataset, teachers, self.device)
+        args = self.args
+        return self._with_peak("conventional", lambda: trainer.seconds(args.workers, args.warmup, args.steps))
 
-    def cohort(self, trials: Sequence[Trial]) -> list[float]:
-        """Seconds of these trials in the cohorts of the plan, vanilla's first."""
+    def cohort_seconds(self, trials: Sequence[Trial]) -> list[float]:
+        """Time the steps of these trials in the cohorts of the plan, the vanilla cohort first."""
         configure_torch(self.device, self.precision, self.args.threads)
-        parts = [cohort.with_trials([trial for trial in trials if trial in cohort.trials]) for cohort in self.cohorts]
-        return [self._peak("cohort", partial(self._timed, part)) for part in parts if part.trials]
+        cohorts = [cohort.with_trials([trial for trial in cohort.trials if trial in trials]) for cohort in self.cohorts]
+        return [self._with_peak("cohort", partial(self._timed, cohort)) for cohort in cohorts if cohort.trials]
 
     def _timed(self, cohort: Cohort) -> float:
-        waiting = [trial for trial in cohort.trials if not self.checkpoints.exists(trial.id)]
-        early = [each for each in waiting if registry.distiller(each.base).pretraining is not Distiller.pretraining]
-        if early:  # one step on one batch; the run below goes on from the state that the executor keeps after it
-            train = self.images.train
-            batch = Split(train.images[: self.args.batch], train.labels[: self.args.batch])
-            self._train(cohort.with_trials(early), replace(self.images, train=batch), Watch(self.device, 1, 0))
-        watch = Watch(self.device, self.args.warmup, self.args.steps)
-        self._train(cohort, self.images, watch)
-        return watch.marks[1] - watch.marks[0]
+        new = [trial for trial in cohort.trials if not self.checkpoints.exists(trial.id)]
+        pretrained = [t for t in new if registry.distiller(t.base).pretraining is not Distiller.pretraining]
+        if pretrained:  # one step of pretraining; the run below resumes from the checkpoint after it
+            self._train(cohort.with_trials(pretrained), StepTimer(self.device, warmup=1, steps=0), limit=1)
+        timer = StepTimer(self.device, self.args.warmup, self.args.steps)
+        self._train(cohort, timer)
+        return timer.times[1] - timer.times[0]
 
-    def _train(self, cohort: Cohort, images: Dataset, watch: Watch) -> None:
-        executor = LocalExecutor(images, self.device, self.checkpoints)
-        with suppress(_Enough):
-            for outcome in executor.train(cohort, self.weights, watch):
+    def _train(self, cohort: Cohort, timer: StepTimer, limit: int | None = None) -> None:
+        with suppress(_StepsDone):
+            for outcome in self.trainer(cohort, timer, limit).train():
                 raise RuntimeError(f"{outcome.trial.method} {outcome.status}: {outcome.reason}")
 
-    def parts(self) -> dict[str, float]:
-        """Seconds a step of the last cohort's parts, each measured alone: what is shared, and all optimizers."""
-        cohort, schedule = self.cohorts[-1], self.cohorts[-1].recipe
-        guide = Teacher(cohort, self.weights, self.device)
-        pre_activations = any(registry.distiller(trial.base).pre_activations for trial in cohort.trials)
-        loader = Loader(self.images, batch_size=schedule.batch_size, pad=schedule.pad, device=self.device, seed=0)
-        batches = loader.epoch(1)
-        batch = next(batches)
+    def trainer(self, cohort: Cohort, timer: StepTimer | None = None, limit: int | None = None) -> CohortTrainer:
+        """The trainer of a cohort, before its students are built."""
+        observer = timer or StepTimer(self.device, self.args.warmup, self.args.steps)
+        return CohortTrainer(cohort, self.dataset, self.weights, self.device, self.checkpoints, observer, limit=limit)
+
+    def part_seconds(self) -> dict[str, float]:
+        """Time a step of the last cohort's parts, one by one: the data, the teachers, all optimizers."""
+        trainer = self.trainer(self.cohorts[-1])
+        students = [self.student(trial, trainer) for trial in trainer.cohort.trials]
+        pre_activations = any(student.requires.pre_activations for student in students)
+        teachers, batches = trainer.teachers.teachers, trainer.loader.epoch(1)
+        batch = next(trainer.loader.epoch(1))
 
         def seconds(work: Callable[[], object]) -> float:
             for number in range(self.args.warmup + self.args.steps):
                 if number == self.args.warmup:
-                    wait(self.device)
+                    conventional.synchronize(self.device)
                     started = time.perf_counter()
                 work()
-            wait(self.device)
+            conventional.synchronize(self.device)
             return (time.perf_counter() - started) / float(self.args.steps)
 
-        found = {"data": seconds(lambda: next(batches))}
-        if cohort.teacher:
-            found["teacher"] = seconds(lambda: guide(batch, pre_activations))
-        optimizers = [self.student(trial).optimizer for trial in cohort.trials]
+        parts = {"data": seconds(lambda: next(batches))}
+        if teachers:
+            parts["teacher"] = seconds(
+                lambda: [teacher(batch, pre_activations=pre_activations) for teacher in teachers]
+            )
+        optimizers = [student.optimizer for student in students]
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             for parameter in group["params"]:
                 parameter.grad = torch.zeros_like(parameter)
-        return found | {"optimizers": seconds(lambda: [optimizer.step() for optimizer in optimizers])}
+        parts["optimizers"] = seconds(lambda: [optimizer.step() for optimizer in optimizers])
+        return parts
 
-    def student(self, trial: Trial) -> Student:
-        """A student at the beginning of its first epoch."""
-        data, info_of = trial.data, info(trial.arch)
-        own = features(trial.arch, data.classes, data.size)
-        seen = features(trial.teacher.arch, data.classes, data.size) if trial.teacher else own
-        shapes = Shapes(own, seen, data.classes, self.images.train.labels.clone(), info_of.family)
-        student = Student(trial, shapes, self.device)
-        student.begin(1, replayed=False)
+    def student(self, trial: Trial, trainer: CohortTrainer) -> Student:
+        """A student at the beginning of its first epoch, for the teachers and batches of this trainer."""
+        student = build_student(trial, self.dataset, trainer.teachers, trainer.loader)
+        student.begin_epoch(1, use_graph=False)
         return student
 
-    def _peak(self, side: str, work: Callable[[], float]) -> float:
-        """The work's result; notes the peak of memory during it."""
-        gc.collect()  # what is left of the run before
-        forget_peak(self.device)
+    def _with_peak(self, side: str, work: Callable[[], float]) -> float:
+        """The result of `work`, whose peak memory is added to `peaks`."""
+        gc.collect()  # of the previous run
+        reset_peak_memory(self.device)
         result = work()
         self.peaks[side] = max(self.peaks[side], peak_mib(self.device) or 0.0)
         return result
 
 
-def _catalogue(images: Dataset) -> Catalog:
-    def incompatibility(name: str, settings: Mapping[str, Value], pair: Pair, data: DataInfo) -> str | None:
-        own, seen = (features(arch, data.classes, data.size) for arch in (pair.student, pair.teacher))
-        shapes = Shapes(own, seen, data.classes, images.train.labels, info(pair.student).family)
-        return registry.incompatibility(name, settings, shapes)
+def catalog_of_both(dataset: Dataset) -> Catalog:
+    """The catalog of methods that both sides can train."""
+    catalog = build_catalog(dataset)
 
-    return Catalog(registry.infos(), info, incompatibility, registry.discover())
+    def incompatibility(name: str, settings: Mapping[str, Value], pair: Pair, data: DataInfo) -> str | None:
+        reason = catalog.incompatibility(name, settings, pair, data)
+        return reason or conventional.incompatibility(name, settings)
+
+    return replace(catalog, incompatibility=incompatibility)
 
 
 def load(source: str, size: int) -> Dataset:
-    """`synthetic` or `synthetic:COUNT`: noise, the labels balanced; else a data set as bench.py names it."""
+    """`synthetic` or `synthetic:COUNT`: noise with balanced labels; otherwise a data set as bench.py names it."""
     kind, _, count = source.partition(":")
     if kind == "synthetic":
-        number, seeded = int(count or 50_000), torch.Generator().manual_seed(0)
-        pixels = torch.randint(256, (number, size, size, 3), dtype=torch.uint8, generator=seeded)
+        number, generator = int(count or 50_000), torch.Generator().manual_seed(0)
+        pixels = torch.randint(256, (number, size, size, 3), dtype=torch.uint8, generator=generator)
         train, names = Split(pixels, torch.arange(number) % CLASSES), tuple(map(str, range(CLASSES)))
-        about = DataInfo(source, source, CLASSES, number, number, size, (0.5, 0.5, 0.5), (0.3, 0.3, 0.3), flip=True)
-        found = Dataset(about, train, train, names)
+        data = DataInfo(source, source, CLASSES, number, number, size, (0.5, 0.5, 0.5), (0.3, 0.3, 0.3), flip=True)
+        dataset = Dataset(data, train, train, names)
     else:
-        found = prepare(DataRequest(source, size), platformdirs.user_cache_path("kdbench"))
-    test = Split(found.test.images[:TEST_IMAGES], found.test.labels[:TEST_IMAGES])
-    return replace(found, info=replace(found.info, test=len(test)), test=test)
+        dataset = prepare(DataRequest(source, size), data_dir())
+    test = Split(dataset.test.images[:TEST_IMAGES], dataset.test.labels[:TEST_IMAGES])
+    return replace(dataset, info=replace(dataset.info, test=len(test)), test=test)
 
 
-def measure(args: argparse.Namespace, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """All figures; `folder` is for the states after first stages. Raises UserError."""
+def measure(args: argparse.Namespace, folder: Path, log: Callable[[str], None]) -> dict[str, Any]:
+    """All figures; `folder` is for checkpoints after pretraining. Raises UserError."""
     device = resolve_device(args.device)
     configure_torch(device, resolve_precision(args.precision, device, args.size), args.threads)
-    images = load(args.images, args.size)
-    if min(args.repetitions, args.warmup, args.steps) < 1 or args.warmup + args.steps > len(images.train) // args.batch:
-        raise UserError(f"--warmup and --steps must be at least 1, and together fit into {len(images.train)} images")
-    bench = Bench(args, images, folder, device)
+    dataset = load(args.images, args.size)
+    available = len(dataset.train) // args.batch
+    if min(args.repetitions, args.warmup, args.steps) < 1 or args.warmup + args.steps > available:
+        raise UserError(f"--warmup and --steps must be at least 1, and together fit into {len(dataset.train)} images")
+    bench = Bench(args, dataset, catalog_of_both(dataset), folder, device)
     for method, reason in bench.left_out.items():
-        say(f"left out: {method}: {reason}")
-    guided = [trial for trial in bench.trials if trial.teacher]
-    groups = {"all": bench.trials, "without crd": [each for each in bench.trials if each.base != CONTRASTIVE]}
-    if len(groups["without crd"]) in (0, len(bench.trials)):
-        del groups["without crd"]
-    if not all(0 < size <= len(guided) for size in args.growth):
-        raise UserError(f"--growth: cohorts here have 1 to {len(guided)} methods: {[each.method for each in guided]}")
-    groups |= {f"first {size}": guided[:size] for size in args.growth}
+        log(f"left out: {method}: {reason}")
+    distilled = [trial for trial in bench.trials if trial.teachers]
+    contrastive = [trial for trial in bench.trials if trial.base == conventional.CONTRASTIVE]
+    groups = {"all": bench.trials}
+    if 0 < len(contrastive) < len(bench.trials):
+        groups["without crd"] = [trial for trial in bench.trials if trial not in contrastive]
+    if not all(0 < size <= len(distilled) for size in args.growth):
+        names = [trial.method for trial in distilled]
+        raise UserError(f"--growth: cohorts here have 1 to {len(distilled)} methods: {names}")
+    groups |= {f"first {size}": distilled[:size] for size in args.growth}
 
-    own: dict[str, list[float]] = {trial.method: [] for trial in bench.trials}
-    ours: dict[str, list[list[float]]] = {name: [] for name in groups}
+    separate: dict[str, list[float]] = {trial.method: [] for trial in bench.trials}
+    together: dict[str, list[list[float]]] = {name: [] for name in groups}
     for repetition in range(1, args.repetitions + 1):
         for trial in bench.trials:
-            own[trial.method].append(bench.conventional(trial))
-        for name, group in groups.items():
-            ours[name].append(bench.cohort(group))
-        left, right = sum(spent[-1] for spent in own.values()), sum(ours["all"][-1])
-        say(f"repetition {repetition}: conventional {left:.2f} s, cohort {right:.2f} s, ratio {left / right:.2f}")
+            separate[trial.method].append(bench.conventional_seconds(trial))
+        for name, trials in groups.items():
+            together[name].append(bench.cohort_seconds(trials))
+        left, right = sum(seconds[-1] for seconds in separate.values()), sum(together["all"][-1])
+        log(f"repetition {repetition}: conventional {left:.2f} s, cohort {right:.2f} s, ratio {left / right:.2f}")
 
-    def compared(name: str) -> dict[str, Any]:
+    def comparison(name: str) -> dict[str, Any]:
         count = len(groups[name]) * args.batch * args.steps
-        left = [sum(spent) for spent in zip(*(own[trial.method] for trial in groups[name]), strict=True)]
-        right = [sum(spent) for spent in ours[name]]
+        left = [sum(seconds) for seconds in zip(*(separate[trial.method] for trial in groups[name]), strict=True)]
+        right = [sum(seconds) for seconds in together[name]]
         return {
             "methods": [trial.method for trial in groups[name]],
             "conventional_images_per_second": summary([count / seconds for seconds in left]),
@@ -251,61 +264,81 @@ def measure(args: argparse.Namespace, folder: Path, say: Callable[[str], None]) 
             "ratio": summary([a / b for a, b in zip(left, right, strict=True)]),
         }
 
-    parts, whole = bench.parts(), median(spent[-1] for spent in ours["all"]) / args.steps
+    parts, step_seconds = bench.part_seconds(), median(seconds[-1] for seconds in together["all"]) / args.steps
     return {
-        "machine": {name: value for name, value in describe_environment(device).items() if name != "host"},
-        "date": time.strftime("%Y-%m-%d"),
-        "settings": {**vars(args), "json": None, "precision": bench.precision},
-        "left_out": bench.left_out,
-        "groups": {name: compared(name) for name in groups},
-        "conventional_step_seconds": {name: summary([each / args.steps for each in own[name]]) for name in own},
-        "cohort_step_seconds": {"whole": whole, **parts, "students": whole - sum(parts.values())},
+        **header(args, bench),
+        "groups": {name: comparison(name) for name in groups},
+        "conventional_step_seconds": {
+            method: summary([value / args.steps for value in seconds]) for method, seconds in separate.items()
+        },
+        "cohort_step_seconds": {"whole": step_seconds, **parts, "students": step_seconds - sum(parts.values())},
         "peak_memory_mib": bench.peaks,
     }
 
 
+def header(args: argparse.Namespace, bench: Bench) -> dict[str, Any]:
+    """What was measured, on what and when."""
+    return {
+        "machine": machine(bench.device),
+        "date": time.strftime("%Y-%m-%d"),
+        "settings": {**vars(args), "json": None, "precision": bench.precision},
+        "left_out": bench.left_out,
+    }
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """The environment without the host's name."""
+    return {name: value for name, value in describe_environment(device).items() if name != "host"}
+
+
 def summary(values: Sequence[float]) -> dict[str, Any]:
-    """Median, least, most, and the values themselves."""
+    """Median, smallest, largest, and the values themselves."""
     return {"median": median(values), "min": min(values), "max": max(values), "each": list(values)}
 
 
-def show(figures: dict[str, Any], console: Console) -> None:
-    """The figures as tables."""
+def write_json(path: Path, figures: Mapping[str, Any]) -> None:
+    """Write the figures; missing folders are created."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
+
+
+def show(figures: Mapping[str, Any], console: Console) -> None:
+    """Print the figures as tables."""
     table = Table("", "students", "conventional", "cohort", "ratio", title="student-images/s, median (min - max)")
     for name, group in figures["groups"].items():
-        cells = [each for each in group.values() if isinstance(each, dict)]
-        texts = (f"{each['median']:,.2f} ({each['min']:,.2f} - {each['max']:,.2f})" for each in cells)
-        table.add_row(name, str(len(group["methods"])), *texts)
+        summaries = [value for value in group.values() if isinstance(value, dict)]
+        cells = (f"{value['median']:,.2f} ({value['min']:,.2f} - {value['max']:,.2f})" for value in summaries)
+        table.add_row(name, str(len(group["methods"])), *cells)
     steps = Table("conventional", "ms", "cohort", "ms", title="a step, median")
-    left = [(name, spent["median"]) for name, spent in figures["conventional_step_seconds"].items()]
+    left = [(name, seconds["median"]) for name, seconds in figures["conventional_step_seconds"].items()]
     for sides in zip_longest(left, figures["cohort_step_seconds"].items()):
         steps.add_row(*(text for side in sides for text in ((side[0], f"{1e3 * side[1]:,.1f}") if side else ("", ""))))
     peaks = ", ".join(f"{side} {mib:,.0f} MiB" for side, mib in figures["peak_memory_mib"].items())
     console.print(table, steps, f"peak memory: {peaks}", figures["machine"], sep="\n", highlight=False)
 
 
-def parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    found.add_argument("--pair", default="resnet32x4:resnet8x4", help="teacher:student")
-    found.add_argument("--methods", default="vanilla,kd,crd,icd", help="as for bench.py, but vanilla only where named")
-    found.add_argument("--growth", type=_sizes, default=(), metavar="1,2", help="also cohorts of the first N methods")
-    found.add_argument("--repetitions", type=int, default=5)
-    found.add_argument("--warmup", type=int, default=3, help="steps before those that are timed")
-    found.add_argument("--steps", type=int, default=10, help="steps that are timed, of every run")
-    found.add_argument("--batch", type=int, default=64)
-    found.add_argument("--images", default="synthetic", help="synthetic, synthetic:COUNT, parquet:PATH, ...")
-    found.add_argument("--size", type=int, default=32, help="pixels a side")
-    found.add_argument("--workers", type=int, default=2, help="processes of the conventional DataLoader; 0: none")
-    found.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
-    found.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp32"), help="of the cohort")
-    found.add_argument("--threads", type=int, help="CPU threads of both sides")
-    found.add_argument("--json", type=Path, metavar="FILE", help="where the figures are written")
-    return found
+def build_parser(description: str | None = __doc__) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pair", default="resnet32x4:resnet8x4", help="teacher:student")
+    parser.add_argument("--methods", default="vanilla,kd,crd,icd", help="as for bench.py, but vanilla only where named")
+    parser.add_argument("--growth", type=_sizes, default=(), metavar="1,2", help="also cohorts of the first N methods")
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--warmup", type=int, default=3, help="steps before the timed ones")
+    parser.add_argument("--steps", type=int, default=10, help="timed steps of every run")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--images", default="synthetic", help="synthetic, synthetic:COUNT, parquet:PATH, ...")
+    parser.add_argument("--size", type=int, default=32, help="pixels a side")
+    parser.add_argument("--workers", type=int, default=2, help="processes of the conventional DataLoader; 0: none")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
+    parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp32"), help="of the cohort")
+    parser.add_argument("--threads", type=int, help="CPU threads of both sides")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where the figures are written")
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The whole program. Returns the exit code."""
-    args, console = parser().parse_args(argv), Console()
+    """Run the comparison. Returns the exit code."""
+    args, console = build_parser().parse_args(argv), Console()
     try:
         with TemporaryDirectory() as folder:
             figures = measure(args, Path(folder), partial(console.print, highlight=False))
@@ -313,8 +346,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"compare: {error}", file=sys.stderr)
         return 2
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
+        write_json(args.json, figures)
     show(figures, console)
     return 0
 

@@ -1,15 +1,16 @@
-"""Activation boundaries: before training, the student learns where the teacher's neurons are active.
+"""Activation boundaries: before the main training, the student learns where the teacher's neurons are active.
 
 Paper:    Heo, Lee, Yun, Choi, "Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden Neurons",
           arXiv:1811.03233, equation 7.
-Loss:     In a stage of its own, on maps before the activation: s = connector(student) (convolution and batch norm, or
-          nothing where the shapes agree); (s + margin)² where s > -margin and the teacher is off, (s - margin)² where
-          s <= margin and it is on; summed over everything, over B, times 2^(i - n + 1) for stage i of n, times 3/1000.
-          Then cross-entropy alone.
-Defaults: margin 1: RepDistiller's code. The weight acts in the first stage only: the published scripts' beta has no
-          effect, as their main stage has no term of AB.
-Differs:  trains the student's feature modules and the connectors in the first stage, not the classifier, with the
-          student's own rate, as RepDistiller does.
+Loss:     Pretraining, on feature maps before the activation: s = connector(student) (convolution and batch norm; the
+          identity where the shapes agree); (s + margin)² where s > -margin and the teacher's neuron is off,
+          (s - margin)² where s <= margin and it is on; their sum over images, channels and positions, divided by B,
+          times 2^(i - n + 1) for stage i = 0 ... n - 1 of n; ab_weight · 3/1000 · the sum over the stages.
+          Main training: cross-entropy alone.
+Defaults: margin 1: RepDistiller's code. ab_weight 1 acts in pretraining only: the beta of the published scripts has no
+          effect, since their main training has no term of AB.
+Differs:  pretraining trains the student's backbone and the connectors, not the classifier, at the student's learning
+          rate, as RepDistiller does.
 """
 
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from kdbench.distill import (
     Golden,
     Hyper,
     Pretraining,
+    Range,
     Requires,
     Shapes,
     Step,
@@ -36,8 +38,10 @@ from kdbench.distill import (
 
 @dataclass(frozen=True)
 class ABHyper(Hyper):
-    ab_weight: Annotated[float, "multiplies the loss of the first stage"] = 1.0
-    margin: Annotated[float, "how far beyond the boundary is far enough"] = 1.0
+    ab_weight: Annotated[float, "multiplies the loss of the pretraining", Range(0.1, 10.0, log=True)] = 1.0
+    margin: Annotated[
+        float, "distance from the boundary beyond which a neuron costs nothing", Range(0.1, 10.0, log=True)
+    ] = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -45,10 +49,10 @@ class ABHyper(Hyper):
 
 
 def boundary_loss(student: Tensor, teacher: Tensor, margin: float) -> Tensor:
-    """Squared distance to the margin of the neurons on the wrong side of it, summed over everything, divided by B.
+    """Sum of the squared distances to the margin of the neurons that are on its wrong side, divided by B.
 
     Args:
-        student, teacher: maps before the activation, both [B, K, H, W].
+        student, teacher: feature maps before the activation, both [B, K, H, W].
     """
     active = teacher > 0
     off = (student + margin).square() * ((student > -margin) & ~active)
@@ -57,7 +61,7 @@ def boundary_loss(student: Tensor, teacher: Tensor, margin: float) -> Tensor:
 
 
 class Connectors(nn.Module):
-    """One a pair of stages."""
+    """One connector for each pair of stages."""
 
     def __init__(self, shapes: Shapes) -> None:
         super().__init__()
@@ -70,7 +74,7 @@ class Connectors(nn.Module):
 
 @register("ab", ABHyper, paper="arXiv:1811.03233", year=2019, kind="features", group="paper")
 class AB(Distiller[ABHyper]):
-    """Has no term in the main stage."""
+    """Adds no term to the main training."""
 
     def __init__(self, hyper: ABHyper, context: Context) -> None:
         super().__init__(hyper, context)
@@ -99,8 +103,8 @@ class AB(Distiller[ABHyper]):
         pairs = match_stages(step.student.pre_activations, step.teacher.pre_activations)
         last = len(pairs) - 1
         terms = (
-            2.0 ** (number - last) * boundary_loss(connect(own), target, self.hyper.margin)
-            for number, (connect, (own, target)) in enumerate(zip(self.connector.connectors, pairs, strict=True))
+            2.0 ** (stage - last) * boundary_loss(connector(student), teacher, self.hyper.margin)
+            for stage, (connector, (student, teacher)) in enumerate(zip(self.connector.connectors, pairs, strict=True))
         )
         return {"boundary": self.hyper.ab_weight * 3 / 1000 * sum_losses(terms)}
 

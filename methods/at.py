@@ -1,11 +1,11 @@
-"""Attention transfer: look where the teacher looks.
+"""Attention transfer: match where the feature maps of student and teacher are large.
 
 Paper:    Zagoruyko, Komodakis, "Paying More Attention to Attention", arXiv:1612.03928, equation 2.
 Loss:     For each pair of stages: attention = mean over channels of map², flattened, divided by its L2 norm; mean over
           images and positions of the squared difference; at_weight · the sum over the pairs.
-Defaults: weight 1000: RepDistiller's scripts. The exponent is 2.
-Differs:  from the paper's equation in taking the mean over positions instead of a norm, as the authors' code does.
-          The larger map of a pair is average-pooled to the smaller.
+Defaults: at_weight 1000, exponent 2: RepDistiller's scripts.
+Differs:  takes the mean over positions where the paper's equation has a norm, as the authors' code does. The larger
+          feature map of a pair is average-pooled to the smaller.
 """
 
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ from kdbench.distill import (
     Distiller,
     Golden,
     Hyper,
+    Range,
     Shapes,
     Step,
     attention,
@@ -30,14 +31,16 @@ from kdbench.distill import (
 
 @dataclass(frozen=True)
 class ATHyper(Hyper):
-    at_weight: Annotated[float, "multiplies the sum over stages of the mean squared difference"] = 1000.0
+    at_weight: Annotated[
+        float, "multiplies the sum over stages of the mean squared difference", Range(100.0, 10000.0, log=True)
+    ] = 1000.0
 
 
 def attention_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared difference of two attention maps.
+    """Mean squared difference of the attention of two feature maps.
 
     Args:
-        student, teacher: maps [B, K, H, W]; K and size may differ.
+        student, teacher: feature maps [B, K, H, W]; K, H and W may differ.
     """
     student, teacher = match_spatial_size(student, teacher)
     return (attention(student) - attention(teacher)).square().mean()
@@ -45,7 +48,7 @@ def attention_distance(student: Tensor, teacher: Tensor) -> Tensor:
 
 @register("at", ATHyper, paper="arXiv:1612.03928", year=2017, kind="features", group="paper")
 class AT(Distiller[ATHyper]):
-    """No helper modules."""
+    """Has no modules of its own."""
 
     @classmethod
     def supports(cls, hyper: ATHyper, shapes: Shapes) -> str | None:

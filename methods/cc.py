@@ -1,11 +1,11 @@
-"""Correlation congruence, in the form behind the published tables: products of neighbouring differences.
+"""Correlation congruence, in the form behind the published tables: products of neighboring differences.
 
 Paper:    Peng et al., "Correlation Congruence for Knowledge Distillation", arXiv:1904.01802.
-Loss:     delta_i = |embed(student_i) - embed(teacher_i)|, both embeddings linear; the mean over the B - 1 neighbouring
-          images of Σ_d delta_i · delta_(i+1); cc_weight · that.
-Defaults: weight 0.02, embedding 128: RepDistiller's scripts.
-Differs:  from its paper entirely: this is not the distance of two kernel correlation matrices, and it depends on the
-          order of the batch. The teacher's embedding is trained too. The published numbers were made with this form.
+Loss:     delta_i = |embed(student_i) - embed(teacher_i)|, both embeddings linear, for image i of the batch;
+          cc_weight · mean over i = 1 ... B - 1 of Σ_d delta_i,d · delta_(i+1),d.
+Defaults: cc_weight 0.02, feat_dim 128: RepDistiller's scripts.
+Differs:  from the paper entirely, which compares two kernel correlation matrices; this loss depends on the order of the
+          batch. The teacher's embedding is trained too. The published numbers were made with this form.
 """
 
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from typing import Annotated
 
 from torch import Tensor, nn
 
-from kdbench.distill import Context, Distiller, Golden, Hyper, Step, register
+from kdbench.distill import Context, Distiller, Golden, Hyper, Range, Step, register
 
 
 @dataclass(frozen=True)
 class CCHyper(Hyper):
-    cc_weight: Annotated[float, "multiplies the mean product"] = 0.02
+    cc_weight: Annotated[float, "multiplies the mean product", Range(0.002, 0.2, log=True)] = 0.02
     feat_dim: Annotated[int, "dimensions of the common embedding"] = 128
 
     def __post_init__(self) -> None:
@@ -26,8 +26,8 @@ class CCHyper(Hyper):
         self.require_positive("feat_dim")
 
 
-def neighbouring_products(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean over neighbours in the batch of the inner product of their absolute differences.
+def neighboring_products(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean over neighbors in the batch of the inner product of their absolute differences.
 
     Args:
         student, teacher: embeddings [B, D], B >= 2.
@@ -38,7 +38,7 @@ def neighbouring_products(student: Tensor, teacher: Tensor) -> Tensor:
 
 @register("cc", CCHyper, paper="arXiv:1904.01802", year=2019, kind="relations", group="paper")
 class CC(Distiller[CCHyper]):
-    """Two linear embeddings, both trained."""
+    """Trains a linear embedding of each side."""
 
     def __init__(self, hyper: CCHyper, context: Context) -> None:
         super().__init__(hyper, context)
@@ -46,8 +46,8 @@ class CC(Distiller[CCHyper]):
         self.embed_teacher = nn.Linear(context.teacher.embedding_dim, hyper.feat_dim)
 
     def losses(self, step: Step) -> dict[str, Tensor]:
-        own, target = self.embed_student(step.student.embedding), self.embed_teacher(step.teacher.embedding)
-        return {"correlation": self.hyper.cc_weight * neighbouring_products(own, target)}
+        student, teacher = self.embed_student(step.student.embedding), self.embed_teacher(step.teacher.embedding)
+        return {"correlation": self.hyper.cc_weight * neighboring_products(student, teacher)}
 
 
 GOLDEN = {"cc": Golden(student={"embedding": "f_s"}, teacher={"embedding": "f_t"}, settings={"feat_dim": "$feat_dim"})}

@@ -1,15 +1,17 @@
-"""Contrastive representation distillation: tell a pair of views of one image from thousands of others, by NCE.
+"""Contrastive representation distillation: tell an image's pair of embeddings from those with other images, by NCE.
 
 Paper:    Tian, Krishnan, Isola, "Contrastive Representation Distillation", arXiv:1910.10699, §3.
 Loss:     Embeddings are linear and L2-normalized. A student anchor v scores memory rows m of the teacher by
           P(m|v) = exp(v·m / T) / Z; with K negatives of other classes and noise probability 1/N,
-          -[ log P(own)/(P(own) + K/N) + Σ_neg log (K/N)/(P(neg) + K/N) ], averaged over the batch;
-          the same with the teacher as anchor and the student's memory; crd_weight · (both).
-          Z = N · mean score of the first batch, then constant. After each step the batch's rows of both memories
-          become normalize(momentum · old + (1 - momentum) · new).
-Defaults: weight 0.8, embedding 128, K = 16,384, T = 0.07, momentum 0.5: RepDistiller's scripts.
-Differs:  K is at most the images of other classes, so that negatives are drawn without replacement as published.
-          They are drawn anew for each image on the training device, and scored by one product with the whole memory.
+          -[ log P(pos)/(P(pos) + K/N) + Σ_neg log (K/N)/(P(neg) + K/N) ], averaged over the batch, pos being the row
+          of the image itself; the same with the teacher as anchor and the student's memory;
+          crd_weight · the sum of both. Z = N · mean of exp(v·m / T) in the first batch, then constant. After each step
+          the batch's rows of both memories become normalize(momentum · old + (1 - momentum) · new).
+Defaults: crd_weight 0.8, feat_dim 128, K = nce_k = 16,384, T = nce_t = 0.07, momentum nce_m = 0.5: RepDistiller's
+          scripts.
+Differs:  K is at most the number of images of other classes, so that negatives are drawn without replacement, as
+          published. They are drawn anew for each image on the training device, and scored by one product with the
+          memory.
 """
 
 from dataclasses import dataclass
@@ -19,18 +21,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.distill import Context, Distiller, Golden, Hyper, MemoryBank, Shapes, Step, lacks_negatives, register
+from kdbench.distill import (
+    Context,
+    Distiller,
+    Golden,
+    Hyper,
+    MemoryBank,
+    Range,
+    Shapes,
+    Step,
+    lacks_negatives,
+    register,
+)
 
 EPS = 1e-7  # inside the logarithms, as in the authors' code
 
 
 @dataclass(frozen=True)
 class CRDHyper(Hyper):
-    crd_weight: Annotated[float, "multiplies the sum of both NCE terms"] = 0.8
+    crd_weight: Annotated[float, "multiplies the sum of both NCE terms", Range(0.08, 8.0, log=True)] = 0.8
     feat_dim: Annotated[int, "dimensions of the common embedding"] = 128
-    nce_k: Annotated[int, "negatives an image; at most the images of other classes"] = 16384
-    nce_t: Annotated[float, "temperature of the scores"] = 0.07
-    nce_m: Annotated[float, "momentum of the memories, 0 to 1"] = 0.5
+    nce_k: Annotated[int, "negatives for each image; at most the images of other classes"] = 16384
+    nce_t: Annotated[float, "temperature of the scores", Range(0.007, 0.7, log=True)] = 0.07
+    nce_m: Annotated[float, "momentum of the memories, at least 0 and below 1", Range(0.0, 0.99)] = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -47,13 +60,13 @@ def nce(probabilities: Tensor, images: int) -> Tensor:
         images: N, the rows of the memory; the noise probability is 1/N.
 
     Returns:
-        scalar in nats, summed over the columns and averaged over B.
+        Scalar in nats, summed over the columns and averaged over B.
     """
     noise = (probabilities.shape[1] - 1) / images
     positive, negative = probabilities[:, 0], probabilities[:, 1:]
-    own = torch.log(positive / (positive + noise + EPS))  # [B]
-    others = torch.log(noise / (negative + noise + EPS)).sum(dim=1)  # [B]
-    return -(own + others).mean()
+    log_positive = torch.log(positive / (positive + noise + EPS))  # [B]
+    log_negatives = torch.log(noise / (negative + noise + EPS)).sum(dim=1)  # [B]
+    return -(log_positive + log_negatives).mean()
 
 
 @register("crd", CRDHyper, paper="arXiv:1910.10699", year=2020, kind="contrastive", group="paper")
@@ -75,9 +88,12 @@ class CRD(Distiller[CRDHyper]):
     def losses(self, step: Step) -> dict[str, Tensor]:
         student = F.normalize(self.embed_student(step.student.embedding))  # [B, D]
         teacher = F.normalize(self.embed_teacher(step.teacher.embedding))
-        of_student, of_teacher = self.bank.scores(student, teacher, step.batch, self.generator)  # [B, 1 + K]
+        student_scores, teacher_scores = self.bank.scores(student, teacher, step.batch, self.generator)  # [B, 1 + K]
         weight, images = self.hyper.crd_weight, len(self.bank.memory_student)
-        return {"nce_student": weight * nce(of_student, images), "nce_teacher": weight * nce(of_teacher, images)}
+        return {
+            "nce_student": weight * nce(student_scores, images),
+            "nce_teacher": weight * nce(teacher_scores, images),
+        }
 
     def after_backward(self, step: Step) -> None:
         self.bank.update(step.batch)

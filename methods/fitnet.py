@@ -1,9 +1,9 @@
-"""FitNets: a regressor of one student map should equal the teacher's map, the hint.
+"""FitNets: a regressor of one of the student's feature maps is fitted to the teacher's, the hint.
 
 Paper:    Romero et al., "FitNets: Hints for Thin Deep Nets", arXiv:1412.6550, equation 3.
-Loss:     fitnet_weight · mean over all entries of (ReLU(BN(conv(student map))) - teacher map)².
-Defaults: weight 100, hint layer 2 (0 is the stem): RepDistiller's scripts and code.
-Differs:  one stage: the hint is matched throughout training together with the labels, not in a first stage of its own.
+Loss:     fitnet_weight · mean over all entries of (ReLU(BN(conv(student's map))) - teacher's map)².
+Defaults: fitnet_weight 100, hint_layer 2 (0 is the stem): RepDistiller's scripts and code.
+Differs:  the hint is matched throughout training, together with the labels; the paper does so in a pretraining.
 """
 
 from dataclasses import dataclass
@@ -12,13 +12,24 @@ from typing import Annotated
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdbench.distill import Context, ConvRegressor, Distiller, Golden, Hyper, Shapes, Step, lacks_feature_maps, register
+from kdbench.distill import (
+    Context,
+    ConvRegressor,
+    Distiller,
+    Golden,
+    Hyper,
+    Range,
+    Shapes,
+    Step,
+    lacks_feature_maps,
+    register,
+)
 
 
 @dataclass(frozen=True)
 class FitNetHyper(Hyper):
-    fitnet_weight: Annotated[float, "multiplies the mean squared error"] = 100.0
-    hint_layer: Annotated[int, "which map: 0 is the stem, then one a stage"] = 2
+    fitnet_weight: Annotated[float, "multiplies the mean squared error", Range(10.0, 1000.0, log=True)] = 100.0
+    hint_layer: Annotated[int, "index of the feature map: 0 is the stem's, i that of stage i", Range(1, 3)] = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -28,7 +39,7 @@ class FitNetHyper(Hyper):
 
 @register("fitnet", FitNetHyper, paper="arXiv:1412.6550", year=2015, kind="features", group="paper")
 class FitNet(Distiller[FitNetHyper]):
-    """`regressor` is trained with the student."""
+    """Trains `regressor` with the student."""
 
     def __init__(self, hyper: FitNetHyper, context: Context) -> None:
         super().__init__(hyper, context)
@@ -43,7 +54,7 @@ class FitNet(Distiller[FitNetHyper]):
             return reason
         layer = hyper.hint_layer
         if layer >= min(len(shapes.student.feature_maps), len(shapes.teacher.feature_maps)):
-            return f"there is no map {layer} in both networks"
+            return f"one of the networks has no feature map {layer}"
         return ConvRegressor.incompatibility(shapes.student.feature_maps[layer], shapes.teacher.feature_maps[layer])
 
     def losses(self, step: Step) -> dict[str, Tensor]:

@@ -1,13 +1,14 @@
-"""Factor transfer: an autoencoder condenses the teacher's last map; the student learns to produce the condensed form.
+"""Factor transfer: an autoencoder condenses the teacher's last feature map into a factor, which the student learns.
 
 Paper:    Kim, Park, Kwak, "Paraphrasing Complex Network: Network Compression via Factor Transfer", arXiv:1802.04977.
-Loss:     First the paraphraser learns to reconstruct the teacher's last map (mean squared error). Then it is frozen,
-          and the translator of the student's last map is trained with the student: attention of both factors (mean over
-          channels of factor², flattened, divided by its L2 norm), ft_weight · mean absolute difference.
-Defaults: weight 200, factor rate k = 0.5, slopes 0.1: RepDistiller's scripts and code. The paraphraser's rate is 0.01
-          for students of the resnet and wrn families, else the student's own, as in its code.
-Differs:  from the paper in comparing attention maps of the factors, not the normalized factors; the paraphraser has no
-          batch normalization, the translator has. So does RepDistiller. The larger factor is average-pooled.
+Loss:     Pretraining: the paraphraser, an autoencoder, learns to reconstruct the teacher's last feature map (mean
+          squared error). Main training: it is frozen, and a translator of the student's last feature map is trained
+          with the student: attention of both factors (mean over channels of factor², flattened, divided by its L2
+          norm); ft_weight · the mean absolute difference.
+Defaults: ft_weight 200, k 0.5, leaky ReLUs of slope 0.1: RepDistiller's scripts and code. The paraphraser's learning
+          rate is 0.01 for students of the families resnet and wrn, else the student's, as in that code.
+Differs:  compares attention maps of the factors, where the paper compares the normalized factors; the translator has
+          batch normalization, the paraphraser has none. RepDistiller does so too. The larger factor is average-pooled.
 """
 
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from kdbench.distill import (
     Golden,
     Hyper,
     Pretraining,
+    Range,
     Shapes,
     Step,
     attention,
@@ -37,8 +39,8 @@ SLOPE = 0.1  # of the leaky ReLUs
 
 @dataclass(frozen=True)
 class FTHyper(Hyper):
-    ft_weight: Annotated[float, "multiplies the mean absolute difference"] = 200.0
-    k: Annotated[float, "channels of the factor, as a share of the teacher's"] = 0.5
+    ft_weight: Annotated[float, "multiplies the mean absolute difference", Range(20.0, 2000.0, log=True)] = 200.0
+    k: Annotated[float, "channels of the factor, as a share of the teacher's", Range(0.25, 1.0)] = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -46,7 +48,11 @@ class FTHyper(Hyper):
 
 
 def factor_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean absolute difference of the attention of two factors [B, K, H, W]."""
+    """Mean absolute difference of the attention of two factors.
+
+    Args:
+        student, teacher: factors [B, K, H, W]; K, H and W may differ.
+    """
     student, teacher = match_spatial_size(student, teacher)
     return (attention(student) - attention(teacher)).abs().mean()
 
@@ -67,7 +73,7 @@ def _encoder(channels: int, factor: int, norm: bool) -> nn.Sequential:
 
 
 class Paraphraser(nn.Module):
-    """Encodes the teacher's map into a factor, and decodes it again."""
+    """An autoencoder: feature map [B, K, H, W] -> factor [B, F, H, W] -> feature map."""
 
     def __init__(self, channels: int, factor: int) -> None:
         super().__init__()
@@ -83,7 +89,7 @@ class Paraphraser(nn.Module):
 
 
 class Translator(nn.Module):
-    """Brings the student's map into the form of the teacher's factor."""
+    """Encodes the student's feature map [B, K, H, W] as a factor [B, F, H, W]."""
 
     def __init__(self, channels: int, factor: int) -> None:
         super().__init__()
@@ -92,35 +98,35 @@ class Translator(nn.Module):
 
 @register("ft", FTHyper, paper="arXiv:1802.04977", year=2018, kind="features", group="paper")
 class FT(Distiller[FTHyper]):
-    """`paraphraser` is trained first, `translator` with the student."""
+    """Trains `paraphraser` in pretraining, and `translator` with the student."""
 
     def __init__(self, hyper: FTHyper, context: Context) -> None:
         super().__init__(hyper, context)
         factor = int(context.teacher.feature_maps[-1][0] * hyper.k)
         self.translator = Translator(context.student.feature_maps[-1][0], factor)
         self.paraphraser = Paraphraser(context.teacher.feature_maps[-1][0], factor)
-        self._slow = context.student_family in ("resnet", "wrn")
+        self._paraphraser_lr = 0.01 if context.student_family in ("resnet", "wrn") else None
 
     @classmethod
     def supports(cls, hyper: FTHyper, shapes: Shapes) -> str | None:
         if reason := lacks_positions(shapes, last_only=True):
             return reason
         if int(shapes.teacher.feature_maps[-1][0] * hyper.k) < 1:
-            return "k leaves no channel to the factor"
+            return f"k = {hyper.k:g} leaves its factor without a channel"
         return None
 
     def pretraining(self) -> Pretraining:
-        return Pretraining(modules=(self.paraphraser,), lr=0.01 if self._slow else None)
+        return Pretraining(modules=(self.paraphraser,), lr=self._paraphraser_lr)
 
     def pretraining_losses(self, step: Step) -> dict[str, Tensor]:
-        target = step.teacher.feature_maps[-1]
-        return {"reconstruction": F.mse_loss(self.paraphraser.decoder(self.paraphraser.encoder(target)), target)}
+        teacher = step.teacher.feature_maps[-1]
+        return {"reconstruction": F.mse_loss(self.paraphraser.decoder(self.paraphraser.encoder(teacher)), teacher)}
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         with torch.no_grad():
-            target = self.paraphraser.encoder(step.teacher.feature_maps[-1])
-        own = self.translator.encoder(step.student.feature_maps[-1])
-        return {"factor": self.hyper.ft_weight * factor_distance(own, target)}
+            teacher_factor = self.paraphraser.encoder(step.teacher.feature_maps[-1])
+        student_factor = self.translator.encoder(step.student.feature_maps[-1])
+        return {"factor": self.hyper.ft_weight * factor_distance(student_factor, teacher_factor)}
 
 
 GOLDEN = {

@@ -1,4 +1,4 @@
-"""Invariant consistency distillation: contrast students with teachers in the batch, and ask both directions to agree.
+"""Invariant consistency distillation: contrast students with teachers in the batch, in both directions alike.
 
 Paper:    Giakoumoglou, Stathaki, "Invariant Consistency for Knowledge Distillation", arXiv:2407.11802v1.
 Loss:     With s_i, t_j the L2-normalized linear embeddings of student and teacher in a batch of B images,
@@ -7,10 +7,10 @@ Loss:     With s_i, t_j the L2-normalized linear embeddings of student and teach
           invariance = (1/B) Σ_i KL(q_i ‖ p_i), p_i = softmax_j(l_ij): student i over teachers,
           q_i = softmax_k(l_ki): teacher i over students;
           icd_weight · (contrastive + alpha · invariance).
-Defaults: embedding 128, alpha 0.5, tau 1, b 0, max_tau 10, weight 1: the authors' code (giakoumoglou/distillers).
-Differs:  from the paper as the code does: tau is the logarithm of the scale (so the scale starts at e); nothing is
-          detached in the KL term, gradients flow through q and into the teacher's embedding; b cancels in every
-          softmax, so that only weight decay moves it.
+Defaults: icd_weight 1, feat_dim 128, alpha 0.5, tau 1, b 0, max_tau 10: the authors' code (giakoumoglou/distillers).
+Differs:  from the paper as the authors' code does: tau is the logarithm of the scale, which so starts at e; nothing is
+          detached in the KL term, so that gradients reach q and the teacher's embedding. b cancels in every softmax:
+          only weight decay moves it.
 """
 
 from dataclasses import dataclass
@@ -20,17 +20,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.distill import Context, Distiller, Golden, Hyper, Step, register
+from kdbench.distill import Context, Distiller, Golden, Hyper, Range, Step, register
 
 
 @dataclass(frozen=True)
 class ICDHyper(Hyper):
-    icd_weight: Annotated[float, "multiplies contrastive + alpha · invariance"] = 1.0
-    alpha: Annotated[float, "weight of the invariance term"] = 0.5
+    icd_weight: Annotated[float, "multiplies contrastive + alpha · invariance", Range(0.1, 10.0, log=True)] = 1.0
+    alpha: Annotated[float, "weight of the invariance term", Range(0.0, 2.0)] = 0.5
     feat_dim: Annotated[int, "dimensions of the common embedding"] = 128
-    init_tau: Annotated[float, "initial logarithm of the scale"] = 1.0
+    init_tau: Annotated[float, "initial logarithm of the scale", Range(0.0, 2.0)] = 1.0
     init_b: Annotated[float, "initial bias of the logits"] = 0.0
-    max_tau: Annotated[float, "upper bound of the scale exp(tau)"] = 10.0
+    max_tau: Annotated[float, "upper bound of the scale exp(tau)", Range(1.0, 100.0, log=True)] = 10.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -47,7 +47,7 @@ def contrastive_and_invariance(student: Tensor, teacher: Tensor, scale: Tensor, 
         scale, bias: scalars; logits are scale · cosine + bias.
 
     Returns:
-        contrastive and invariance: scalars in nats, averaged over B.
+        Contrastive and invariance term: scalars in nats, averaged over B.
     """
     logits = student @ teacher.T * scale + bias  # [B, B], rows: students, columns: teachers
     contrastive = F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))

@@ -1,26 +1,29 @@
 """Knowledge distillation: match the teacher's softened class probabilities.
 
 Paper:    Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", arXiv:1503.02531, §2.
-Loss:     0.1 · CE(labels) + 0.9 · T² · KL(softmax(teacher/T) ‖ softmax(student/T)), averaged over the batch.
+Loss:     ce_weight · CE(labels) + kd_weight · T² · KL(softmax(teacher/T) ‖ softmax(student/T)), both averaged over the
+          batch.
 Defaults: weights 0.1 and 0.9, T = 4: the settings behind the published CIFAR-100 tables (RepDistiller's scripts).
-Differs:  in nothing. The trainer computes both terms; this method has none of its own.
+Differs:  in nothing. The trainer computes both terms, and averages KL over several teachers.
 """
 
 from dataclasses import dataclass
 from typing import Annotated
 
-from kdbench.distill import Distiller, Golden, Hyper, Requires, register
+from kdbench.distill import Distiller, Golden, Hyper, Range, Requires, register
 
 
 @dataclass(frozen=True)
 class KDHyper(Hyper):
-    ce_weight: Annotated[float, "weight of the cross-entropy with the labels"] = 0.1
-    kd_weight: Annotated[float, "weight of the KL divergence to the teacher's softened class probabilities"] = 0.9
+    ce_weight: Annotated[float, "weight of the cross-entropy with the labels", Range(0.01, 1.0, log=True)] = 0.1
+    kd_weight: Annotated[
+        float, "weight of the KL divergence to the teacher's softened class probabilities", Range(0.09, 9.0, log=True)
+    ] = 0.9
 
 
 @register("kd", KDHyper, paper="arXiv:1503.02531", year=2015, kind="logits", group="paper")
 class KD(Distiller[KDHyper]):
-    """Adds no term to the trainer's cross-entropy and KL divergence, which is averaged over several teachers."""
+    """Adds no term to the trainer's cross-entropy and KL divergence."""
 
     @classmethod
     def requires(cls, hyper: KDHyper) -> Requires:

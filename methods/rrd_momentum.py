@@ -1,14 +1,14 @@
-"""Relational representation distillation with a memory bank: scores should be distributed as the teacher's are.
+"""Relational representation distillation with a memory bank: match how scores are distributed over its rows.
 
 Paper:    Giakoumoglou, Stathaki, "Relational Representation Distillation", arXiv:2407.12073.
 Loss:     As `rrd`, with the two memories, the constants Z and the negatives of CRD (arXiv:1910.10699) instead of a
-          queue: mean over images of the cross-entropy between softmax(teacher / nce_t_t), detached, and
-          softmax(student / nce_t_s); rrd_momentum_weight · that. What is divided by the temperatures are CRD's scores
+          queue: rrd_momentum_weight · mean over images of the cross-entropy between softmax(teacher / nce_t_t),
+          detached, and softmax(student / nce_t_s). Divided by these temperatures are CRD's scores
           exp(similarity / nce_t) / Z, so that exponentials are taken twice.
-Defaults: weight 1, embedding 128, 16,384 negatives, temperatures 0.1 (student) and 0.02 (teacher), momentum 0.5,
-          nce_t 0.07: the authors' scripts of 2025 (giakoumoglou/distillers).
+Defaults: rrd_momentum_weight 1, feat_dim 128, nce_k 16,384, nce_t_s 0.1, nce_t_t 0.02, nce_t 0.07, nce_m 0.5: the
+          authors' scripts of 2025 (giakoumoglou/distillers).
 Differs:  in the temperatures, as `rrd`. The teacher's embedding receives no gradient and stays as it was drawn.
-          Negatives are drawn anew for each image, at most the images of other classes.
+          Negatives are drawn anew for each image, at most as many as there are images of other classes.
 """
 
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ from kdbench.distill import (
     Golden,
     Hyper,
     MemoryBank,
+    Range,
     Shapes,
     Step,
     lacks_negatives,
@@ -34,13 +35,13 @@ from kdbench.distill import (
 
 @dataclass(frozen=True)
 class RRDMomentumHyper(Hyper):
-    rrd_momentum_weight: Annotated[float, "multiplies the cross-entropy"] = 1.0
+    rrd_momentum_weight: Annotated[float, "multiplies the cross-entropy", Range(0.1, 10.0, log=True)] = 1.0
     feat_dim: Annotated[int, "dimensions of the common embedding"] = 128
-    nce_k: Annotated[int, "negatives an image; at most the images of other classes"] = 16384
-    nce_t_s: Annotated[float, "temperature of the student's scores"] = 0.1
-    nce_t_t: Annotated[float, "temperature of the teacher's scores"] = 0.02
-    nce_t: Annotated[float, "temperature of the similarities in the scores"] = 0.07
-    nce_m: Annotated[float, "momentum of the memories, 0 to 1"] = 0.5
+    nce_k: Annotated[int, "negatives for each image; at most the images of other classes"] = 16384
+    nce_t_s: Annotated[float, "temperature of the student's scores", Range(0.01, 1.0, log=True)] = 0.1
+    nce_t_t: Annotated[float, "temperature of the teacher's scores", Range(0.002, 0.2, log=True)] = 0.02
+    nce_t: Annotated[float, "temperature of the similarities in the scores", Range(0.007, 0.7, log=True)] = 0.07
+    nce_m: Annotated[float, "momentum of the memories, at least 0 and below 1", Range(0.0, 0.99)] = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,8 +70,8 @@ class RRDMomentum(Distiller[RRDMomentumHyper]):
         student = F.normalize(self.embed_student(step.student.embedding))  # [B, D]
         with torch.no_grad():
             teacher = F.normalize(self.embed_teacher(step.teacher.embedding))
-        of_student, of_teacher = self.bank.scores(student, teacher, step.batch, self.generator)  # [B, 1 + K]
-        relation = soft_cross_entropy(of_student / self.hyper.nce_t_s, of_teacher / self.hyper.nce_t_t)
+        student_scores, teacher_scores = self.bank.scores(student, teacher, step.batch, self.generator)  # [B, 1 + K]
+        relation = soft_cross_entropy(student_scores / self.hyper.nce_t_s, teacher_scores / self.hyper.nce_t_t)
         return {"relation": self.hyper.rrd_momentum_weight * relation}
 
     def after_backward(self, step: Step) -> None:

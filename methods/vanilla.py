@@ -1,6 +1,6 @@
 """No teacher: cross-entropy with the labels alone.
 
-Paper:    none; the baseline of every table, and the way teachers are trained.
+Paper:    none; the baseline of every table. Teachers are trained like this.
 Loss:     CE(labels, student logits).
 Defaults: none.
 Differs:  in nothing.
@@ -15,7 +15,7 @@ from kdbench.distill import Distiller, Hyper, Requires, register
 class VanillaHyper(Hyper):
     def __post_init__(self) -> None:
         if any(getattr(self, item.name) != item.default for item in fields(self)):
-            raise ValueError("vanilla has no settings: it is the same network in every table")
+            raise ValueError("vanilla has no settings: its network is the same in every table")
 
 
 @register("vanilla", VanillaHyper, paper="-", kind="control", group="control")

@@ -1,26 +1,28 @@
-"""The measuring stick measures what it says: both sides train alike, and the figures are there."""
+"""The benchmarks measure what they claim: both sides train alike, and every figure is written."""
 
 from __future__ import annotations
 
 import json
 import math
+from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from kdbench.methods.crd import CRDHyper
+from kdbench.methods.crd import CRD, CRDHyper
+from kdbench.methods.kd import KD
 
-from benchmarks import compare, conventional, marginal, precision
+from benchmarks import compare, conventional, marginal, precision, probes
 from kdbench.core.record import Record
 from kdbench.core.trial import VANILLA
-from kdbench.distill import Batch, Output, Shapes
+from kdbench.distill import Batch, Context, Output, Requires, Shapes, Step, View
 from kdbench.models import FeatureShapes, build, features, info
+from kdbench.train.shared_inputs import StepInputs
 from kdbench.train.student import Student
-from tests.methods.build import make, pooled
 from tests.report.factory import trained
-from tests.train.tiny_study import CPU, IMAGES, trial
+from tests.train.tiny_study import CPU, DATASET, trial
 
 METHODS = "vanilla,crd(nce_k=16),icd,ab"
 NETWORKS = "resnet20:resnet8"
@@ -35,16 +37,17 @@ def _threads() -> Iterator[None]:
 
 def numbers(value: Any) -> list[float]:
     if isinstance(value, dict | list):
-        return [found for each in (value.values() if isinstance(value, dict) else value) for found in numbers(each)]
+        items = value.values() if isinstance(value, dict) else value
+        return [number for item in items for number in numbers(item)]
     return [value] if isinstance(value, int | float) else []
 
 
 @pytest.mark.usefixtures("_threads")
 def test_a_tiny_comparison_writes_every_figure(tmp_path: Path) -> None:
     path = tmp_path / "figures.json"
-    words = f"--pair {NETWORKS} --methods {METHODS} --images synthetic:200 --size 8 --batch 8 --warmup 1 --steps 2"
-    words += f" --repetitions 1 --workers 0 --threads 1 --growth 1,3 --device cpu --json {path}"
-    assert compare.main(words.split()) == 0
+    argv = f"--pair {NETWORKS} --methods {METHODS} --images synthetic:200 --size 8 --batch 8 --warmup 1 --steps 2"
+    argv += f" --repetitions 1 --workers 0 --threads 1 --growth 1,3 --device cpu --json {path}"
+    assert compare.main(argv.split()) == 0
     figures = json.loads(path.read_text("utf-8"))
     names = METHODS.split(",")
     assert {name: group["methods"] for name, group in figures["groups"].items()} == {
@@ -59,10 +62,10 @@ def test_a_tiny_comparison_writes_every_figure(tmp_path: Path) -> None:
     assert figures["left_out"] == {}
     assert figures["machine"]["threads"] == 1
     for part in ("groups", "conventional_step_seconds", "cohort_step_seconds", "peak_memory_mib"):
-        assert all(math.isfinite(each) and each > 0 for each in numbers(figures[part])), part
+        assert all(math.isfinite(number) and number > 0 for number in numbers(figures[part])), part
     for group in figures["groups"].values():
-        own, ours = (group[f"{side}_images_per_second"]["median"] for side in ("conventional", "cohort"))
-        assert group["ratio"]["median"] == pytest.approx(ours / own)
+        left, right = (group[f"{side}_images_per_second"]["median"] for side in ("conventional", "cohort"))
+        assert group["ratio"]["median"] == pytest.approx(right / left)
 
 
 def test_more_steps_than_an_epoch_has_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,122 +73,161 @@ def test_more_steps_than_an_epoch_has_are_refused(capsys: pytest.CaptureFixture[
     assert "fit into 200 images" in capsys.readouterr().err
 
 
+def bench(folder: Path, *argv: str) -> compare.Bench:
+    small = ["--images", "synthetic:100", "--size", "8", "--warmup", "1", "--batch", "8", "--device", "cpu"]
+    args: Namespace = compare.build_parser().parse_args([*argv, *small])
+    dataset = compare.load(args.images, args.size)
+    return compare.Bench(args, dataset, compare.catalog_of_both(dataset), folder, CPU)
+
+
 def test_methods_that_cannot_train_the_pair_are_left_out_by_name(tmp_path: Path) -> None:
-    words = "--pair resnet20:wrn_16_2 --methods kd,fsp --images synthetic:100 --size 8 --warmup 1 --batch 8"
-    args = compare.parser().parse_args([*words.split(), "--device", "cpu"])
-    bench = compare.Bench(args, compare.load(args.images, args.size), tmp_path, CPU)
-    assert [each.method for each in bench.trials] == ["kd"]
-    assert list(bench.left_out) == ["fsp"]
+    chosen = bench(tmp_path, "--pair", "resnet20:wrn_16_2", "--methods", "kd,fsp")
+    assert [trial.method for trial in chosen.trials] == ["kd"]
+    assert list(chosen.left_out) == ["fsp"]
+
+
+def test_methods_beyond_the_conventional_loop_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(KD, "requires", classmethod(lambda cls, hyper: Requires(views=(View("crop"),))))
+    chosen = bench(tmp_path, "--pair", NETWORKS, "--methods", "kd,ab")  # ab requires no more than pre-activations
+    assert [trial.method for trial in chosen.trials] == ["ab"]
+    assert chosen.left_out == {"kd": "the conventional loop does not compute what it requires"}
+
+
+@pytest.mark.usefixtures("_threads")
+def test_pairs_with_several_teachers_train_on_both_sides(tmp_path: Path) -> None:
+    several = bench(
+        tmp_path, "--pair", "resnet20+wrn_16_1:resnet8", "--methods", "kd", "--steps", "1", "--workers", "0"
+    )
+    assert [len(trial.teachers) for trial in several.trials] == [2]
+    assert several.conventional_seconds(several.trials[0]) > 0
+    assert several.cohort_seconds(several.trials)[0] > 0
+    assert several.part_seconds().keys() == {"data", "teacher", "optimizers"}
 
 
 def test_both_contrastive_losses_agree() -> None:
-    stream = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, dtype=torch.float64, generator=stream)
+        return torch.randn(*shape, dtype=torch.float64, generator=generator)
+
+    def pooled(embedding: torch.Tensor) -> Output:
+        return Output(embedding.new_zeros(len(embedding), 2), (), embedding)
 
     labels, indices = torch.arange(30) % 3, torch.tensor([4, 11, 0, 23])
     negatives = torch.stack([(labels != labels[i]).nonzero().flatten()[torch.randperm(20)[:7]] for i in indices])
-    shapes = Shapes(FeatureShapes((), False, 5), FeatureShapes((), False, 6), 3, labels)
-    theirs = conventional.Contrast(CRDHyper(nce_k=7), shapes, torch.Generator()).double()
-    ours = make("crd", {"nce_k": 7}, student=5, teacher=6, labels=labels, dtype=torch.float64)
-    ours.load_state_dict(theirs.state_dict(), strict=False)  # the normalisers apart: both find theirs
-    ours.negatives = lambda batch, generator: negatives
+    student, teacher = FeatureShapes((), False, 5), FeatureShapes((), False, 6)
+    context = Context(student, (teacher,), 3, labels, generator=torch.Generator())
+    gathered = conventional.GatheredCRD(CRDHyper(nce_k=7), context).double()
+    crd = CRD(CRDHyper(nce_k=7), context).double()
+    state = {f"bank.{name}" if "memory" in name else name: value for name, value in gathered.state_dict().items()}
+    missing = crd.load_state_dict(state, strict=False).missing_keys
+    assert missing == ["bank.Z_student", "bank.Z_teacher"]  # both set them from their first batch
+    crd.bank.sample_negatives = lambda batch, generator: negatives
     rows = torch.cat([indices[:, None], negatives], dim=1)
-    batch = conventional.Contrasted(torch.empty(4, 0), labels[indices], indices, rows=rows)
+    batch = conventional.ContrastiveBatch(torch.empty(4, 0), labels[indices], indices, rows=rows)
     for _ in range(2):  # the second step reads what the first one wrote
-        student, teacher = pooled(draw(4, 5)), pooled(draw(4, 6))
+        step = Step(batch, pooled(draw(4, 5)), (pooled(draw(4, 6)),), epoch=1, epochs=1)
         losses = []
-        for method in (theirs, ours):
+        for method in (gathered, crd):
             method.zero_grad()
-            losses.append(torch.stack(list(method.losses(student, teacher, batch, 1).values())).sum())
+            losses.append(torch.stack(list(method.losses(step).values())).sum())
             losses[-1].backward()
             with torch.no_grad():
-                method.after_backward(batch)
+                method.after_backward(step)
         assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-10)
-        for left, right in zip(theirs.parameters(), ours.parameters(), strict=True):
+        for left, right in zip(gathered.parameters(), crd.parameters(), strict=True):
             assert left.grad is not None
             torch.testing.assert_close(left.grad, right.grad, rtol=1e-10, atol=1e-12)
         for name in ("memory_student", "memory_teacher"):
-            torch.testing.assert_close(getattr(theirs, name), getattr(ours, name), rtol=1e-10, atol=1e-12)
+            torch.testing.assert_close(getattr(gathered, name), getattr(crd.bank, name), rtol=1e-10, atol=1e-12)
 
 
-def test_negatives_are_other_classes_and_the_image_comes_first() -> None:
-    photographs = conventional.ContrastedPhotographs(IMAGES, 1, k=150)
-    labels = IMAGES.train.labels
-    image, label, index, rows = photographs[7]
+def test_negatives_are_of_other_classes_and_the_image_comes_first() -> None:
+    images = conventional.ImagesWithNegatives(DATASET, 1, k=150)
+    labels = DATASET.train.labels
+    image, label, index, rows = images[7]
     assert image.shape == (3, 8, 8)
     assert (label, index, rows[0], len(rows)) == (int(labels[7]), 7, 7, 151)
     assert (labels[rows[1:]] != label).all()
     assert len(set(rows.tolist())) == 151  # all 150 images of other classes
-    assert (
-        len(conventional.ContrastedPhotographs(IMAGES, 1, k=160)[7][3]) == 161
-    )  # more than there are: with repetition
+    more = conventional.ImagesWithNegatives(DATASET, 1, k=160)  # more than there are: with repetition
+    assert len(more[7][3]) == 161
 
 
 def test_a_vanilla_step_is_the_same_on_both_sides() -> None:
-    plain = trial("vanilla", teacher=None)
-    size, classes = IMAGES.info.size, IMAGES.info.classes
-    own = features(plain.arch, classes, size)
-    student = Student(plain, Shapes(own, own, classes, IMAGES.train.labels, info(plain.arch).family), CPU)
-    run = conventional.Run(plain, IMAGES, None, CPU)
-    run.network.load_state_dict(student.network.state_dict())
-    stream = torch.Generator().manual_seed(0)
-    images, nothing = torch.randn(16, 3, size, size, generator=stream), torch.empty(0)
+    vanilla = trial("vanilla", teacher=None)
+    size, classes = DATASET.info.size, DATASET.info.classes
+    shapes = features(vanilla.arch, classes, size)
+    student = Student(vanilla, Shapes(shapes, (shapes,), classes, DATASET.train.labels, info(vanilla.arch).family), CPU)
+    trainer = conventional.ConventionalTrainer(vanilla, DATASET, (), CPU)
+    trainer.network.load_state_dict(student.network.state_dict())
+    images = torch.randn(16, 3, size, size, generator=torch.Generator().manual_seed(0))
     batch = Batch(images, torch.arange(16) % classes, torch.arange(16))
-    student.begin(1, replayed=False)
-    student.step(batch, Output(nothing, (), nothing))
-    run.step(batch)
-    assert run.meters.losses == pytest.approx([student.check()["ce"]], rel=1e-5)
-    for left, right in zip(run.network.parameters(), student.network.parameters(), strict=True):
+    student.begin_epoch(1, use_graph=False)
+    student.step(StepInputs(batch, (), {}, {}))
+    trainer.step(batch)
+    assert trainer.meters.losses == pytest.approx([student.end_epoch()["ce"]], rel=1e-5)
+    for left, right in zip(trainer.network.parameters(), student.network.parameters(), strict=True):
         torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)  # float32, other memory order
 
 
 def test_precisions_are_compared_seed_by_seed() -> None:
     def records(precision: str, *values: float) -> list[Record]:
-        pupils = [trained("kd", value, seed, precision=precision) for seed, value in enumerate(values)]
-        return [*pupils, trained(VANILLA, 90.0, pair=("", "resnet56"), precision=precision)]
+        students = [trained("kd", value, seed, precision=precision) for seed, value in enumerate(values)]
+        return [*students, trained(VANILLA, 90.0, pair=("", "resnet56"), precision=precision)]
 
-    found = precision.paired(records("bf16", 71.0, 69.0, 73.0), records("fp32", 70.0, 70.0, 70.0))
-    assert list(found) == ["kd"]  # the teacher's own trial is no student's
-    assert found["kd"]["difference"]["each"] == [1.0, -1.0, 3.0]
-    assert found["kd"]["difference"]["mean"] == 1.0
-    assert found["kd"]["difference"]["high"] == pytest.approx(1 + 4.302653 * 2 / math.sqrt(3))  # t(0.975; 2)
+    methods = precision.paired(records("bf16", 71.0, 69.0, 73.0), records("fp32", 70.0, 70.0, 70.0))
+    assert list(methods) == ["kd"]  # the teacher's own trial is not a student's
+    assert methods["kd"]["difference"]["each"] == [1.0, -1.0, 3.0]
+    assert methods["kd"]["difference"]["mean"] == 1.0
+    assert methods["kd"]["difference"]["high"] == pytest.approx(1 + 4.302653 * 2 / math.sqrt(3))  # t(0.975; 2)
     with pytest.raises(ValueError, match="two seeds"):
         precision.difference([1.0], [1.0])
 
 
 @pytest.mark.usefixtures("_threads")
-def test_every_method_is_measured_beside_its_parts(tmp_path: Path) -> None:
+def test_every_method_is_measured_with_and_without_its_network(tmp_path: Path) -> None:
     path = tmp_path / "figures.json"
-    words = f"--pair {NETWORKS} --methods {METHODS} --images synthetic:200 --size 8 --batch 8 --warmup 1 --steps 2"
-    assert marginal.main([*words.split(), "--threads", "1", "--device", "cpu", "--json", str(path)]) == 0
+    argv = f"--pair {NETWORKS} --methods {METHODS} --images synthetic:200 --size 8 --batch 8 --warmup 1 --steps 2"
+    assert marginal.main([*argv.split(), "--threads", "1", "--device", "cpu", "--json", str(path)]) == 0
     figures = json.loads(path.read_text("utf-8"))
     assert set(figures["methods"]) == set(METHODS.split(",")) - {VANILLA}
-    for found in figures["methods"].values():
-        own, parts = (found[key]["median"] for key in ("step_seconds", "parts_seconds"))
-        plain = figures["plain_seconds"]["median"]
-        assert found["over_plain"] == pytest.approx(own / plain)
-        assert found["over_plain_and_parts"] == pytest.approx(own / (plain + parts))
+    plain = figures["plain_seconds"]["median"]
+    for row in figures["methods"].values():
+        step, parts = (row[key]["median"] for key in ("step_seconds", "parts_seconds"))
+        assert row["over_plain"] == pytest.approx(step / plain)
+        assert row["over_plain_and_parts"] == pytest.approx(step / (plain + parts))
+        assert len(row["step_seconds"]["each"]) == len(row["parts_seconds"]["each"]) == 2  # the warm-up is not counted
     assert figures["methods"]["crd(nce_k=16)"]["extra_mib"] > 2 * 200 * 128 * 4 / 2**20  # two memories
-    assert marginal.main([*words.replace("vanilla,", "").split(), "--device", "cpu"]) == 2
+    assert marginal.main([*argv.replace("vanilla,", "").split(), "--device", "cpu"]) == 2
 
 
-def test_parts_alone_have_the_losses_of_the_whole_step() -> None:
+def test_a_step_without_the_network_has_the_same_losses() -> None:
     def student() -> Student:
-        pupil = trial("nst")
-        own, seen = (features(arch, IMAGES.info.classes, 8) for arch in (pupil.arch, "wrn_16_1"))
-        found = Student(pupil, Shapes(own, seen, IMAGES.info.classes, IMAGES.train.labels), CPU)
-        found.begin(1, replayed=False)
-        return found
+        nst = trial("nst")
+        shapes, teacher_shapes = (features(arch, DATASET.info.classes, 8) for arch in (nst.arch, "wrn_16_1"))
+        student = Student(nst, Shapes(shapes, (teacher_shapes,), DATASET.info.classes, DATASET.train.labels), CPU)
+        student.begin_epoch(1, use_graph=False)
+        return student
 
-    stream = torch.Generator().manual_seed(0)
-    batch = Batch(torch.randn(16, 3, 8, 8, generator=stream), torch.arange(16) % 4, torch.arange(16))
+    images = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    batch = Batch(images, torch.arange(16) % 4, torch.arange(16))
     with torch.no_grad():
-        target = build("wrn_16_1", 4, 8)(batch.images)
-    whole, parts = student(), student()
-    parts.network = marginal.Given(parts.network, batch.images, parts)
-    for each in (whole, parts):
-        each.step(batch, target)
-    assert whole.check() == pytest.approx(parts.check())
-    assert parts.check().keys() == {"ce", "discrepancy"}
+        teacher_output = build("wrn_16_1", 4, 8)(batch.images)
+    with_network, without_network = student(), student()
+    without_network.network = marginal.ConstantOutput(without_network, batch.images)
+    for each in (with_network, without_network):
+        each.step(StepInputs(batch, (teacher_output,), {}, {}))
+    terms = without_network.end_epoch()
+    assert with_network.end_epoch() == pytest.approx(terms)
+    assert terms.keys() == {"ce", "discrepancy"}
+
+
+@pytest.mark.slow
+def test_probes_of_a_few_students_are_timed(tmp_path: Path) -> None:
+    path = tmp_path / "figures.json"
+    argv = ["--students", "2", "--images", "64", "--repetitions", "1", "--device", "cpu", "--json", str(path)]
+    assert probes.main(argv) == 0
+    figures = json.loads(path.read_text("utf-8"))
+    assert figures["settings"]["epochs"] == 120
+    assert figures["seconds"]["median"] > 0

@@ -108,7 +108,7 @@ def test_teacher_files(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> No
 
 
 def test_help_is_quick_and_needs_no_torch() -> None:
-    probe = "import sys, kdbench.cli as c; c.main(sys.argv[1:]); assert 'torch' not in sys.modules"
+    probe = "import sys, kdbench.cli.main as c; c.main(sys.argv[1:]); assert 'torch' not in sys.modules"
     for words in (["list", "pairs"], ["list", "datasets"], ["list", "recipes"]):
         subprocess.run([sys.executable, "-c", probe, *words], cwd=ROOT, check=True, capture_output=True)
     seconds = []
@@ -125,7 +125,7 @@ def test_help_is_quick_and_needs_no_torch() -> None:
 @pytest.mark.parametrize(
     ("what", "words"),
     [
-        ("methods", ["vanilla", "crd", "arXiv:1910.10699", "nce_k=16384", "kd_temperature=4.0"]),
+        ("methods", ["vanilla", "crd", "arXiv:1910.10699", "contrastive", "2020", "pre activations"]),
         ("pairs", ["same", "wrn_40_2:wrn_16_2", "cross", "ResNet50:vgg8"]),
         ("datasets", ["digits", "cifar100", "folder:PATH", "parquet:PATH"]),
         ("models", ["resnet8x4", "1.23 M", "177.1 M", "ShuffleV2"]),
@@ -139,11 +139,55 @@ def test_lists(capsys: pytest.CaptureFixture[str], what: str, words: list[str]) 
         assert word in printed
 
 
+def test_methods_of_one_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "methods", "--kind", "logits"]) == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert "kd" in names
+    assert "crd" not in names
+
+
+def test_the_page_of_a_method(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "methods", "crd"]) == 0
+    page = capsys.readouterr().out
+    for text in ("Paper:", "arXiv:1910.10699", "Loss:", "Defaults:", "Differs:", "nce_k", "16384", "methods/crd.py"):
+        assert text in page
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["list", "methods", "fitnett"], "did you mean 'fitnet'"),
+        (["list", "pairs", "crd"], "only methods have pages"),
+        (["list", "methods", "--kind", "logit"], "invalid choice: 'logit'"),
+    ],
+)
+def test_bad_lists(capsys: pytest.CaptureFixture[str], argv: list[str], message: str) -> None:
+    assert main(argv) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_list_of_methods_is_readable_at_80_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rich.console import Console
+
+    from kdbench.cli import list as list_command
+
+    monkeypatch.setattr(list_command, "console", lambda: Console(width=80, force_terminal=True, no_color=True))
+    assert main(["list", "methods"]) == 0
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= 80
+    row = next(line for line in lines if line.startswith("crd "))
+    assert "2020" in row
+    assert "contrastive" in row
+    assert "Contrastive representation" in row
+
+
 def test_a_dry_run_trains_and_writes_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert main([*SMALL, "--out", str(out), "--dry-run"]) == 0
     printed = capsys.readouterr().out
     assert "3 trials: 0 already there, 3 to train in 2 cohorts" in printed
     assert "estimated time on this device: " in printed
-    assert re.search(r"estimated room: \d+ MiB for what stays, at most \d+ MiB of training states at a time; ", printed)
+    assert re.search(r"disk needed: \d+ MiB for results, up to \d+ MiB for checkpoints; \d", printed)
     assert not out.exists()

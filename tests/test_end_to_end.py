@@ -77,7 +77,7 @@ def test_report_rebuilds_what_was_lost(study: Path) -> None:
     table = (study / "tables" / "accuracy.csv").read_text()
     for path in (*(study / "tables").iterdir(), *(study / "charts").iterdir()):
         path.unlink()
-    probe = "import sys, kdbench.cli as c; assert c.main(sys.argv[1:]) == 0; assert 'torch' not in sys.modules"
+    probe = "import sys, kdbench.cli.main as c; assert c.main(sys.argv[1:]) == 0; assert 'torch' not in sys.modules"
     argv = [sys.executable, "-c", probe, "report", "--out", str(study)]
     printed = subprocess.run(argv, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     assert "resnet8" in printed
@@ -125,7 +125,7 @@ def test_a_new_file_is_a_new_method(tmp_path: Path) -> None:
     listed = subprocess.run(
         [sys.executable, str(runner), "list", "methods"], capture_output=True, text=True, check=True, cwd=ROOT
     ).stdout
-    assert re.search(r"^embedding .*arXiv:0000.00000 .*embedding_weight=1.0", listed, re.MULTILINE)
+    assert re.search(r"^embedding +2026 +features +own +arXiv:0000.00000 .*Embedding matching", listed, re.MULTILINE)
     bench("--methods", "embedding", *COMMON[:-1], "1", out=out, cwd=tmp_path)
     assert [row["status"] for row in rows(out) if row["method"] == "embedding"] == ["done"]
 
@@ -140,8 +140,8 @@ def test_a_teacher_file_is_used_and_named(tmp_path: Path) -> None:
     assert float(found["teacher"]["top1_mean"]) < 30  # untrained: the file's own accuracy, not a trained teacher's
     for record in records(tmp_path / "out").values():
         trial = record["trial"]
-        if trial["teacher"]:  # type: ignore[index]
-            assert len(trial["teacher"]["sha256"]) == 64  # type: ignore[index]
+        for source in trial["teachers"]:  # type: ignore[index]
+            assert len(source["sha256"]) == 64
 
 
 INTERRUPTED = ["--methods", "kd", *COMMON[:4], "--epochs", "6", "--seeds", "1"]
@@ -189,8 +189,8 @@ def test_pretrained_weights_are_timms(tmp_path: Path, monkeypatch: pytest.Monkey
     (teacher,) = (path for path in (out / "runs").glob("*mobilenetv3*vanilla*.pt"))
     trained = torch.load(teacher, weights_only=True)
     # Two steps at a rate of 1e-6 leave the weights that it started from, but for its new classifier.
-    torch.testing.assert_close(trained["conv_stem.weight"], weights["conv_stem.weight"], rtol=0, atol=1e-4)
-    assert trained["classifier.weight"].shape[0] == 10
+    torch.testing.assert_close(trained["network.conv_stem.weight"], weights["conv_stem.weight"], rtol=0, atol=1e-4)
+    assert trained["network.classifier.weight"].shape[0] == 10
     assert any(row["teacher"] == "timm/mobilenetv3_small_050.lamb_in1k:pretrained" for row in rows(out))
 
     monkeypatch.setenv("HF_HOME", str(tmp_path / "empty"))
@@ -248,7 +248,21 @@ def test_figures_of_a_study(study: Path, tmp_path: Path) -> None:
     refused = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
     assert refused.returncode == 2
     *_, named, sentence = refused.stderr.splitlines()
-    assert "it was set aside in damaged/: its trial runs again" in named
+    assert "it was moved to damaged/: its record stands" in named
     assert "is damaged: its SHA-256 is not the one in its record" in sentence
     kinds = {path.name.split(".")[0] for path in (study / "charts").iterdir()}
     assert {"correlation", "reliability", "tsne-embeddings", "tsne-logits"} <= kinds
+
+
+def test_a_pair_with_two_teachers(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    argv = ["--methods", "kd,icd", "--pairs", "wrn_16_1+resnet14:resnet8", "--dataset", "digits", "--seeds", "1"]
+    printed = bench(*argv, "--epochs", "1", out=out)
+    assert "5 trials: 0 already there, 4 to train in 2 cohorts, 1 not applicable" in printed
+    table = {row["method"]: row for row in rows(out)}
+    assert {row["teacher"] for row in table.values()} == {"resnet14+wrn_16_1"}
+    assert (table["kd"]["status"], table["icd"]["status"]) == ("done", "n/a")
+    assert table["icd"]["reason"] == "it is made for 1 teacher, and the pair has 2"
+    assert float(table["teacher"]["top1_mean"]) > 0
+    assert "resnet14+wrn_16_1" in bench("figures", "--samples", "50", out=out)
+    assert "0 to train" in bench(*argv, "--epochs", "1", out=out)

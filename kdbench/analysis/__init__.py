@@ -1,1 +1,1 @@
-"""What is done with trained networks: transfer to other images, and pictures of what they learned."""
+"""Predictions of trained networks, and the measures and figures that compare them."""

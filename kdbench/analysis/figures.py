@@ -1,4 +1,4 @@
-"""The pictures and measures of one pair: its students beside their teacher."""
+"""Measures and figures that compare the students of one pair with their teacher."""
 
 from __future__ import annotations
 
@@ -21,75 +21,76 @@ from kdbench.report.fidelity import Measured
 from kdbench.report.groups import TEACHER
 
 CLASSES = 10
-"""Classes in a t-SNE picture at most: the first ones."""
+"""Number of classes in a t-SNE figure at most: the first ones."""
 
-PERPLEXITY = 40.0  # the authors' script
+PERPLEXITY = 40.0  # as in the authors' script
 
 
 class PairFigures:
-    """One pair's teacher and students, those of one seed kept for the pictures.
+    """The measures of a pair's students of all seeds, and the figures of those of one seed.
 
-    Raises ValueError if a network's weights are missing or damaged.
+    Raises ValueError if weights are missing or damaged.
     """
 
     def __init__(
-        self, networks: ModelLoader, place: tuple[str, str, str, str], records: Sequence[Record], seed: int
+        self, models: ModelLoader, pair: tuple[str, str, str, str], records: Sequence[Record], seed: int
     ) -> None:
-        dataset, recipe, teacher, student = place
-        taught = next(record.trial for record in records if record.trial.teacher)
-        self.images, self.seed = networks.dataset, seed
-        self.labels = self.images.test.labels
+        """`pair` is (data set, recipe, teacher, student)."""
+        dataset, recipe, teacher, student = pair
+        distilled = next(record.trial for record in records if record.trial.teacher)
+        self.dataset, self.seed = models.dataset, seed
+        self.labels = self.dataset.test.labels
         self.caption = f"{dataset}, {recipe}; {teacher} → {student}; seed {seed}"
-        self.teacher = networks.teacher(taught)
+        self.teacher = models.teacher(distilled)
         self.students: dict[str, Predictions] = {}
-        self.measured = [Measured(*place, TEACHER, 0, metrics.confidence(self.teacher, self.labels))]
+        self.measured = [Measured(*pair, TEACHER, 0, metrics.confidence(self.teacher, self.labels))]
         for record in records:
-            seen = networks.student(record)
-            values = metrics.measures(seen, self.teacher, self.labels)
-            self.measured.append(Measured(*place, record.trial.method, record.trial.seed, values))
+            predictions = models.student(record)
+            values = metrics.measures(predictions, self.teacher, self.labels)
+            self.measured.append(Measured(*pair, record.trial.method, record.trial.seed, values))
             if record.trial.seed == seed:
-                self.students[record.trial.method] = seen
+                self.students[record.trial.method] = predictions
 
     def draw(self, samples: int) -> Iterator[tuple[str, Figure]]:
-        """(name, picture) one by one; `samples` are the images of a t-SNE."""
+        """(name, figure) one by one; `samples` is the number of images in a t-SNE."""
         labels, caption = self.labels, f"{self.caption}; n = {len(self.labels)} test images"
-        apart = {
-            name: metrics.profile_difference(own.logits, self.teacher.logits, labels)
-            for name, own in self.students.items()
+        differences = {
+            name: metrics.profile_difference(student.logits, self.teacher.logits, labels)
+            for name, student in self.students.items()
         }
-        yield "correlation", pictures.correlation_chart(apart, caption)
-        everyone, curves = {TEACHER: self.teacher, **self.students}, {}
-        for name, own in everyone.items():
-            found = metrics.reliability(own.logits, labels)
-            curves[name] = (found.confidence, found.accuracy, metrics.calibration_error(own.logits, labels))
+        yield "correlation", pictures.correlation_chart(differences, caption)
+        networks, curves = {TEACHER: self.teacher, **self.students}, {}
+        for name, network in networks.items():
+            points = metrics.reliability(network.logits, labels)
+            curves[name] = (points.confidence, points.accuracy, metrics.calibration_error(network.logits, labels))
         yield "reliability", pictures.reliability_chart(curves, caption)
 
-        rows, names = sample(labels, samples), self.images.class_names
+        rows, classes = sample(labels, samples), self.dataset.class_names
         caption = f"{self.caption}; the same n = {len(rows)} test images in each panel"
-        if len(names) > CLASSES:
+        if len(classes) > CLASSES:
             caption += f", of the first {CLASSES} classes"
-        for kind, logits in (("embeddings", False), ("logits", True)):
-            points = {
-                name: tsne((own.logits if logits else own.embedding)[rows], self.seed) for name, own in everyone.items()
-            }
-            yield f"tsne-{kind}", pictures.scatter_chart(points, labels[rows].numpy(), names[:CLASSES], kind, caption)
+        for kind, features in (
+            ("embeddings", {name: network.embedding for name, network in networks.items()}),
+            ("logits", {name: network.logits for name, network in networks.items()}),
+        ):
+            panels = {name: tsne(tensor[rows], self.seed) for name, tensor in features.items()}
+            yield f"tsne-{kind}", pictures.scatter_chart(panels, labels[rows].numpy(), classes[:CLASSES], kind, caption)
 
 
 def sample(labels: Tensor, count: int) -> Tensor:
-    """Rows of `count` test images of the first classes, stratified and always the same."""
+    """Rows of `count` test images of the first classes: stratified, and the same in every run."""
     rows = (labels < CLASSES).nonzero().flatten()
     return rows if count >= len(rows) else rows[stratified(labels[rows], count)]
 
 
 def tsne(features: Tensor, seed: int) -> NDArray[np.float64]:
-    """Two dimensions for features [N, D]: scikit-learn's t-SNE, seeded. Raises UserError for fewer than three rows."""
+    """Two-dimensional t-SNE [N, 2] of features [N, D]. Raises UserError for fewer than three rows."""
     from sklearn.manifold import TSNE
 
     if len(features) < 3:
         raise UserError(f"a t-SNE needs at least 3 images, got {len(features)}")
     state = derive_seed("t-SNE", seed) % 2**32
     perplexity = min(PERPLEXITY, (len(features) - 1) / 3)
-    found: NDArray[np.float64] = TSNE(perplexity=perplexity, random_state=state, init="pca").fit_transform(
-        features.to(torch.float64).numpy()
-    )
-    return found
+    model = TSNE(perplexity=perplexity, random_state=state, init="pca")
+    points: NDArray[np.float64] = model.fit_transform(features.to(torch.float64).numpy())
+    return points

@@ -1,4 +1,4 @@
-"""What trained networks predict for the test images."""
+"""Predictions of trained networks for the test split."""
 
 from __future__ import annotations
 
@@ -23,33 +23,34 @@ from kdbench.train.teacher import Teachers, load_teacher_file
 
 @dataclass(frozen=True)
 class Predictions:
-    """One network's outputs for the whole test split, in its order; on the CPU."""
+    """The outputs of one network for the test split, in its order, on the CPU."""
 
     logits: Tensor  # float32 [N, C]
-    embedding: Tensor  # float32 [N, D], the input of the network's classifier
+    embedding: Tensor  # float32 [N, D], the input of the classifier
 
 
 class ModelLoader:
-    """The networks of a results folder that were trained on a data set."""
+    """Loads networks of a results folder, which were trained on `dataset`, and runs them on its test split."""
 
     def __init__(self, store: Store, dataset: Dataset, device: torch.device) -> None:
         self.store, self.dataset, self.device = store, dataset, device
 
     def student(self, record: Record) -> Predictions:
-        """Raises ValueError if its weights are missing or damaged."""
+        """The predictions of a trained student. Raises ValueError if its weights are missing or damaged."""
         trial = record.trial
         network = self._restore(trial.arch, trial, self.store.weights(record))
-        deployed = self._deployment(record, network) if self.store.weights(record, "deploy") else None
+        deploy = self.store.weights(record, "deploy")
+        deployed = self._deployment(trial, network, deploy) if deploy else None
         return self._predict(network, info(trial.arch).normalization, trial.precision, deployed)
 
     def teacher(self, trial: Trial) -> Predictions:
-        """The trial's teacher; of several, the mean of their class probabilities and all of their embeddings.
+        """The predictions of a trial's teacher; of several, log mean class probabilities and concatenated embeddings.
 
-        Raises ValueError if weights are missing or were changed.
+        Raises ValueError if there is no teacher, or if weights are missing or were changed.
         """
         if not trial.teachers:
-            raise ValueError(f"{trial.id} had no teacher")
-        found = [
+            raise ValueError(f"{trial.id} has no teacher")
+        outputs = [
             self._predict(
                 self._restore(source.arch, trial, self._teacher_weights(source, trial)),
                 info(source.arch).normalization,
@@ -57,10 +58,10 @@ class ModelLoader:
             )
             for source in trial.teachers
         ]
-        if len(found) == 1:
-            return found[0]
-        probabilities = torch.stack([predictions.logits.softmax(dim=1) for predictions in found]).mean(dim=0)
-        embeddings = torch.cat([predictions.embedding for predictions in found], dim=1)
+        if len(outputs) == 1:
+            return outputs[0]
+        probabilities = torch.stack([output.logits.softmax(dim=1) for output in outputs]).mean(dim=0)
+        embeddings = torch.cat([output.embedding for output in outputs], dim=1)
         return Predictions(probabilities.log(), embeddings)
 
     def _teacher_weights(self, source: TeacherSource, trial: Trial) -> dict[str, Tensor]:
@@ -74,19 +75,17 @@ class ModelLoader:
     def _restore(self, arch: str, trial: Trial, weights: dict[str, Tensor]) -> nn.Module:
         return on_device(restore(arch, trial.data.classes, trial.data.size, weights), self.device).eval()
 
-    def _deployment(self, record: Record, network: nn.Module) -> nn.Module:
-        """The network together with what its method predicts with."""
-        trial = record.trial
+    def _deployment(self, trial: Trial, network: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
+        """The network with the modules that its method needs to predict, in evaluation mode; `weights` are theirs."""
         cohort = Cohort(trial.data, trial.recipe, trial.seed, trial.precision, trial.teachers, (trial,))
         trained = [source for source in cohort.sources.values() if not source.file]
-        weights = {source.key: self._teacher_weights(source, trial) for source in trained}
-        teachers = Teachers(cohort, weights, self.device, trial.extra_teachers)
-        normalizations = [each for teacher in teachers.teachers if (each := teacher.normalization)]
-        recipe = trial.recipe
+        teacher_weights = {source.key: self._teacher_weights(source, trial) for source in trained}
+        teachers = Teachers(cohort, teacher_weights, self.device, trial.extra_teachers)
+        normalizations = [teacher.normalization for teacher in teachers.teachers if teacher.normalization]
         loader = Loader(
             self.dataset,
-            batch_size=min(recipe.batch_size, self.dataset.info.train),
-            pad=recipe.pad,
+            batch_size=min(trial.recipe.batch_size, self.dataset.info.train),
+            pad=trial.recipe.pad,
             device=self.device,
             seed=trial.seed,
             normalizations=normalizations,
@@ -94,7 +93,7 @@ class ModelLoader:
         student = build_student(trial, self.dataset, teachers, loader)
         deployed = student.distiller.deploy(student.network)
         state = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
-        state |= {f"deploy.{name}": tensor for name, tensor in self.store.weights(record, "deploy").items()}
+        state |= {f"deploy.{name}": tensor for name, tensor in weights.items()}
         deployed.load_state_dict(state)
         return deployed.eval()
 
@@ -102,7 +101,7 @@ class ModelLoader:
     def _predict(
         self, network: nn.Module, normalization: Normalization | None, precision: str, deployed: nn.Module | None = None
     ) -> Predictions:
-        """Outputs for the test split, in evaluation mode."""
+        """Predictions for the test split; logits are those of `deployed` if it is given."""
         logits, embeddings = [], []
         normalizations = [normalization] if normalization else []
         test = sequential_batches(self.dataset.test, self.dataset.info, EVALUATION_BATCH, self.device, normalizations)

@@ -33,27 +33,27 @@ test split, so name the data as it was named in training.
 """
 
 
-def parser() -> argparse.ArgumentParser:
-    found = Parser(
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(
         prog="python bench.py figures",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    add_choice(found)
-    found.add_argument("--seed", type=int, help="of the pictures (default: the smallest); the table is over all seeds")
-    found.add_argument("--samples", type=int, default=500, metavar="N", help="images of a t-SNE (default: 500)")
-    data = found.add_argument_group("images, as in training")
+    add_choice(parser)
+    parser.add_argument("--seed", type=int, help="of the pictures (default: the smallest); the table is over all seeds")
+    parser.add_argument("--samples", type=int, default=500, metavar="N", help="images of a t-SNE (default: 500)")
+    data = parser.add_argument_group("images, as in training")
     data.add_argument("--dataset", help="default: the records' own, where that needs no path")
     add_selection(data)
     add_validation(data)
-    how = found.add_argument_group("how and where")
+    how = parser.add_argument_group("how and where")
     add_results(how)
     add_device(how)
-    return found
+    return parser
 
 
-def carry(args: argparse.Namespace) -> int:
+def main(args: argparse.Namespace) -> int:
     from kdbench.report.groups import table_of
     from kdbench.results import Store
 

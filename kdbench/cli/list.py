@@ -1,66 +1,121 @@
-"""Show what there is."""
+"""Show what there is: methods, pairs, data sets, models, recipes."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from kdbench.cli.options import Parser, build_catalog, console
+from kdbench.core.catalog import KINDS, Catalog, MethodInfo
+from kdbench.core.errors import UserError, unknown_name
+from kdbench.data.registry import describe_datasets
 from kdbench.plan import pairs, recipes
 
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
-def parser() -> argparse.ArgumentParser:
-    found = Parser(prog="python bench.py list", description="Show what there is.", allow_abbrev=False)
-    found.add_argument("what", choices=LISTS)
-    found.add_argument("--dataset", default="cifar100", help="for pairs: the data set whose named sets are shown")
-    return found
+NARROW = 110  # characters; below, a list leaves out what its entries' pages say too
+DROPPED_WHEN_NARROW = ("group", "paper", "requires")
+
+DESCRIPTION = "Show what there is; `list methods NAME` shows the page of a method."
 
 
-def carry(args: argparse.Namespace) -> int:
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="python bench.py list", description=DESCRIPTION, allow_abbrev=False)
+    parser.add_argument("what", choices=LISTS)
+    parser.add_argument("name", nargs="?", help="for methods: the one whose page is shown")
+    parser.add_argument("--kind", choices=KINDS, help="for methods: only those of this kind")
+    parser.add_argument("--dataset", default="cifar100", help="for pairs: the data set whose named sets are shown")
+    return parser
+
+
+def main(args: argparse.Namespace) -> int:
+    if args.name and args.what != "methods":
+        raise UserError(f"only methods have pages: `list {args.what}` takes no name")
+    output = console()
+    if args.name:
+        for part in _method_page(args.name, build_catalog(None)):
+            output.print(part, highlight=False)
+        return 0
     from rich.table import Table
 
-    header, rows = LISTS[args.what](args.dataset)
-    to = console()
-    if not to.is_terminal:
-        to.width = 10_000  # whole lines for grep
-    table = Table(*header, box=None, pad_edge=False)
+    header, rows = LISTS[args.what](args)
+    if not output.is_terminal:
+        output.width = 10_000  # whole lines for grep
+    narrow = output.width < NARROW
+    shown = [number for number, column in enumerate(header) if not (narrow and column in DROPPED_WHEN_NARROW)]
+    table = Table(*(header[number] for number in shown), box=None, pad_edge=False)
     for row in rows:
-        table.add_row(*row)
-    to.print(table, highlight=False, markup=False)
+        table.add_row(*(row[number] for number in shown))
+    output.print(table, highlight=False, markup=False)
     return 0
 
 
 Rows = tuple[tuple[str, ...], Sequence[tuple[str, ...]]]
 
 
-def _list_methods(_: str) -> Rows:
+def _list_methods(args: argparse.Namespace) -> Rows:
     catalog = build_catalog(None)
+    methods = [info for info in catalog.methods.values() if args.kind in (None, info.kind)]
     rows = [
-        (
-            info.name,
-            "yes" if info.group == "paper" else "",
-            info.paper,
-            info.summary,
-            " ".join(f"{setting.name}={setting.default}" for setting in info.settings),
-        )
-        for info in catalog.methods.values()
+        (info.name, str(info.year or ""), info.kind, info.group, info.paper, _requirements(info), info.summary)
+        for info in methods
     ]
-    rows += [(module, "", "", f"failed to import: {reason}", "") for module, reason in catalog.broken.items()]
-    return ("method", "in all", "paper", "what", "settings"), rows
+    if not args.kind:
+        broken = catalog.broken.items()
+        rows += [(module, "", "", "", "", "", f"failed to import: {reason}") for module, reason in broken]
+    return ("method", "year", "kind", "group", "paper", "requires", "what it does"), rows
 
 
-def _list_pairs(source: str) -> Rows:
-    named = pairs.sets(source)
+def _requirements(info: MethodInfo) -> str:
+    """What the method requires under its default settings, in a few words."""
+    from kdbench.distill import registry
+
+    requires = registry.requirements(info.name, {})
+    words = [view.name for view in requires.views]
+    flags = ("pre_activations", "classifier", "teacher_embeddings", "teacher_class_means", "teacher_batch_norms")
+    words += [flag.replace("_", " ") for flag in flags if getattr(requires, flag)]
+    words += [f"{name} teacher" for name in requires.extra_teachers]
+    if requires.min_teachers > 1:
+        words.append(f"{requires.min_teachers} teachers")
+    return ", ".join(words)
+
+
+def _method_page(name: str, catalog: Catalog) -> Iterator[RenderableType]:
+    """Docstring, settings and requirements of a method."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from kdbench.distill import registry
+
+    info = catalog.methods.get(name)
+    if info is None:
+        raise unknown_name("method", name, catalog.methods, "see `python bench.py list methods`")
+    summary, *body = registry.docstring(name).splitlines()
+    yield Text.assemble((name, "bold"), f": {summary}")
+    yield Text("\n".join(body))
+    table = Table("setting", "type", "default", "searched", "what it is", box=None, pad_edge=False)
+    for setting in info.settings:
+        searched = setting.range
+        text = f"{searched.low:g} to {searched.high:g}{', log' if searched.log else ''}" if searched else ""
+        table.add_row(setting.name, setting.kind, str(setting.default), text, setting.help)
+    yield table
+    year = f", {info.year}" if info.year else ""
+    yield Text(f"\n{info.kind}; group {info.group}; {info.paper}{year}; requires: {_requirements(info) or 'nothing'}")
+    yield Text(f"file: {registry.source_file(name)}")
+
+
+def _list_pairs(args: argparse.Namespace) -> Rows:
+    named = pairs.sets(args.dataset)
     return ("set", "pair"), [(name, str(pair)) for name in named if name != "all" for pair in named[name]]
 
 
-def _list_datasets(_: str) -> Rows:
-    from kdbench.data.registry import describe_datasets
-
+def _list_datasets(_: argparse.Namespace) -> Rows:
     return ("data set", "what"), list(describe_datasets().items())
 
 
-def _list_models(_: str) -> Rows:
+def _list_models(_: argparse.Namespace) -> Rows:
     from kdbench import models
 
     rows = []
@@ -72,11 +127,11 @@ def _list_models(_: str) -> Rows:
     return ("model", "family", "parameters", "multiply-accumulates at 32x32", "smallest input"), rows
 
 
-def _list_recipes(_: str) -> Rows:
+def _list_recipes(_: argparse.Namespace) -> Rows:
     return ("recipe", "what"), list(recipes.names().items())
 
 
-LISTS: dict[str, Callable[[str], Rows]] = {
+LISTS: dict[str, Callable[[argparse.Namespace], Rows]] = {
     "methods": _list_methods,
     "pairs": _list_pairs,
     "datasets": _list_datasets,

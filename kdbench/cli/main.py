@@ -1,4 +1,4 @@
-"""Words -> request -> plan -> records -> report. A command a file; `run` is the default."""
+"""The program: picks the command, and turns errors and interruptions into one sentence and an exit code."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ from kdbench.core.errors import Interrupted, UserError, plain
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The whole program. Returns the exit code."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    command = words[0] if words and words[0] in COMMANDS else ""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command = arguments[0] if arguments and arguments[0] in COMMANDS else ""
     logging.basicConfig(format="kdbench: %(message)s", level=logging.WARNING)
     logging.getLogger("kdbench").setLevel(logging.INFO)
     # How long threads spin before they sleep, read when torch is loaded. By default so long that two runs on one
     # machine slow each other down a hundredfold; at this value a lone run is as fast, and two run ten times faster.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     try:
-        if words and not command and not words[0].startswith("-"):
-            near = difflib.get_close_matches(words[0], COMMANDS, n=1)
+        if arguments and not command and not arguments[0].startswith("-"):
+            near = difflib.get_close_matches(arguments[0], COMMANDS, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"commands are {', '.join(filter(None, COMMANDS))}"
-            raise UserError(f"unknown command {words[0]!r}: {hint} (see `python bench.py --help`)")
-        parser, carry = COMMANDS[command]
+            raise UserError(f"unknown command {arguments[0]!r}: {hint} (see `python bench.py --help`)")
+        build_parser, run_command = COMMANDS[command]
         SIGNALS.listen()
-        return carry(parser().parse_args(words[bool(command) :] or (["--help"] if not command else [])))
+        options = arguments[1:] if command else arguments or ["--help"]
+        return run_command(build_parser().parse_args(options))
     except UserError as error:
         print(f"kdbench: {plain(str(error))}", file=sys.stderr)
         return 2
@@ -50,10 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 COMMANDS: dict[str, tuple[Callable[[], argparse.ArgumentParser], Callable[[argparse.Namespace], int]]] = {
-    "": (run.parser, run.carry),
-    "list": (list_command.parser, list_command.carry),
-    "report": (report.parser, report.carry),
-    "transfer": (transfer.parser, transfer.carry),
-    "figures": (figures.parser, figures.carry),
-    "verify": (verify.parser, verify.carry),
+    "": (run.build_parser, run.main),
+    "list": (list_command.build_parser, list_command.main),
+    "report": (report.build_parser, report.main),
+    "transfer": (transfer.build_parser, transfer.main),
+    "figures": (figures.build_parser, figures.main),
+    "verify": (verify.build_parser, verify.main),
 }

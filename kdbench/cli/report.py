@@ -9,19 +9,19 @@ from kdbench.cli.options import Parser, add_results, add_rules, console, show, w
 from kdbench.core.errors import UserError
 
 
-def parser() -> argparse.ArgumentParser:
-    found = Parser(
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(
         prog="python bench.py report",
         description="Rebuild tables/ and charts/ of a results folder from its records.",
         allow_abbrev=False,
     )
-    add_results(found)
-    add_rules(found)
-    found.add_argument("--against", type=Path, metavar="DIR", help="also the differences to another results folder")
-    return found
+    add_results(parser)
+    add_rules(parser)
+    parser.add_argument("--against", type=Path, metavar="DIR", help="also the differences to another results folder")
+    return parser
 
 
-def carry(args: argparse.Namespace) -> int:
+def main(args: argparse.Namespace) -> int:
     from kdbench.results import Store
 
     store = Store(args.out)

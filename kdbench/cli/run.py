@@ -59,15 +59,15 @@ Exit code 0: all done; 1: a trial failed or diverged; 2: bad input; 130/143: int
 """
 
 
-def parser() -> argparse.ArgumentParser:
-    found = Parser(
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(
         prog="python bench.py",
         description=DESCRIPTION,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    what = found.add_argument_group("what to compare")
+    what = parser.add_argument_group("what to compare")
     what.add_argument(
         "--methods", default="all", help="method expressions, comma-separated; `vanilla` is always included"
     )
@@ -77,15 +77,15 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--epochs", type=int, help="shorten or lengthen the recipe; its milestones move along")
     what.add_argument("--lr", type=float, help="initial learning rate of every network")
     what.add_argument("--max-grad-norm", type=float, metavar="N", help="scale larger gradients down to N (default: no)")
-    data = found.add_argument_group("images")
+    data = parser.add_argument_group("images")
     data.add_argument("--dataset", default="cifar100", help="as `list datasets` names it (default: cifar100)")
     data.add_argument("--size", type=int, help="pixels a side (default: the recipe's)")
     add_selection(data)
     add_validation(data)
-    teachers = found.add_argument_group("teachers (default: trained once, with seed 0)")
+    teachers = parser.add_argument_group("teachers (default: trained once, with seed 0)")
     teachers.add_argument("--teacher", type=Path, metavar="FILE", help="checkpoint of the one teacher architecture")
     teachers.add_argument("--teacher-dir", type=Path, metavar="DIR", help="checkpoints named after their architectures")
-    how = found.add_argument_group("how and where")
+    how = parser.add_argument_group("how and where")
     add_results(how)
     how.add_argument(
         "--dry-run", action="store_true", help="show trials, cohorts and the estimated time; train nothing"
@@ -94,11 +94,11 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--checkpoint-every", default="1", metavar="N", help=about)
     how.add_argument("--rerun", metavar="STATUS", help="train again what ended as done, diverged or n/a (or all)")
     add_device(how)
-    add_rules(found.add_argument_group("tables"))
-    return found
+    add_rules(parser.add_argument_group("tables"))
+    return parser
 
 
-def carry(args: argparse.Namespace) -> int:
+def main(args: argparse.Namespace) -> int:
     source = args.dataset
     recipe = recipes.recipe(
         args.recipe or recipes.default(source),
@@ -210,7 +210,7 @@ def _announce(plan: Plan, catalog: Catalog, resumed: int) -> None:
 
 
 def _estimate(plan: Plan, images: Dataset, device: Any, out: Path) -> int:
-    from kdbench.plan.estimate import disk, duration, room, seconds
+    from kdbench.plan.estimate import estimate_disk, estimate_seconds, format_bytes, format_duration
     from kdbench.train.measure_costs import measure_costs
 
     for number, cohort in enumerate(plan.cohorts, start=1):
@@ -223,12 +223,12 @@ def _estimate(plan: Plan, images: Dataset, device: Any, out: Path) -> int:
     if plan.cohorts:
         print("measuring a few steps of each network and each method ...", flush=True)
         costs = measure_costs(plan, images, device)
-        print(f"estimated time on this device: {duration(seconds(plan, costs))}")
-        kept, states = disk(plan, costs)
+        print(f"estimated time on this device: {format_duration(estimate_seconds(plan, costs))}")
+        kept, checkpoint_bytes = estimate_disk(plan, costs)
         place = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir())
         free = shutil.disk_usage(place).free
         print(
-            f"estimated room: {room(kept)} for what stays, at most {room(states)} of training states at a time; "
-            f"{room(free)} are free" + (": too little" if kept + states > free else "")
+            f"disk needed: {format_bytes(kept)} for results, up to {format_bytes(checkpoint_bytes)} for checkpoints; "
+            f"{format_bytes(free)} are free" + (": too little" if kept + checkpoint_bytes > free else "")
         )
     return 0

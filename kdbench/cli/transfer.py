@@ -34,28 +34,30 @@ protocols:
 """ + "\n".join(f"  {name:8} {how.summary}" for name, how in PROTOCOLS.items())
 
 
-def parser() -> argparse.ArgumentParser:
-    found = Parser(
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(
         prog="python bench.py transfer",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    found.add_argument("--to", required=True, metavar="DATA", help="targets, comma-separated, e.g. stl10,tiny-imagenet")
-    add_choice(found)
-    found.add_argument("--protocol", default="frozen", help=f"{', '.join(PROTOCOLS)}, or both (default: frozen)")
-    found.add_argument("--epochs", type=int, help="shorten or lengthen the protocol; its milestones move along")
-    found.add_argument(
+    parser.add_argument(
+        "--to", required=True, metavar="DATA", help="targets, comma-separated, e.g. stl10,tiny-imagenet"
+    )
+    add_choice(parser)
+    parser.add_argument("--protocol", default="frozen", help=f"{', '.join(PROTOCOLS)}, or both (default: frozen)")
+    parser.add_argument("--epochs", type=int, help="shorten or lengthen the protocol; its milestones move along")
+    parser.add_argument(
         "--views", type=int, default=1, metavar="N", help="frozen only: the image, its mirror image, crops"
     )
-    add_selection(found.add_argument_group("target images"))
-    how = found.add_argument_group("how and where")
+    add_selection(parser.add_argument_group("target images"))
+    how = parser.add_argument_group("how and where")
     add_results(how)
     add_device(how)
-    return found
+    return parser
 
 
-def carry(args: argparse.Namespace) -> int:
+def main(args: argparse.Namespace) -> int:
     from kdbench.results import ProbeStore, Store, finished_since
     from kdbench.results.probe_store import FOLDER
     from kdbench.run.claims import Claims, Work

@@ -8,21 +8,21 @@ from pathlib import Path
 from kdbench.cli.options import Parser, console
 
 
-def parser() -> argparse.ArgumentParser:
-    found = Parser(
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(
         prog="python bench.py verify",
         description="Compare the methods with values computed by their authors' code, in float64 and float32.",
         allow_abbrev=False,
     )
-    found.add_argument(
+    parser.add_argument(
         "--golden", type=Path, required=True, metavar="DIR", help="folder of vectors and their index.json"
     )
-    found.add_argument("--require", default="", metavar="NAMES", help="names that must have a case, comma-separated")
-    found.add_argument("--device", default="cpu", help="auto, cpu, cuda, cuda:N (default: cpu)")
-    return found
+    parser.add_argument("--require", default="", metavar="NAMES", help="names that must have a case, comma-separated")
+    parser.add_argument("--device", default="cpu", help="auto, cpu, cuda, cuda:N (default: cpu)")
+    return parser
 
 
-def carry(args: argparse.Namespace) -> int:
+def main(args: argparse.Namespace) -> int:
     from rich.table import Table
 
     from kdbench.distill import registry

@@ -1,4 +1,4 @@
-"""What the plan and the lists know of methods, models and their cost, without torch."""
+"""What is known of methods and models without importing torch: names, settings, compatibility and measured cost."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ KINDS = ("logits", "features", "relations", "contrastive", "control")
 """What a method distills; controls have no teacher, or a useless one."""
 
 GROUPS = ("paper", "modern", "control", "adapted", "own")
-"""Where a method comes from: the ICD paper's own comparison, later papers, controls, methods whose constants were
-chosen here, and methods from outside."""
+"""Where a method comes from: the comparison in the ICD paper, later papers, controls, methods whose constants were
+chosen for this benchmark, and methods of its users."""
 
 
 @dataclass(frozen=True)
 class Range:
-    """What a search may try for a setting, ends included; `log` spreads its trials evenly over orders of magnitude."""
+    """The values of a setting that tuning may try, ends included. Raises ValueError for an empty range."""
 
     low: float
     high: float
-    log: bool = False
+    log: bool = False  # sample uniformly in the logarithm
 
     def __post_init__(self) -> None:
         if not self.low < self.high or (self.log and self.low <= 0):
@@ -37,63 +37,62 @@ class Setting:
     kind: str  # bool, int, float or str
     default: Value
     help: str
-    range: Range | None = None  # what tuning may search
+    range: Range | None = None  # for tuning
 
 
 @dataclass(frozen=True)
 class MethodInfo:
-    """A method as the plan and the lists see it."""
+    """A method without its code."""
 
     name: str
     paper: str
     year: int | None
-    kind: str  # of KINDS
-    group: str  # of GROUPS; `--methods all` is `paper`
+    kind: str  # one of KINDS
+    group: str  # one of GROUPS; `--methods all` means `paper`
     summary: str
     settings: tuple[Setting, ...]
-    code: str
+    code: str  # hash of the method's code
     module: str
-    check: Callable[[Mapping[str, Value]], str | None]  # None, or why these settings cannot be
+    check: Callable[[Mapping[str, Value]], str | None]  # settings -> None, or why they are invalid
     extra_teachers: Callable[[Mapping[str, Value]], tuple[str, ...]] = lambda settings: ()  # see distill.Requires
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """An architecture as the plan and the lists see it."""
+    """An architecture without its code."""
 
     name: str
     family: str
-    small_lr: bool  # trained at Recipe.small_lr
-    smallest: int  # smallest input, pixels a side
-    normalization: Normalization | None = None  # what its images are normalized with; None: those of the data set
+    small_lr: bool  # trained with `Recipe.small_lr`
+    smallest: int  # minimum input size, pixels per side
+    normalization: Normalization | None = None  # of the input; None: that of the data set
 
 
 @dataclass(frozen=True)
 class Catalog:
-    """All that the plan asks of methods and models, without torch."""
+    """Everything a plan needs to know of methods and models."""
 
     methods: Mapping[str, MethodInfo]
-    model: Callable[[str], ModelInfo]  # raises UserError
-    incompatibility: Callable[
-        [str, Mapping[str, Value], Pair, DataInfo], str | None
-    ]  # why a method cannot serve a pair
-    broken: Mapping[str, str] = field(default_factory=dict)  # method files that could not be imported -> why
+    model: Callable[[str], ModelInfo]  # by name; raises UserError
+    incompatibility: Callable[[str, Mapping[str, Value], Pair, DataInfo], str | None]
+    """(method, settings, pair, data) -> None, or why the method does not apply to the pair."""
+    broken: Mapping[str, str] = field(default_factory=dict)  # method file that cannot be imported -> reason
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one architecture: seconds an image, measured on the device of the study, and size."""
+    """Cost of one architecture, measured on the device of the study."""
 
-    train: float  # forward, backward, optimizer step
-    forward: float
-    size: int = 0  # bytes of its weights
+    train: float  # seconds per image: forward, backward and optimizer step
+    forward: float  # seconds per image
+    size: int = 0  # bytes of weights
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What the estimate of a plan rests on, measured on the device of the study."""
+    """What the estimate of a plan is based on, measured on the device of the study."""
 
     archs: Mapping[str, Cost]
-    methods: Mapping[str, float] = field(default_factory=dict)  # expression -> seconds an image beside its student's
-    pretrain: frozenset[str] = frozenset()  # expressions with a stage before the main one
-    states: Mapping[str, int] = field(default_factory=dict)  # expression -> bytes that it adds to a training state
+    methods: Mapping[str, float] = field(default_factory=dict)  # expression -> seconds per image added to the student's
+    pretrained: frozenset[str] = frozenset()  # expressions of methods with a pretraining stage
+    checkpoint_bytes: Mapping[str, int] = field(default_factory=dict)  # expression -> bytes added to a checkpoint

@@ -1,4 +1,4 @@
-"""What is asked for and known of a data set, without its images."""
+"""Descriptions of data sets: what is requested and what was selected. The images themselves are in `kdbench.data`."""
 
 from __future__ import annotations
 
@@ -6,33 +6,33 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 Normalization = tuple[tuple[float, float, float], tuple[float, float, float]]
-"""Mean and standard deviation of pixels scaled to [0, 1]."""
+"""Per-channel mean and standard deviation of pixels scaled to [0, 1]."""
 
 
 @dataclass(frozen=True)
 class DataRequest:
-    """Which images, before they are read."""
+    """Which images to prepare."""
 
-    source: str  # digits, cifar10, cifar100, folder:PATH, parquet:PATH
-    size: int  # images are brought to size x size pixels
-    classes: tuple[int, ...] | None = None  # original label numbers to keep, in ascending order
-    subset: int | None = None  # training images kept, stratified
-    val_fraction: float = 0.0  # of the training images, held out to choose an epoch by
+    source: str  # digits, cifar10, cifar100, ..., folder:PATH, parquet:PATH; see `list datasets`
+    size: int  # images are resized to size x size pixels
+    classes: tuple[int, ...] | None = None  # original label numbers to keep; None: all
+    subset: int | None = None  # number of training images to keep, stratified by class; None: all
+    val_fraction: float = 0.0  # share of the training images to hold out for choosing an epoch
     label_column: str | None = None  # parquet only
 
 
 @dataclass(frozen=True)
 class DataInfo:
-    """A data set after selection, without its images."""
+    """A prepared data set without its images."""
 
-    label: str  # how tables name it: `cifar100`, `cifar10[n=10000]`, `parquet:pets[0-9]`
-    content: str  # SHA-256 of the selected images and labels of both splits
-    classes: int
-    train: int  # images
+    label: str  # name in tables: `cifar100`, `cifar10[n=10000]`, `parquet:pets[0-9]`
+    content: str  # SHA-256 of the selected images and labels of all splits
+    classes: int  # number of classes
+    train: int  # number of images
     test: int
-    size: int  # pixels a side
+    size: int  # pixels per side
     mean: tuple[float, float, float]  # of pixels scaled to [0, 1]
     std: tuple[float, float, float]
-    flip: bool  # whether a mirrored image keeps its meaning
+    flip: bool  # whether mirroring an image preserves its class
     sources: Mapping[str, str] = field(default_factory=dict)  # file name -> SHA-256
-    val: int = 0  # images held out from the training split
+    val: int = 0  # number of images held out from the training split

@@ -1,4 +1,4 @@
-"""Errors that end a command with one sentence, and the words for names that are unknown."""
+"""Errors that end a command with one sentence, and text that is safe to print in them."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Bad input from the user's side. The message is one clear sentence; the command exits with code 2."""
+    """Bad input. The message is one clear sentence; the command prints it and exits with code 2."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """An orderly end that somebody asked for: what was under way has been kept."""
+    """An orderly stop that the user asked for, raised after the work in progress was saved."""
 
 
-def unknown_name(kind: str, word: str, known: Iterable[str], where: str) -> UserError:
-    """The error for a word that is not on a list: with its nearest match and the place where the list is shown."""
-    folded = {name.lower(): name for name in known}
-    near = difflib.get_close_matches(word.lower(), folded, n=1, cutoff=0.5)
-    hint = f"did you mean {folded[near[0]]!r}? " if near else ""
-    return UserError(f"unknown {kind} {word!r}: {hint}{where}")
+def unknown_name(kind: str, name: str, known: Iterable[str], where: str) -> UserError:
+    """The error for a name that is not among the `known` ones: suggests the closest, then says `where` to see all."""
+    by_lowercase = {candidate.lower(): candidate for candidate in known}
+    closest = difflib.get_close_matches(name.lower(), by_lowercase, n=1, cutoff=0.5)
+    hint = f"did you mean {by_lowercase[closest[0]]!r}? " if closest else ""
+    return UserError(f"unknown {kind} {name!r}: {hint}{where}")
 
 
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # C0, DEL, C1; surrogates, which UTF-8 cannot encode
 
 
 def plain(text: str) -> str:
-    """A text of unknown origin without what a terminal would obey and a file could not hold."""
+    """Untrusted text with control characters and surrogates replaced by spaces, safe for terminals and files."""
     return _CONTROL.sub(" ", text)

@@ -1,4 +1,4 @@
-"""What is told while a study runs, and to whom."""
+"""The interface between the runner, which emits events while a study runs, and what trains or watches."""
 
 from __future__ import annotations
 
@@ -9,24 +9,31 @@ from kdbench.core.record import EpochMetrics, Outcome
 from kdbench.core.trial import Cohort
 
 TeacherWeights = Mapping[str, Mapping[str, Any]]
-"""State dicts of a cohort's trained networks by `TeacherSource.key`; those that come from files are not in it."""
+"""State dicts of the trained networks that a cohort needs, by `TeacherSource.key`; without those that files hold."""
 
 
 class Observer(Protocol):
-    """Watches a cohort being trained; for progress displays."""
+    """Receives the events of a running study; for progress displays."""
 
-    def cohort(self, cohort: Cohort, number: int, of: int) -> None: ...
-    def step(self, cohort: Cohort, epoch: int, step: int, steps: int) -> None: ...  # pretraining: epochs -1, -2, ...
-    def epoch(
-        self, cohort: Cohort, epoch: int, latest: Mapping[str, EpochMetrics]
-    ) -> None: ...  # trial id -> its epoch
-    def outcome(self, outcome: Outcome) -> None: ...
-    def waiting(self, trials: int, processes: Sequence[str]) -> None: ...  # that other processes have in hand
+    def cohort(self, cohort: Cohort, number: int, total: int) -> None:
+        """A cohort starts, as number `number` (from 1) of `total`."""
+
+    def step(self, cohort: Cohort, epoch: int, step: int, steps: int) -> None:
+        """Step `step` of `steps` has ended. Epochs count from 1; those of pretraining are -1, -2, ..."""
+
+    def epoch(self, cohort: Cohort, epoch: int, latest: Mapping[str, EpochMetrics]) -> None:
+        """An epoch has been evaluated; `latest` holds the metrics of each remaining student by trial id."""
+
+    def outcome(self, outcome: Outcome) -> None:
+        """A trial has ended."""
+
+    def waiting(self, trials: int, processes: Sequence[str]) -> None:
+        """The study waits for `trials` trials that other processes are training."""
 
 
 class Executor(Protocol):
-    """Where cohorts are trained: here and now, or (later) elsewhere."""
+    """Trains cohorts, in this process or elsewhere."""
 
     def train(self, cohort: Cohort, weights: TeacherWeights, observer: Observer) -> Iterator[Outcome]:
-        """Train the cohort's trials, from their checkpoints on."""
+        """Train the cohort's trials, from their checkpoints where there are any, and yield how each ended."""
         ...

@@ -1,4 +1,4 @@
-"""Linear probes: classifiers for other images on trained, frozen networks."""
+"""Linear probes: classifiers for another data set on trained, frozen networks."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from kdbench.core.data import DataInfo
-from kdbench.core.trial import PROTOCOL, Recipe, Trial, readable_name
+from kdbench.core.recipe import Recipe
+from kdbench.core.trial import PROTOCOL, Trial, readable_name
 
 
 @dataclass(frozen=True)
 class LinearProbe:
-    """One linear classifier to train on the frozen trunk of a network that was trained on other images."""
+    """One linear classifier to train on the frozen backbone of a network that was trained on other images."""
 
-    source: Trial  # whose network it is
-    weights: str  # SHA-256 of that network's file
-    data: DataInfo  # the target
-    recipe: Recipe  # named after its protocol, see plan/protocols.py
-    bn_train_mode: (
-        bool  # batch norms work with batch normalization, and their running ones move; images are augmented at random
-    )
-    views: int  # fixed views of each training image, where nothing moves
+    source: Trial  # the trial whose network is probed
+    weights: str  # SHA-256 of the network's file
+    data: DataInfo  # the target data set
+    recipe: Recipe  # named after its protocol, see plan/probe_protocols.py
+    bn_train_mode: bool
+    """Whether batch norms use batch statistics and update their running ones, and images are augmented at random."""
+    views: int  # fixed augmentations of each training image; used only without `bn_train_mode`
     lr: float
-    precision: str  # of the trunk
+    precision: str  # of the backbone: `fp32` or `bf16`
 
     @property
     def seed(self) -> int:
@@ -32,11 +32,12 @@ class LinearProbe:
 
     @property
     def recipe_label(self) -> str:
+        """The recipe as tables name it, with a precision other than fp32."""
         return self.recipe.label + ("" if self.precision == "fp32" else f"+{self.precision}")
 
     @cached_property
     def fingerprint(self) -> str:
-        """Equal for transfers that must give equal results."""
+        """Hash of all that may change the result: equal for probes that must give equal results."""
         data = [self.data.content, self.data.mean, self.data.std, self.data.flip]
         key = {
             "protocol": PROTOCOL,
@@ -49,6 +50,6 @@ class LinearProbe:
 
     @cached_property
     def id(self) -> str:
-        """A file name that a person can read and that ends in the fingerprint."""
+        """A readable file name that ends in the fingerprint."""
         parts = [self.data.label, self.recipe_label, self.source.data.label, *self.source.name_parts]
         return f"{readable_name(parts)}.{self.fingerprint}"

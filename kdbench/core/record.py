@@ -1,4 +1,4 @@
-"""Results: what is measured after each epoch, how a trial ended, and the records that are stored."""
+"""Results: the metrics of an epoch, how a trial ended, and the records that are stored."""
 
 from __future__ import annotations
 
@@ -16,40 +16,38 @@ FINAL: frozenset[str] = frozenset({"done", "diverged", "n/a"})
 
 @dataclass(frozen=True)
 class EpochMetrics:
-    """What is known of one student after one epoch."""
+    """Metrics of one student after one epoch."""
 
     epoch: int  # from 1
     lr: float
-    terms: Mapping[str, float]  # mean over the epoch's steps of each weighted term of the loss, `ce` and `kd` included
-    top1: float  # %, whole test split
-    top5: float
-    student_seconds: float  # its forward, loss, backward, step
-    shared_seconds: float  # batch and teacher, once a cohort
-    val_top1: float | None = None  # %, held-out training images, where there are any
+    terms: Mapping[str, float]  # weighted loss terms, `ce` and `kd` included: mean over the epoch's steps
+    top1: float  # %, on the whole test split
+    top5: float  # %
+    student_seconds: float  # the student's share of the epoch: forward, loss, backward, optimizer step
+    shared_seconds: float  # batches and teacher outputs, computed once for the cohort
+    val_top1: float | None = None  # %, on the held-out training images; None without any
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a trial ended. `weights` holds tensors and is opaque here."""
+    """How a trial ended."""
 
     trial: Trial
     status: Status
-    reason: str | None = None
+    reason: str | None = None  # of any status but `done`
     epochs: tuple[EpochMetrics, ...] = ()
-    teacher_top1: float | None = None
-    extra_info: Mapping[str, Value] = field(
-        default_factory=dict
-    )  # what the method says of itself, e.g. negatives drawn
-    weights: Mapping[str, Any] | None = None
+    teacher_top1: float | None = None  # %
+    extra_info: Mapping[str, Value] = field(default_factory=dict)  # reported by the method, e.g. negatives drawn
+    weights: Mapping[str, Any] | None = None  # the student's state dict of tensors
     cost: Mapping[str, Value] = field(default_factory=dict)
-    """extra_parameters (trained beside the student), extra_mib (the method's parameters and buffers), peak_mib (of the
-    process on its device while the cohort trained), cohort_size (the students that this is the peak of), and split_from
-    (how many students memory had no room for at once) where a cohort had to be split."""
+    """`extra_parameters` (trained in addition to the student), `extra_mib` (the method's parameters and buffers),
+    `peak_mib` (of the process on its device while the cohort trained), `cohort_size` (students in that cohort) and
+    `split_from` (students of the original cohort, if it was split because they did not fit into memory together)."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """A trial's result as it is stored, one JSON file each."""
+    """The stored result of a trial, one JSON file each."""
 
     protocol: int
     trial: Trial
@@ -57,10 +55,10 @@ class Record:
     reason: str | None
     top1: float | None  # %, last epoch: the headline
     top5: float | None
-    best_top1: float | None  # best epoch on the test split: optimistic, never a headline
+    best_top1: float | None  # %, best epoch on the test split: optimistic, never a headline
     best_epoch: int | None
     teacher_top1: float | None
-    student_seconds: float | None  # a training epoch, median
+    student_seconds: float | None  # per epoch, median
     shared_seconds: float | None
     extra_info: Mapping[str, Value]
     environment: Mapping[str, Value]  # versions, device, threads, host
@@ -68,30 +66,28 @@ class Record:
     finished: str  # ISO 8601, UTC
     cost: Mapping[str, Value] = field(default_factory=dict)  # as in Outcome
     last10_top1: float | None = None  # %, mean of the last ten epochs
-    validated_top1: float | None = None  # %, test split, of the epoch that was best on the held-out images
+    validated_top1: float | None = None  # %, on the test split, of the epoch that was best on the held-out images
     validated_epoch: int | None = None
 
     @property
     def seconds_per_epoch(self) -> float | None:
-        """What this student would cost alone."""
-        return (
-            None
-            if self.student_seconds is None or self.shared_seconds is None
-            else self.student_seconds + self.shared_seconds
-        )
+        """Seconds per epoch if the student trained alone; None if they were not measured."""
+        if self.student_seconds is None or self.shared_seconds is None:
+            return None
+        return self.student_seconds + self.shared_seconds
 
 
 @dataclass(frozen=True)
 class ProbeRecord:
-    """A transfer's result as it is stored, one JSON file each."""
+    """The stored result of a linear probe, one JSON file each."""
 
     protocol: int
     probe: LinearProbe
     status: Status
     reason: str | None
-    top1: float | None  # %, whole test split of the target, after the last epoch
+    top1: float | None  # %, on the whole test split of the target, after the last epoch
     top5: float | None
     loss: float | None  # mean of the last epoch
-    seconds: float | None  # its own part of the time, evaluation included
+    seconds: float | None  # the probe's share of the time, evaluation included
     environment: Mapping[str, Value]
     finished: str  # ISO 8601, UTC

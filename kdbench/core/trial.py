@@ -1,4 +1,9 @@
-"""Trials, and the cohorts and plans that they are gathered in."""
+"""Trials, and the cohorts and plans that group them.
+
+A trial is one student to train: data, pair, method, recipe and seed. Vanilla trials, which have no teacher, serve as
+teachers and as baselines. A cohort is the trials that share data, recipe, seed and teachers; it is trained together. A
+plan is what a study comes to: the cohorts to train and the trials that are already settled.
+"""
 
 from __future__ import annotations
 
@@ -6,42 +11,44 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
+from kdbench.core.checkpoint import CheckpointInterval as CheckpointInterval
 from kdbench.core.data import DataInfo
+from kdbench.core.recipe import Recipe as Recipe
 
 PROTOCOL = 1
-"""Raised when a change to shared code may move results: records of different protocols are never mixed in a table."""
+"""Increased when a change to shared code may change results. Tables never mix records of different protocols."""
 
 VANILLA = "vanilla"
-"""The method of a network trained on the labels alone: every teacher, and every student's baseline."""
+"""The method that trains on the labels alone; it gives the teachers and the students' baselines."""
 
 SELF = "self"
-"""The extra teacher that is the student's own architecture, trained on the labels alone with seed 0."""
+"""The extra teacher with the architecture of the student, trained on the labels alone with seed 0."""
 
 PRETRAINED = ":pretrained"
-"""Ends the name of a model that starts from the weights its package offers."""
+"""Suffix of the name of a model that starts from the pretrained weights of its package."""
 
 Value = bool | int | float | str
+"""The type of a setting."""
 
 
-def readable_name(words: Iterable[str]) -> str:
-    """Words as a part of a file name."""
-    return ".".join(re.sub(r"[^A-Za-z0-9+=@_-]+", "-", word).strip("-")[:48] for word in words)
+def readable_name(parts: Iterable[str]) -> str:
+    """The parts joined by dots, shortened and stripped of characters that a file name should not have."""
+    return ".".join(re.sub(r"[^A-Za-z0-9+=@_-]+", "-", part).strip("-")[:48] for part in parts)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One or several teacher architectures, in ascending order, and a student architecture."""
+    """One or several teacher architectures and a student architecture."""
 
-    teachers: tuple[str, ...]
+    teachers: tuple[str, ...]  # in ascending order
     student: str
 
     @property
     def teacher(self) -> str:
-        """The teachers as tables name them: `resnet32+resnet56`."""
+        """The teachers as tables name them, such as `resnet32+resnet56`."""
         return "+".join(self.teachers)
 
     @property
@@ -54,42 +61,8 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """A training schedule, the same for every method."""
-
-    name: str
-    label: str  # `paper`, or `paper@6` when shortened: a partial study never looks like a full one
-    epochs: int
-    batch_size: int
-    lr: float  # of an ordinary network
-    small_lr: float  # of MobileNetV2, the ShuffleNets and token models, which diverge at `lr`
-    momentum: float
-    weight_decay: float
-    milestones: tuple[float, ...]  # epochs of this schedule after which the rate drops; real numbers
-    gamma: float  # factor of each drop
-    size: int  # pixels a side
-    pad: int  # random crops are drawn from the image padded by this many black pixels
-    max_grad_norm: float | None = None  # gradients of a larger norm are scaled down to it
-
-    @property
-    def pretraining_epochs(self) -> int:
-        """Of methods that have a stage before the main one: 30 of 240, as published."""
-        return max(1, round(30 * self.epochs / 240))
-
-    @property
-    def key(self) -> dict[str, Any]:
-        """What of it decides a result, the rate of the network apart."""
-        fields = {k: v for k, v in asdict(self).items() if k not in ("name", "label", "lr", "small_lr")}
-        return fields if self.max_grad_norm is not None else {k: v for k, v in fields.items() if k != "max_grad_norm"}
-
-    def published(self) -> bool:
-        """Whether accuracies may stand beside published ones."""
-        return self.label == "paper"
-
-
-@dataclass(frozen=True)
 class TeacherSource:
-    """Where the weights of a teacher come from: a vanilla trial or a file."""
+    """Where the weights of a teacher come from: a vanilla trial, or a file (`file` and `sha256`)."""
 
     arch: str
     trial: str | None = None  # fingerprint of the vanilla trial
@@ -98,29 +71,30 @@ class TeacherSource:
 
     @property
     def key(self) -> str:
+        """The identity of the weights, as it enters fingerprints."""
         return f"file:{self.sha256}" if self.sha256 else f"trial:{self.trial}"
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One student to train; the unit of results. Vanilla trials have no teachers."""
+    """One student to train; the unit of results."""
 
     data: DataInfo
     recipe: Recipe
     arch: str
-    lr: float  # of this architecture under this recipe
-    teachers: tuple[TeacherSource, ...]  # in ascending order of their architectures
+    lr: float  # initial learning rate, `lr` or `small_lr` of the recipe
+    teachers: tuple[TeacherSource, ...]  # in ascending order of their architectures; none: a vanilla trial
     method: str  # canonical expression
-    settings: Mapping[str, Value]  # all of them, resolved
+    settings: Mapping[str, Value]  # all settings of the method, defaults included
     code: str  # hash of the method's code
     seed: int
     precision: str  # `fp32` or `bf16`
     extra_teachers: Mapping[str, TeacherSource] = field(default_factory=dict)
-    """Trained networks that the method asks for beside its teachers, by the name under which it finds them."""
+    """Further trained networks that the method requires, by the name it gives them."""
 
     @property
     def teacher(self) -> str:
-        """The architectures of its teachers as tables name them: `resnet32+resnet56`; empty for vanilla trials."""
+        """The teachers as tables name them, such as `resnet32+resnet56`; empty for vanilla trials."""
         return "+".join(source.arch for source in self.teachers)
 
     @property
@@ -135,13 +109,14 @@ class Trial:
 
     @property
     def recipe_label(self) -> str:
+        """The recipe as tables name it, with a precision other than fp32."""
         return self.recipe.label + ("" if self.precision == "fp32" else f"+{self.precision}")
 
     @cached_property
     def variant(self) -> str:
-        """Hash of all that may change the result, the seed apart: seeds of one variant may be averaged, others never.
+        """Hash of everything but the seed that may change the result: only trials of one variant may be averaged.
 
-        Devices, folders, labels and companions are left out.
+        Devices, folders, labels and the other trials of the cohort are left out, because they change no result.
         """
         key = {
             "protocol": PROTOCOL,
@@ -161,23 +136,23 @@ class Trial:
 
     @cached_property
     def fingerprint(self) -> str:
-        """The variant and the seed: equal for trials that must give equal results."""
+        """Hash of the variant and the seed: equal for trials that must give equal results."""
         return hashlib.sha256(f"{self.variant}/{self.seed}".encode()).hexdigest()[:12]
 
     @cached_property
     def id(self) -> str:
-        """A file name that a person can read and that ends in the fingerprint."""
+        """A readable file name that ends in the fingerprint."""
         return f"{readable_name([self.data.label, self.recipe_label, *self.name_parts])}.{self.fingerprint}"
 
     @property
     def name_parts(self) -> tuple[str, str, str]:
-        """Pair, method and seed, for names of files."""
+        """Pair, method and seed, for file names."""
         return self.pair.replace(":", "-"), self.method, f"s{self.seed}"
 
 
 @dataclass(frozen=True)
 class Cohort:
-    """Trials that share data, recipe, seed and teachers (vanilla trials: none), trained side by side."""
+    """Trials that share data, recipe, seed and teachers (vanilla trials: none), trained in lockstep."""
 
     data: DataInfo
     recipe: Recipe
@@ -188,41 +163,36 @@ class Cohort:
 
     @property
     def title(self) -> str:
+        """Teachers and students in one line, for progress displays."""
         students = ", ".join(dict.fromkeys(trial.arch for trial in self.trials))
         teachers = " + ".join(source.arch for source in self.teachers)
         return f"{teachers} → {students}" if teachers else f"{VANILLA} {students}"
 
     @property
     def sources(self) -> dict[str, TeacherSource]:
-        """Every trained network that the cohort needs, by its key."""
+        """Every trained network that the cohort needs, extra teachers included, by its key."""
         extra = (source for trial in self.trials for source in trial.extra_teachers.values())
         return {source.key: source for source in (*self.teachers, *extra)}
 
     def with_trials(self, trials: Sequence[Trial]) -> Cohort:
+        """The cohort with other trials."""
         return replace(self, trials=tuple(trials))
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a request comes to."""
+    """All trials of a study, by what is to be done with them."""
 
-    cohorts: tuple[Cohort, ...]  # to be trained, in this order: teachers come before their students
-    completed: tuple[Trial, ...]  # their records stand
-    not_applicable: tuple[tuple[Trial, str], ...]  # n/a without any training, with the reason
+    cohorts: tuple[Cohort, ...]  # to train, in this order: teachers come before their students
+    completed: tuple[Trial, ...]  # have a record
+    not_applicable: tuple[tuple[Trial, str], ...]  # are n/a without training, with the reason
 
     @property
     def pending(self) -> tuple[Trial, ...]:
+        """The trials of all cohorts, in order."""
         return tuple(trial for cohort in self.cohorts for trial in cohort.trials)
 
     @property
     def trials(self) -> tuple[Trial, ...]:
-        """All that was asked for."""
+        """All trials, whatever their status."""
         return (*self.completed, *self.pending, *(trial for trial, _ in self.not_applicable))
-
-
-@dataclass(frozen=True)
-class CheckpointInterval:
-    """How often training states are kept: after so many epochs, or, where given, once so many minutes have passed."""
-
-    epochs: int = 1
-    minutes: float | None = None

@@ -11,7 +11,7 @@ from kdbench.core.data import DataInfo, Normalization
 from kdbench.core.errors import UserError
 from kdbench.core.seeding import derive_seed
 from kdbench.data.dataset import Batch, Dataset, Split, ViewBatch
-from kdbench.data.views import View, mixing_coefficients, rectangle, strong_augmentation
+from kdbench.data.views import MIXED, View, mixing_coefficients, rectangle
 
 
 class Loader:
@@ -55,9 +55,7 @@ class Loader:
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from step `start` on: shuffled, cropped at random from the padded image, flipped
         half of the time."""
-        stream = torch.Generator().manual_seed(derive_seed("batches", self.info.content, self.seed, number))
-        order = torch.randperm(len(self._train), generator=stream).to(self.device)
-        crops = self._draw_crops(stream)
+        order, crops = self._draw_epoch(number)
         for step in range(start, self.steps):
             index = order[self._positions(step)]
             yield self._batch(self._crop(index, crops[:, self._positions(step)]), self._train_labels[index], index)
@@ -65,7 +63,7 @@ class Loader:
     def view(self, view: View, epoch: int, step: int, base: Batch) -> ViewBatch:
         """The images of a step's batch, `base`, under a view; keyed by the view, data, seed and epoch."""
         key = ("view", str(view), self.info.content, self.seed, epoch)
-        if view.name in ("mixup", "cutmix"):
+        if view.name in MIXED:
             return self._mixed(view, key, step, base)
         number, crops = self._crop_draws.get(view, (None, None))
         if number != epoch or crops is None:
@@ -73,6 +71,8 @@ class Loader:
             self._crop_draws[view] = epoch, crops
         pixels = self._crop(base.indices, crops[:, self._positions(step)])
         if view.name == "strong":
+            from kdbench.data.strong_augmentation import strong_augmentation
+
             pixels = torch.stack(
                 [
                     strong_augmentation(image, view, torch.Generator().manual_seed(derive_seed(*key, index)))
@@ -106,6 +106,12 @@ class Loader:
     def _positions(self, step: int) -> slice:
         """The positions of a step's images in the order of the epoch."""
         return slice(step * self.batch_size, (step + 1) * self.batch_size)
+
+    def _draw_epoch(self, number: int) -> tuple[Tensor, Tensor]:
+        """The order [N] of an epoch, and its crops [3, N]."""
+        stream = torch.Generator().manual_seed(derive_seed("batches", self.info.content, self.seed, number))
+        order = torch.randperm(len(self._train), generator=stream).to(self.device)
+        return order, self._draw_crops(stream)
 
     def _draw_crops(self, stream: torch.Generator) -> Tensor:
         """Top, left and flip of every position, int64 [3, N]; drawn on the CPU, so that devices do not differ."""

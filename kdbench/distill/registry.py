@@ -127,6 +127,11 @@ def infos() -> dict[str, MethodInfo]:
     return {name: _info(name, cls) for name, cls in sorted(_METHODS.items())}
 
 
+def source_file(name: str) -> str:
+    """The path of a method's file."""
+    return inspect.getfile(_METHODS[name])
+
+
 def docstring(name: str) -> str:
     """The docstring of a method's file, or of its class."""
     cls = _METHODS[name]

@@ -1,4 +1,4 @@
-"""Models: the architectures by name, what they return, and the checkpoints that people own."""
+"""Models: architectures by name, their outputs, and checkpoints given as files."""
 
 from kdbench.core.catalog import ModelInfo
 from kdbench.models.architecture import Architecture

@@ -1,4 +1,4 @@
-"""What the zoo holds of each architecture; packages of models offer these through the entry points `kdbench.models`."""
+"""An entry of the model registry; other packages offer entries through the entry-point group `kdbench.models`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ from torch import nn
 from kdbench.core.catalog import ModelInfo
 
 Construct = Callable[[int, int], nn.Module]
-"""(classes, pixels a side) -> a model that is called as `model(images, pre_activations=False) -> Output`."""
+"""(number of classes, image size in pixels) -> model, called as `model(images, pre_activations=False) -> Output`.
+
+A model may also have `get_classifier()`, the linear layer that turns embeddings into logits, and `stage_batch_norms()`,
+the batch norm before the last activation of each stage. Methods that need these are `n/a` for models without them.
+"""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A way to make models. Both constructors draw from torch's global generator."""
+    """Constructors of one architecture, which draw from torch's global generator."""
 
     info: ModelInfo
     construct: Construct  # with fresh weights; must also work on the meta device
-    pretrained: Construct | None = None  # with the weights that training starts from, if these are not fresh
+    pretrained: Construct | None = None  # with pretrained weights, from which training then starts

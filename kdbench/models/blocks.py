@@ -1,4 +1,4 @@
-"""What several families are made of."""
+"""Layers, forward passes and initializers that several families share."""
 
 from __future__ import annotations
 
@@ -8,36 +8,36 @@ from typing import TypeAlias
 from torch import Tensor, nn
 
 Architectures: TypeAlias = Mapping[str, Callable[[int], nn.Module]]
-"""The members of a family: name -> constructor from the number of classes."""
+"""The members of a family: name -> constructor that takes the number of classes."""
 
 
 def conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
-    """A convolution without bias (a batch norm follows) that keeps the size at stride 1."""
+    """A convolution without bias, since a batch norm follows; at stride 1 it keeps the size."""
     return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
 
 
-def through_stages(stem: Tensor, stages: Iterable[nn.Sequential]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """The maps after the stem and after each stage, and the same before the last activation.
+def forward_stages(stem: Tensor, stages: Iterable[nn.Sequential]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """The feature maps of the stem and of each stage, and the same before the last activation.
 
-    The blocks of a stage return both. The stem has no separate pre-activation map: its entry is the map itself.
+    Every block returns its output and its pre-activation. The stem's entry is its feature map in both tuples.
     """
-    out = before = stem
-    maps, unactivated = [stem], [stem]
+    out = pre_activation = stem
+    feature_maps, pre_activations = [stem], [stem]
     for stage in stages:
         for block in stage:
-            out, before = block(out)
-        maps.append(out)
-        unactivated.append(before)
-    return tuple(maps), tuple(unactivated)
+            out, pre_activation = block(out)
+        feature_maps.append(out)
+        pre_activations.append(pre_activation)
+    return tuple(feature_maps), tuple(pre_activations)
 
 
-def pool(features: Tensor) -> Tensor:
-    """Global average pooling, [B, K, H, W] -> [B, K], over whatever size is left."""
-    return features.mean(dim=(2, 3))
+def pool(feature_map: Tensor) -> Tensor:
+    """Global average pooling, [B, K, H, W] -> [B, K]."""
+    return feature_map.mean(dim=(2, 3))
 
 
 def init_convs(model: nn.Module) -> None:
-    """Normal weights of variance 2 / (k·k·outputs) for all convolutions; biases, if any, 0.
+    """Draw normal weights of variance 2 / (kernel² · outputs) for all convolutions; set their biases, if any, to 0.
 
     Source: He et al. 2015, arXiv:1502.01852, eq. 14.
     """
@@ -49,6 +49,6 @@ def init_convs(model: nn.Module) -> None:
 
 
 def init_linear(linear: nn.Linear) -> None:
-    """A classifier that starts near indifference: weights of standard deviation 0.01, bias 0."""
+    """Draw normal weights of standard deviation 0.01 and set the bias to 0: all classes start about equally likely."""
     nn.init.normal_(linear.weight, std=0.01)
     nn.init.zeros_(linear.bias)

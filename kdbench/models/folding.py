@@ -12,7 +12,7 @@ from kdbench.models.output import Output
 
 
 class Folded(nn.Module):
-    """Two traces of one network, which differ in whether they return the maps before the activation."""
+    """Two traces of one network: without and with pre-activation maps."""
 
     def __init__(self, plain: nn.Module, pre_activations: nn.Module) -> None:
         super().__init__()
@@ -24,16 +24,16 @@ class Folded(nn.Module):
 
 
 def fold(network: nn.Module) -> nn.Module:
-    """The same function, for evaluation only; `network` stays as it is.
+    """A copy with the same outputs, for evaluation only.
 
-    A batch norm is folded where it is the only reader of a convolution. ModelLoader that torch.fx cannot trace, timm's
-    and those that look at the size of their images, are returned as they are.
+    A batch norm is folded if nothing else reads the convolution before it. Networks that torch.fx cannot trace are
+    returned unchanged: timm's, and those whose forward pass depends on the image size.
     """
-    if "forward" in vars(network):  # torch.fx would trace the class's own
+    if "forward" in vars(network):  # torch.fx would trace the class's `forward` instead
         return network
     try:
         traces = [_fold(network, pre_activations) for pre_activations in (False, True)]
-    except Exception:  # tracing meets any code, and fails in as many ways
+    except Exception:  # tracing runs arbitrary code, which may raise anything
         return network
     return Folded(*traces).eval().requires_grad_(False)
 

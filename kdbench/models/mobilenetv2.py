@@ -1,8 +1,8 @@
 """Inverted residuals with linear bottlenecks, at half width.
 
-Source: Sandler et al. 2018, arXiv:1801.04381, table 2, with two changes for small images: the second stage does not
-stride, and activations are plain ReLUs. The first block keeps an expanding convolution though its factor is 1. The last
-convolution keeps its 1280 channels, as in the paper's narrow networks.
+Source: Sandler et al. 2018, arXiv:1801.04381, table 2, with two changes for small images: the second stage has stride
+1, and activations are plain ReLUs. The first block has an expanding convolution although its factor is 1. The last
+convolution has 1280 channels at every width, as the paper's narrow networks do.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _STAGES = (  # expansion, channels before the width factor, blocks, stride
     (6, 160, 3, 2),
     (6, 320, 1, 1),
 )
-_SHOWN = (1, 2, 4, 6)  # stages whose outputs are maps: the last of each size, and the very last
+_MAP_STAGES = (1, 2, 4, 6)  # stages whose outputs are feature maps: the last of each size, and the last of all
 
 
 class InvertedResidual(nn.Module):
-    """Expand, filter each channel, project; no activation behind the projection."""
+    """Expansion, depthwise convolution and projection; no activation follows the projection."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """The maps of the stages are linear, so they are their own pre-activation maps."""
+    """The outputs of the stages are not activated, so feature maps and pre-activation maps are the same."""
 
     def __init__(self, width: float, classes: int) -> None:
         super().__init__()
@@ -67,21 +67,20 @@ class MobileNetV2(nn.Module):
 
     def forward(self, images: Tensor, pre_activations: bool = False) -> Output:
         out: Tensor = self.conv1(images)
-        shown = [out]
-        for number, stage in enumerate(self.blocks):
+        feature_maps: tuple[Tensor, ...] = (out,)
+        for index, stage in enumerate(self.blocks):
             out = stage(out)
-            if number in _SHOWN:
-                shown.append(out)
+            if index in _MAP_STAGES:
+                feature_maps += (out,)
         embedding = pool(self.conv2(out))
-        maps = tuple(shown)
-        return Output(self.classifier(embedding), maps, embedding, maps if pre_activations else None)
+        return Output(self.classifier(embedding), feature_maps, embedding, feature_maps if pre_activations else None)
 
     def get_classifier(self) -> nn.Module:
         return self.classifier[0]
 
     def stage_batch_norms(self) -> tuple[nn.Module, ...]:
-        """The batch norm before the last activation of each stage."""
-        return tuple(self.blocks[number][-1].conv[-1] for number in _SHOWN)
+        """The last batch norm of each stage that gives a feature map."""
+        return tuple(list(self.blocks[index].modules())[-1] for index in _MAP_STAGES)
 
 
 def _conv_bn_relu(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:

@@ -1,4 +1,4 @@
-"""What every model returns."""
+"""The output of every model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Classifier: TypeAlias = tuple[Tensor, Tensor | None]
 
 
 class LazyTensors(Sequence[Tensor]):
-    """Tensors that are converted when they are first read: feature maps that no method reads cost nothing."""
+    """Tensors that are converted when first read, so that feature maps no method reads cost nothing."""
 
     def __init__(self, tensors: Sequence[Tensor], convert: Callable[[Tensor], Tensor]) -> None:
         self._tensors, self._convert = tensors, convert
@@ -29,7 +29,7 @@ class LazyTensors(Sequence[Tensor]):
     def __getitem__(self, index: int | slice) -> Tensor | tuple[Tensor, ...]:
         position = range(len(self._tensors))[index]
         if isinstance(position, range):
-            return tuple(self[each] for each in position)
+            return tuple(self[index] for index in position)
         if position not in self._converted:
             self._converted[position] = self._convert(self._tensors[position])
         return self._converted[position]
@@ -37,31 +37,30 @@ class LazyTensors(Sequence[Tensor]):
 
 @dataclass(frozen=True)
 class Output:
-    """One forward pass: logits, and the intermediate results that methods distill."""
+    """The logits of one forward pass, and the intermediate results that methods distill."""
 
     logits: Tensor  # [B, C]
-    feature_maps: Sequence[Tensor]  # each [B, K, H, W]: the stem's, then one a stage
+    feature_maps: Sequence[Tensor]  # [B, K, H, W] each: the stem's, then one per stage
     embedding: Tensor  # [B, D], the input of the classifier
-    pre_activations: Sequence[Tensor] | None = None  # like `feature_maps`, before the activation; only on request
-    classifier: Classifier | None = None  # only on request: live for the student, detached for the teacher
+    pre_activations: Sequence[Tensor] | None = None  # `feature_maps` before their activation; only on request
+    classifier: Classifier | None = None  # only on request; detached for the teacher
 
     def convert(self, convert: Callable[[Tensor], Tensor]) -> Output:
-        """The same output with every tensor but the classifier's converted, feature maps when they are read."""
-        before = None if self.pre_activations is None else LazyTensors(self.pre_activations, convert)
-        maps = LazyTensors(self.feature_maps, convert)
+        """The same output with all its tensors converted, feature maps when they are read; the classifier is kept."""
+        pre_activations = None if self.pre_activations is None else LazyTensors(self.pre_activations, convert)
         return replace(
             self,
             logits=convert(self.logits),
-            feature_maps=maps,
+            feature_maps=LazyTensors(self.feature_maps, convert),
             embedding=convert(self.embedding),
-            pre_activations=before,
+            pre_activations=pre_activations,
         )
 
     def read_all(self) -> Output:
-        """The same output with every feature map converted now."""
-        before = None if self.pre_activations is None else tuple(self.pre_activations)
-        return replace(self, feature_maps=tuple(self.feature_maps), pre_activations=before)
+        """The same output with its feature maps converted now."""
+        pre_activations = None if self.pre_activations is None else tuple(self.pre_activations)
+        return replace(self, feature_maps=tuple(self.feature_maps), pre_activations=pre_activations)
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """All tensors of the forward pass, the classifier's left out."""
+        """All tensors of the forward pass, without the classifier's."""
         return (self.logits, self.embedding, *self.feature_maps, *(self.pre_activations or ()))

@@ -1,4 +1,4 @@
-"""Weights that people own: found, opened without running anything, and checked against the architecture."""
+"""Checkpoint files: find them, read them without executing code, and check them against the architecture."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from kdbench.core.errors import UserError
 from kdbench.models import registry
 
-_STATE_KEYS = (  # where training scripts put the state dict, most usual first
+_STATE_KEYS = (  # under which training scripts save the state dict, most common first
     "model",
     "state_dict",
     "model_state_dict",
@@ -33,52 +33,53 @@ _SUFFIXES = (".pth", ".pt", ".safetensors")
 _LAST_EPOCH = "ckpt_epoch_240"
 
 
-class _Ignored:
-    """Stands for a value of another library (a numpy accuracy) beside the weights: read over, never made."""
+class _Placeholder:
+    """Takes the place of another library's value in a checkpoint, such as a numpy accuracy, which is never built."""
 
     def __init__(self, *_args: object) -> None: ...
 
     def __setstate__(self, _state: object) -> None: ...
 
 
-def _stand_in(path: str) -> type:
-    """A class that the unpickler takes for the global `path`."""
+def _placeholder(path: str) -> type:
+    """A placeholder class that the unpickler accepts for the global `path`."""
     module, name = path.rsplit(".", 1)
-    return type(name, (_Ignored,), {"__module__": module})
+    return type(name, (_Placeholder,), {"__module__": module})
 
 
-_TOLERATED: list[Any] = [
+_SAFE_GLOBALS: list[Any] = [
     argparse.Namespace,
     *(
-        _stand_in(f"numpy.{core}.multiarray.{name}")
+        _placeholder(f"numpy.{core}.multiarray.{name}")
         for core in ("core", "_core")
         for name in ("scalar", "_reconstruct")
     ),
-    _stand_in("numpy.dtype"),
-    _stand_in("numpy.ndarray"),
+    _placeholder("numpy.dtype"),
+    _placeholder("numpy.ndarray"),
 ]
 
 
 def load_checkpoint(path: Path | str, arch: str, classes: int, size: int) -> dict[str, Tensor]:
-    """The state dict in a file, complete and fit for `build(arch, classes, size)`.
+    """The state dict in a file, complete and ready for `build(arch, classes, size)`.
 
-    Reads `{"model": state dict, ...}` and its usual variants, bare state dicts and DataParallel's prefix, in the zip
-    form and the older one. Nothing in the file is executed. Raises UserError, one sentence that names the file.
+    Reads `{"model": state dict, ...}` and its common variants, plain state dicts and the prefix of DataParallel, saved
+    by torch in its zip format or its older one, or as safetensors. Nothing in the file is executed.
+    Raises UserError with one sentence that names the file.
     """
     path = Path(path)
-    registry.layout(arch, classes, size)  # a wrong request is not the file's fault
+    layout = registry.layout(arch, classes, size)  # an invalid request fails here, before the file is read
     weights = _unwrapped(_state_dict(_read(path), path))
 
-    found = _classes_in(weights, arch, size)
-    problem = _misfit(weights, registry.layout(arch, found or classes, size))
-    if problem:
-        raise UserError(f"{path} does not hold a {arch}: {problem}{_guess(weights, size)}")
-    if found != classes:
-        raise UserError(f"{path} holds a {arch} with {found} classes, but the data has {classes}")
+    saved_classes = _count_classes(weights, arch, size)
+    mismatch = _mismatch(weights, registry.layout(arch, saved_classes or classes, size))
+    if mismatch:
+        raise UserError(f"{path} does not hold a {arch}: {mismatch}{_guess(weights, size)}")
+    if saved_classes != classes:
+        raise UserError(f"{path} holds a {arch} with {saved_classes} classes, but the data has {classes}")
 
-    fitted = {}
-    for key, expected in registry.layout(arch, classes, size).items():
-        # Files older than torch 0.4.1 lack the counts of batches, which nothing here reads.
+    state = {}
+    for key, expected in layout.items():
+        # Files older than torch 0.4.1 lack the batch counts of batch norms, which are never used.
         tensor = weights.get(key, torch.zeros(expected.shape)).detach()
         if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_complex():
             raise UserError(
@@ -87,46 +88,46 @@ def load_checkpoint(path: Path | str, arch: str, classes: int, size: int) -> dic
         tensor = tensor.to(expected.dtype)
         if not tensor.isfinite().all():
             raise UserError(f"{path} holds non-finite weights ({key})")
-        fitted[key] = tensor
-    return fitted
+        state[key] = tensor
+    return state
 
 
 def find_checkpoint(directory: Path | str, arch: str) -> Path:
-    """The file of `arch` in a folder of teachers.
+    """The checkpoint of `arch` in a folder of teachers.
 
-    In this order: `ARCH.pth`, `ARCH_best.pth`; else, in the one folder called `ARCH` or `ARCH_anything`,
-    `ckpt_epoch_240.pth`, `ARCH_best.pth`. `.pt` and `.safetensors` will do as well.
-    Raises UserError if there is none, or if two folders have one.
+    Looks for `ARCH.pth`, then `ARCH_best.pth`; if there is neither, for `ckpt_epoch_240.pth`, then `ARCH_best.pth` in a
+    folder called `ARCH` or `ARCH_anything`. Each may also end in `.pt` or `.safetensors`.
+    Raises UserError if there is none, or if several folders have one.
     """
     directory = Path(directory)
     if not directory.is_dir():
         raise UserError(f"{directory}, where the checkpoint of {arch} should be, is not a folder")
-    direct = _first_file(directory, (arch, f"{arch}_best"))
-    if direct:
-        return direct
+    path = _first_file(directory, (arch, f"{arch}_best"))
+    if path:
+        return path
 
-    # A letter or digit right behind the name makes it another architecture's: resnet32x4 is not resnet32.
-    own = re.compile(rf"{re.escape(arch)}(?![A-Za-z0-9])")
-    folders = sorted(entry for entry in directory.iterdir() if entry.is_dir() and own.match(entry.name))
-    found = [file for folder in folders if (file := _first_file(folder, (_LAST_EPOCH, f"{arch}_best")))]
-    if len(found) > 1:
-        both = " and ".join(str(file) for file in found)
-        raise UserError(f"{directory} holds several checkpoints of {arch}, {both}; name one of them")
-    if not found:
+    # A name that goes on with a letter or digit is another architecture's: resnet32x4 is not resnet32.
+    folder_name = re.compile(rf"{re.escape(arch)}(?![A-Za-z0-9])")
+    folders = sorted(entry for entry in directory.iterdir() if entry.is_dir() and folder_name.match(entry.name))
+    paths = [path for folder in folders if (path := _first_file(folder, (_LAST_EPOCH, f"{arch}_best")))]
+    if len(paths) > 1:
+        listed = " and ".join(map(str, paths))
+        raise UserError(f"{directory} holds several checkpoints of {arch}, {listed}; name one of them")
+    if not paths:
         raise UserError(
             f"{directory} holds no checkpoint of {arch}; looked for {arch}.pth, {arch}_best.pth, "
             f"{arch}*/{_LAST_EPOCH}.pth and {arch}*/{arch}_best.pth, each also as .pt or .safetensors"
         )
-    return found[0]
+    return paths[0]
 
 
 def _read(path: Path) -> object:
-    """What torch.load makes of the file, with plain data and tensors only."""
+    """The content of the file, restricted to plain data and tensors."""
     if not path.is_file():
         raise UserError(f"{path} is not a file" if path.exists() else f"{path} does not exist")
     try:
-        with torch.serialization.safe_globals(_TOLERATED), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's advice on odd pickles is not for the user of this file
+        with torch.serialization.safe_globals(_SAFE_GLOBALS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's advice on unusual pickles does not help the user
             if path.suffix == ".safetensors":
                 return load_file(path)
             _check_zip(path)
@@ -135,20 +136,20 @@ def _read(path: Path) -> object:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except UserError:
         raise
-    except Exception as error:  # a damaged file raises almost anything, from EOFError to UnicodeDecodeError
+    except Exception as error:  # a damaged file may raise anything, from EOFError to UnicodeDecodeError
         refused = re.search(r"\bGLOBAL (\S+)", str(error))
         if refused:
             raise UserError(
                 f"{path} holds code or objects beside plain weights ({refused[1]}) and was not opened; "
-                "save the state dict alone and use that file"
+                "save only the state dict and use that file"
             ) from error
         raise UserError(f"{path} is not a PyTorch checkpoint, or is damaged") from error
 
 
 def _check_zip(path: Path) -> None:
-    """The checksums that torch.save puts beside each tensor, which torch.load passes over; older files have none.
+    """Verify the checksums of torch.save's zip format, which torch.load ignores; the older format has none.
 
-    Raises UserError, also for entries that would grow when they are read: torch.save compresses nothing.
+    Raises UserError if one does not match, and for compressed entries, which could expand to any size.
     """
     if not zipfile.is_zipfile(path):
         return
@@ -156,42 +157,43 @@ def _check_zip(path: Path) -> None:
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in file.infolist()):
             raise UserError(f"{path} is compressed, which torch.save never does, and was not opened")
         if damaged := file.testzip():
-            raise UserError(f"{path} is damaged: the checksum of {damaged} in it does not agree")
+            raise UserError(f"{path} is damaged: the checksum of {damaged} in it does not match")
 
 
 def _state_dict(content: object, path: Path) -> dict[str, Tensor]:
-    """The tensors of the state dict in a checkpoint, wherever it lies."""
+    """The tensors of the state dict in a checkpoint. Raises UserError if there is none."""
     if isinstance(content, Mapping):
         for key in _STATE_KEYS:
             if tensors := _tensors(content.get(key)):
                 return tensors
         if tensors := _tensors(content):
             return tensors
-    raise UserError(f"{path} holds no state dict, neither bare nor under any of {', '.join(_STATE_KEYS)}")
+    raise UserError(f"{path} holds no state dict, neither at the top level nor under any of {', '.join(_STATE_KEYS)}")
 
 
 def _tensors(content: object) -> dict[str, Tensor]:
+    """The tensors of a mapping by their names; nothing for other objects."""
     if not isinstance(content, Mapping):
         return {}
     return {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
 
 
 def _unwrapped(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without the prefixes that wrappers of a model put before every key."""
-    while prefix := next((p for p in _WRAPPERS if all(key.startswith(p) for key in weights)), None):
+    """The weights without the prefixes that wrappers of a model add to every key."""
+    while prefix := next((name for name in _WRAPPERS if all(key.startswith(name) for key in weights)), None):
         weights = {key.removeprefix(prefix): tensor for key, tensor in weights.items()}
     return weights
 
 
-def _classes_in(weights: Mapping[str, Tensor], arch: str, size: int) -> int | None:
-    """How many classes a state dict of `arch` tells apart: the rows of the tensor whose shape follows their number."""
+def _count_classes(weights: Mapping[str, Tensor], arch: str, size: int) -> int | None:
+    """The number of classes of a state dict of `arch`: the rows of the tensor whose shape depends on that number."""
     one, two = registry.layout(arch, 1, size), registry.layout(arch, 2, size)
     key = next(key for key in one if one[key].shape != two[key].shape)
     return (weights[key].shape[0] or None) if key in weights and weights[key].ndim else None
 
 
-def _misfit(weights: Mapping[str, Tensor], layout: Mapping[str, Tensor]) -> str | None:
-    """The first thing that does not fit, if any."""
+def _mismatch(weights: Mapping[str, Tensor], layout: Mapping[str, Tensor]) -> str | None:
+    """The first difference between weights and layout, or None."""
     for key, expected in layout.items():
         if key not in weights:
             if key.endswith(".num_batches_tracked"):
@@ -203,15 +205,15 @@ def _misfit(weights: Mapping[str, Tensor], layout: Mapping[str, Tensor]) -> str 
 
 
 def _guess(weights: Mapping[str, Tensor], size: int) -> str:
-    """Which architecture a state dict belongs to, as the end of a sentence."""
+    """The end of a sentence that names the architecture of a state dict; empty if it is unknown."""
     for name in registry.names():
-        size_for = max(size, registry.info(name).smallest)  # a guess must not fail on small images
-        classes = _classes_in(weights, name, size_for)
-        if classes and _misfit(weights, registry.layout(name, classes, size_for)) is None:
+        valid_size = max(size, registry.info(name).smallest)
+        classes = _count_classes(weights, name, valid_size)
+        if classes and _mismatch(weights, registry.layout(name, classes, valid_size)) is None:
             return f"; it looks like {name} with {classes} classes"
     return ""
 
 
 def _first_file(directory: Path, stems: tuple[str, ...]) -> Path | None:
-    files = (directory / f"{stem}{suffix}" for stem in stems for suffix in _SUFFIXES)
-    return next((file for file in files if file.is_file()), None)
+    paths = (directory / f"{stem}{suffix}" for stem in stems for suffix in _SUFFIXES)
+    return next((path for path in paths if path.is_file()), None)

@@ -1,7 +1,7 @@
 """Residual networks for small images: three stages of basic blocks.
 
-Source: He et al. 2015, arXiv:1512.03385, §4.2 (depth 6n + 2), with a projecting shortcut wherever the shape changes.
-The stages of the `x4` members are four times as wide, their stem twice.
+Source: He et al. 2015, arXiv:1512.03385, §4.2 (depth 6n + 2), with a projection shortcut where the shape changes.
+The `x4` members have stages of four times the width and a stem of twice the width.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.models.blocks import Architectures, conv, init_convs, pool, through_stages
+from kdbench.models.blocks import Architectures, conv, forward_stages, init_convs, pool
 from kdbench.models.output import Output
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut."""
+    """Two 3x3 convolutions and a shortcut."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class BasicBlock(nn.Module):
             self.downsample = nn.Sequential(conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The output, and the same before its activation."""
+        """The output, and the same before its last activation."""
         shortcut = x if self.downsample is None else self.downsample(x)
         out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))) + shortcut
         return F.relu(out), out
@@ -37,7 +37,7 @@ class BasicBlock(nn.Module):
 
 class ResNet(nn.Module):
     def __init__(self, depth: int, widths: tuple[int, int, int, int], classes: int) -> None:
-        """`widths` are the channels of the stem and of the three stages."""
+        """`widths`: channels of the stem and of the three stages."""
         super().__init__()
         blocks = (depth - 2) // 6
         self.conv1 = conv(3, widths[0], 3)
@@ -50,16 +50,16 @@ class ResNet(nn.Module):
 
     def forward(self, images: Tensor, pre_activations: bool = False) -> Output:
         stem = F.relu(self.bn1(self.conv1(images)))
-        maps, unactivated = through_stages(stem, (self.layer1, self.layer2, self.layer3))
-        embedding = pool(maps[-1])
-        return Output(self.fc(embedding), maps, embedding, unactivated if pre_activations else None)
+        feature_maps, pre_activation_maps = forward_stages(stem, (self.layer1, self.layer2, self.layer3))
+        embedding = pool(feature_maps[-1])
+        return Output(self.fc(embedding), feature_maps, embedding, pre_activation_maps if pre_activations else None)
 
     def get_classifier(self) -> nn.Module:
         return self.fc
 
     def stage_batch_norms(self) -> tuple[nn.Module, ...]:
         """The batch norm before the last activation of each stage."""
-        return tuple(stage[-1].bn2 for stage in (self.layer1, self.layer2, self.layer3))
+        return tuple(stage[-1].get_submodule("bn2") for stage in (self.layer1, self.layer2, self.layer3))
 
 
 def _stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential:

@@ -1,7 +1,7 @@
-"""The residual network of ImageNet, with a stem for small images: one 3x3 convolution, no pooling.
+"""ResNet-50 with a stem for small images: one 3x3 convolution and no pooling.
 
-Source: He et al. 2015, arXiv:1512.03385, table 1 (50 layers); as usual today a block strides in its 3x3 convolution,
-not in its first 1x1.
+Source: He et al. 2015, arXiv:1512.03385, table 1 (50 layers); the stride is in the 3x3 convolution of a block, as is
+usual today, and not in its first 1x1 convolution.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.models.blocks import Architectures, conv, init_convs, pool, through_stages
+from kdbench.models.blocks import Architectures, conv, forward_stages, init_convs, pool
 from kdbench.models.output import Output
 
 _EXPANSION = 4
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions beside a shortcut; the output has four times the inner width."""
+    """1x1, 3x3 and 1x1 convolutions and a shortcut; the output has four times the inner width."""
 
     def __init__(self, inputs: int, width: int, stride: int) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Bottleneck(nn.Module):
             self.shortcut = nn.Sequential(conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The output, and the same before its activation."""
+        """The output, and the same before its last activation."""
         shortcut = x if self.shortcut is None else self.shortcut(x)
         out = F.relu(self.bn1(self.conv1(x)))
         out = F.relu(self.bn2(self.conv2(out)))
@@ -56,16 +56,17 @@ class BottleneckResNet(nn.Module):
 
     def forward(self, images: Tensor, pre_activations: bool = False) -> Output:
         stem = F.relu(self.bn1(self.conv1(images)))
-        maps, unactivated = through_stages(stem, (self.layer1, self.layer2, self.layer3, self.layer4))
-        embedding = pool(maps[-1])
-        return Output(self.linear(embedding), maps, embedding, unactivated if pre_activations else None)
+        feature_maps, pre_activation_maps = forward_stages(stem, (self.layer1, self.layer2, self.layer3, self.layer4))
+        embedding = pool(feature_maps[-1])
+        return Output(self.linear(embedding), feature_maps, embedding, pre_activation_maps if pre_activations else None)
 
     def get_classifier(self) -> nn.Module:
         return self.linear
 
     def stage_batch_norms(self) -> tuple[nn.Module, ...]:
         """The batch norm before the last activation of each stage."""
-        return tuple(stage[-1].bn3 for stage in (self.layer1, self.layer2, self.layer3, self.layer4))
+        stages = (self.layer1, self.layer2, self.layer3, self.layer4)
+        return tuple(stage[-1].get_submodule("bn3") for stage in stages)
 
 
 def _stage(inputs: int, width: int, blocks: int, stride: int) -> nn.Sequential:

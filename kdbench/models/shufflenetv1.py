@@ -1,7 +1,7 @@
 """Grouped 1x1 convolutions with a channel shuffle between them.
 
-Source: Zhang et al. 2017, arXiv:1707.01083, table 1 (three groups, width 1), with a 1x1 stem for small images;
-unlike in the paper's unit, an activation follows the depthwise convolution.
+Source: Zhang et al. 2017, arXiv:1707.01083, table 1 (three groups, width 1), with a 1x1 stem for small images.
+Unlike in the paper, an activation follows the depthwise convolution.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.models.blocks import Architectures, conv, pool, through_stages
+from kdbench.models.blocks import Architectures, conv, forward_stages, pool
 from kdbench.models.output import Output
 
 _STEM = 24
@@ -18,7 +18,7 @@ _GROUPS = 3
 
 
 class ShuffleUnit(nn.Module):
-    """A grouped bottleneck. At stride 2 its result is put beside the pooled input instead of added to the input."""
+    """A grouped bottleneck whose result is added to the input or, at stride 2, concatenated with the pooled input."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class ShuffleUnit(nn.Module):
         self.bn3 = nn.BatchNorm2d(outputs)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The output, and the same before its activation."""
+        """The output, and the same before its last activation."""
         out = F.channel_shuffle(F.relu(self.bn1(self.conv1(x))), self.groups)
         out = F.relu(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
@@ -53,9 +53,9 @@ class ShuffleNetV1(nn.Module):
 
     def forward(self, images: Tensor, pre_activations: bool = False) -> Output:
         stem = F.relu(self.bn1(self.conv1(images)))
-        maps, unactivated = through_stages(stem, (self.layer1, self.layer2, self.layer3))
-        embedding = pool(maps[-1])
-        return Output(self.linear(embedding), maps, embedding, unactivated if pre_activations else None)
+        feature_maps, pre_activation_maps = forward_stages(stem, (self.layer1, self.layer2, self.layer3))
+        embedding = pool(feature_maps[-1])
+        return Output(self.linear(embedding), feature_maps, embedding, pre_activation_maps if pre_activations else None)
 
     def get_classifier(self) -> nn.Module:
         return self.linear

@@ -1,4 +1,4 @@
-"""Channel split and shuffle instead of groups.
+"""Channel split and channel shuffle instead of grouped convolutions.
 
 Source: Ma et al. 2018, arXiv:1807.11164, table 5 (width 1), with a 1x1 stem for small images.
 """
@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.models.blocks import Architectures, conv, pool, through_stages
+from kdbench.models.blocks import Architectures, conv, forward_stages, pool
 from kdbench.models.output import Output
 
 _STEM, _LAST = 24, 1024
 
 
 class SplitUnit(nn.Module):
-    """One half of the channels passes by, the other through a bottleneck."""
+    """One half of the channels is passed on unchanged, the other half goes through a bottleneck."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -29,16 +29,16 @@ class SplitUnit(nn.Module):
         self.bn3 = nn.BatchNorm2d(half)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The output, and the same before its activation and its shuffle."""
-        passing, out = x.chunk(2, dim=1)
+        """The output, and the same before its last activation and its shuffle."""
+        identity, out = x.chunk(2, dim=1)
         out = F.relu(self.bn1(self.conv1(out)))
         out = self.bn2(self.conv2(out))
         out = self.bn3(self.conv3(out))
-        return _join(passing, F.relu(out)), torch.cat((passing, out), dim=1)
+        return _concat_shuffled(identity, F.relu(out)), torch.cat((identity, out), dim=1)
 
 
 class DownUnit(nn.Module):
-    """Halves the size: two branches, both over all channels, side by side."""
+    """Two concatenated branches of stride 2, each of which reads all channels."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -55,15 +55,15 @@ class DownUnit(nn.Module):
         self.bn5 = nn.BatchNorm2d(half)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The output, and the same before its activation and its shuffle."""
+        """The output, and the same before its last activation and its shuffle."""
         left = self.bn2(self.conv2(self.bn1(self.conv1(x))))
         right = F.relu(self.bn3(self.conv3(x)))
         right = self.bn5(self.conv5(self.bn4(self.conv4(right))))
-        return _join(F.relu(left), F.relu(right)), torch.cat((left, right), dim=1)
+        return _concat_shuffled(F.relu(left), F.relu(right)), torch.cat((left, right), dim=1)
 
 
 class ShuffleNetV2(nn.Module):
-    """The pre-activation maps are not shuffled, as published: activated, they are the maps in another channel order."""
+    """The pre-activation maps are not shuffled, as in the published code: their channels are in another order."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()
@@ -78,9 +78,9 @@ class ShuffleNetV2(nn.Module):
 
     def forward(self, images: Tensor, pre_activations: bool = False) -> Output:
         stem = F.relu(self.bn1(self.conv1(images)))
-        maps, unactivated = through_stages(stem, (self.layer1, self.layer2, self.layer3))
-        embedding = pool(F.relu(self.bn2(self.conv2(maps[-1]))))
-        return Output(self.linear(embedding), maps, embedding, unactivated if pre_activations else None)
+        feature_maps, pre_activation_maps = forward_stages(stem, (self.layer1, self.layer2, self.layer3))
+        embedding = pool(F.relu(self.bn2(self.conv2(feature_maps[-1]))))
+        return Output(self.linear(embedding), feature_maps, embedding, pre_activation_maps if pre_activations else None)
 
     def get_classifier(self) -> nn.Module:
         return self.linear
@@ -90,7 +90,7 @@ def _stage(inputs: int, outputs: int, units: int) -> nn.Sequential:
     return nn.Sequential(DownUnit(inputs, outputs), *(SplitUnit(outputs) for _ in range(units - 1)))
 
 
-def _join(left: Tensor, right: Tensor) -> Tensor:
+def _concat_shuffled(left: Tensor, right: Tensor) -> Tensor:
     return F.channel_shuffle(torch.cat((left, right), dim=1), 2)
 
 

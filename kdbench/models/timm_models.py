@@ -1,6 +1,6 @@
-"""Any classifier of timm as `timm/NAME`, or `timm/NAME:pretrained` to start from the weights that timm offers.
+"""Any classifier of timm as `timm/NAME`, or `timm/NAME:pretrained` to start from timm's weights.
 
-Logits, maps and embedding come from timm's own feature interfaces, and parameters keep timm's names.
+Logits, feature maps and embedding come from timm's own feature interfaces. Parameters keep timm's names.
 """
 
 from __future__ import annotations
@@ -19,53 +19,53 @@ from kdbench.models.architecture import Architecture
 from kdbench.models.output import Output
 
 PREFIX = "timm/"
-BLOCKS_SHOWN = 4  # of a model whose maps are all of one size
+UNIFORM_STAGES = 4  # stages of a model whose blocks all give feature maps of one size
 
 
 @cache
 def architecture(name: str) -> Architecture:
     """The architecture behind `timm/NAME`, `timm/NAME.TAG:pretrained` or `timm/NAME:pretrained`.
 
-    Its canonical name, in `info`, has the tag that says which weights are meant, or none where none are used.
-    Raises UserError for what timm does not have, and for weights that it does not offer.
+    Its canonical name, in `info`, has the tag of the pretrained weights, and no tag without them.
+    Raises UserError if timm does not have the model, the tag or the weights.
     """
     import timm
 
-    wanted = name.removeprefix(PREFIX).removesuffix(PRETRAINED)
-    base, _, tag = wanted.partition(".")
+    timm_name = name.removeprefix(PREFIX).removesuffix(PRETRAINED)
+    base, _, tag = timm_name.partition(".")
     if not timm.is_model(base):
         raise unknown_name("timm model", base, timm.list_models(), "see timm.list_models()")
-    tags = [each.partition(".")[2] for each in timm.list_pretrained(f"{base}.*")]
+    tags = [tagged.partition(".")[2] for tagged in timm.list_pretrained(f"{base}.*")]
     if tag and tag not in tags:
         raise unknown_name(f"tag of timm/{base}", tag, tags, f"it has {', '.join(tags) or 'none'}")
-    config = timm.get_pretrained_cfg(wanted)
+    config = timm.get_pretrained_cfg(timm_name)
     assert config is not None
 
-    construct = partial(_construct, wanted, config.fixed_input_size, False)
-    light = _sees_tokens(base, config.fixed_input_size)
+    construct = partial(_construct, timm_name, config.fixed_input_size, False)
+    small_lr = _is_token_model(base, config.fixed_input_size)
     if not name.endswith(PRETRAINED):
-        return Architecture(ModelInfo(f"{PREFIX}{base}", "timm", light, smallest=1), construct)
+        return Architecture(ModelInfo(f"{PREFIX}{base}", "timm", small_lr, smallest=1), construct)
     if not config.has_weights:
-        raise UserError(f"timm offers no weights for {wanted}: leave out {PRETRAINED}")
+        raise UserError(f"timm offers no weights for {timm_name}: leave out {PRETRAINED}")
     canonical = PREFIX + ".".join(filter(None, (base, config.tag))) + PRETRAINED
-    (r, g, b), (dr, dg, db) = config.mean, config.std
-    info = ModelInfo(canonical, "timm", light, smallest=1, normalization=((r, g, b), (dr, dg, db)))
-    return Architecture(info, construct, partial(_construct, wanted, config.fixed_input_size, True))
+    (r, g, b), (r_std, g_std, b_std) = config.mean, config.std
+    info = ModelInfo(canonical, "timm", small_lr, smallest=1, normalization=((r, g, b), (r_std, g_std, b_std)))
+    return Architecture(info, construct, partial(_construct, timm_name, config.fixed_input_size, True))
 
 
-def _construct(name: str, sized: bool, pretrained: bool, classes: int, size: int) -> nn.Module:
-    """timm's model under our call. Raises UserError if its weights cannot be had."""
+def _construct(name: str, fixed_size: bool, pretrained: bool, classes: int, size: int) -> nn.Module:
+    """timm's model with the call of our models. Raises UserError if its weights cannot be fetched."""
     import timm
 
-    options: dict[str, Any] = {"num_classes": classes, **({"img_size": size} if sized else {})}
+    options: dict[str, Any] = {"num_classes": classes, **({"img_size": size} if fixed_size else {})}
     try:
         model: Any = timm.create_model(name, pretrained=pretrained, **options)
-    except Exception as error:  # each library on the way to the weights has its own
+    except Exception as error:  # the libraries that download the weights raise errors of many types
         if not pretrained:
             raise
-        first = (str(error).splitlines() or [type(error).__name__])[0]
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"the weights of {PREFIX}{name} could not be fetched ({first}): check the connection, "
+            f"the weights of {PREFIX}{name} could not be fetched ({first_line}): check the connection, "
             f"leave out {PRETRAINED}, or give a teacher's own file with --teacher"
         ) from error
     model.forward = MethodType(_forward, model)
@@ -73,36 +73,37 @@ def _construct(name: str, sized: bool, pretrained: bool, classes: int, size: int
 
 
 def _forward(model: Any, images: Tensor, pre_activations: bool = False) -> Output:
-    """Replaces the model's `forward`; timm shows no map before its activation, so `pre_activations` changes nothing."""
+    """Replacement for the model's `forward`; timm gives no pre-activation maps, so `pre_activations` is ignored."""
     del pre_activations
     reductions = [stage["reduction"] for stage in model.feature_info]
-    features, maps = model.forward_intermediates(images, indices=_shown(reductions), output_fmt="NCHW")
-    # Methods leave the stem apart; where timm shows none, the first stage stands in its place too.
-    maps = maps if reductions[0] < 4 else [maps[0], *maps]
+    indices = _stage_indices(reductions)
+    features, feature_maps = model.forward_intermediates(images, indices=indices, output_fmt="NCHW")
+    if reductions[0] >= 4:  # timm gives no stem; methods skip the first feature map, so the first stage is repeated
+        feature_maps = [feature_maps[0], *feature_maps]
     embedding = model.forward_head(features, pre_logits=True)
     classifier = model.get_classifier()
-    # Two classifiers (distilled models), or one that is a convolution, are left to timm.
+    # timm computes the logits of models with two classifiers (distilled ones), or with one that is not linear.
     logits = classifier(embedding) if isinstance(classifier, nn.Linear) else model.forward_head(features)
-    return Output(logits, tuple(maps), embedding)
+    return Output(logits, tuple(feature_maps), embedding)
 
 
-def _shown(reductions: list[int]) -> list[int]:
-    """Which of timm's maps are stages: all, or four evenly spaced ones where every block gives one of the same size."""
+def _stage_indices(reductions: list[int]) -> list[int]:
+    """Which of timm's feature maps are stages: all, or four evenly spaced ones if all of many have the same size."""
     count = len(reductions)
-    if count <= BLOCKS_SHOWN or len(set(reductions)) > 1:
+    if count <= UNIFORM_STAGES or len(set(reductions)) > 1:
         return list(range(count))
-    return [count * number // BLOCKS_SHOWN - 1 for number in range(1, BLOCKS_SHOWN + 1)]
+    return [count * stage // UNIFORM_STAGES - 1 for stage in range(1, UNIFORM_STAGES + 1)]
 
 
-def _sees_tokens(name: str, sized: bool) -> bool:
-    """Whether the model cuts its image into patches or has self-attention: such models train at the lower rate."""
+def _is_token_model(name: str, fixed_size: bool) -> bool:
+    """Whether the model cuts its image into patches or has self-attention; such models use the small learning rate."""
     import timm
     from timm.layers.patch_embed import PatchEmbed
 
-    options: dict[str, Any] = {"img_size": 224} if sized else {}
+    options: dict[str, Any] = {"img_size": 224} if fixed_size else {}
     with torch.device("meta"):
         modules = list(timm.create_model(name, **options).modules())
     return any(
-        isinstance(each, PatchEmbed) or hasattr(each, "qkv") or type(each).__name__.endswith("Attention")
-        for each in modules
+        isinstance(module, PatchEmbed) or hasattr(module, "qkv") or type(module).__name__.endswith("Attention")
+        for module in modules
     )

@@ -1,6 +1,6 @@
-"""Plain convolutional networks with batch norm, five blocks divided by pooling, one linear classifier.
+"""Plain convolutional networks with batch norm: five blocks with pooling between them, and one linear classifier.
 
-Source: Simonyan and Zisserman 2014, arXiv:1409.1556, table 1 (A, B, D, E; `vgg8` has one convolution a block).
+Source: Simonyan and Zisserman 2014, arXiv:1409.1556, table 1 (A, B, D, E; `vgg8` has one convolution per block).
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from kdbench.models.blocks import Architectures, init_convs, init_linear, pool
 from kdbench.models.output import Output
 
 _WIDTHS = (64, 128, 256, 512, 512)
-_DEEP_POOL = 64  # pixels; images of this size and above are pooled once more, before the last block
+_DEEP_POOL = 64  # pixels; images of at least this size are also pooled before the last block
 
-SMALLEST = 8  # pixels; three poolings halve it to 1
+SMALLEST = 8  # pixels; three poolings reduce it to 1
 
 
 class VGG(nn.Module):
     def __init__(self, layers: tuple[int, int, int, int, int], classes: int) -> None:
-        """`layers` are the convolutions of each block."""
+        """`layers`: number of convolutions in each block."""
         super().__init__()
         self.block0 = _block(3, _WIDTHS[0], layers[0])
         self.block1 = _block(_WIDTHS[0], _WIDTHS[1], layers[1])
@@ -34,19 +34,19 @@ class VGG(nn.Module):
 
     def forward(self, images: Tensor, pre_activations: bool = False) -> Output:
         large = min(images.shape[-2:]) >= _DEEP_POOL
-        maps: list[Tensor] = []
-        unactivated: list[Tensor] = []
+        feature_maps: tuple[Tensor, ...] = ()
+        pre_activation_maps: tuple[Tensor, ...] = ()
         out = images
-        for number, block in enumerate((self.block0, self.block1, self.block2, self.block3, self.block4)):
-            if 1 <= number <= 3 or (number == 4 and large):
+        for index, block in enumerate((self.block0, self.block1, self.block2, self.block3, self.block4)):
+            if 1 <= index <= 3 or (index == 4 and large):
                 out = F.max_pool2d(out, 2)
-            before = block(out)
-            out = F.relu(before)
-            maps.append(out)
-            unactivated.append(before if number else out)  # the first block stands for the stem
+            pre_activation = block(out)
+            out = F.relu(pre_activation)
+            feature_maps += (out,)
+            pre_activation_maps += (pre_activation if index else out,)  # the first block is the stem
         embedding = pool(out)
         return Output(
-            self.classifier(embedding), tuple(maps), embedding, tuple(unactivated) if pre_activations else None
+            self.classifier(embedding), feature_maps, embedding, pre_activation_maps if pre_activations else None
         )
 
     def get_classifier(self) -> nn.Module:
@@ -58,7 +58,7 @@ class VGG(nn.Module):
 
 
 def _block(inputs: int, outputs: int, layers: int) -> nn.Sequential:
-    """Convolutions with batch norm, activated but for the last."""
+    """Convolutions with batch norm, with activations between them; the last one is not activated."""
     modules: list[nn.Module] = []
     for layer in range(layers):
         if layer:

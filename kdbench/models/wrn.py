@@ -1,4 +1,4 @@
-"""Wide residual networks: batch norm and activation come before each convolution.
+"""Wide residual networks, with batch norm and activation before each convolution.
 
 Source: Zagoruyko and Komodakis 2016, arXiv:1605.07146, table 1 (WRN-depth-width, no dropout).
 """
@@ -15,7 +15,7 @@ from kdbench.models.output import Output
 
 
 class WideBlock(nn.Module):
-    """Two pre-activated 3x3 convolutions beside a shortcut."""
+    """Two pre-activated 3x3 convolutions and a shortcut."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -26,12 +26,12 @@ class WideBlock(nn.Module):
         self.convShortcut = None if inputs == outputs else conv(inputs, outputs, 1, stride)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The output, and the normalized input: the pre-activation map of what came before."""
-        normed = self.bn1(x)
-        active = F.relu(normed)
+        """The output, and the normalized input, which is the pre-activation map of the layers before."""
+        normalized = self.bn1(x)
+        active = F.relu(normalized)
         out = self.conv2(F.relu(self.bn2(self.conv1(active))))
-        # A projecting shortcut reads the activated input, an identity shortcut the raw one.
-        return out + (x if self.convShortcut is None else self.convShortcut(active)), normed
+        # A projection shortcut reads the activated input, an identity shortcut the raw input.
+        return out + (x if self.convShortcut is None else self.convShortcut(active)), normalized
 
 
 class WideStage(nn.Module):
@@ -41,16 +41,16 @@ class WideStage(nn.Module):
         self.layer = nn.Sequential(WideBlock(inputs, outputs, stride), *later)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The output, and the stage's normalized input."""
+        """The output, and the normalized input."""
         first, *later = self.layer
-        x, normed = first(x)
+        x, normalized = first(x)
         for block in later:
             x, _ = block(x)
-        return x, normed
+        return x, normalized
 
 
 class WideResNet(nn.Module):
-    """Maps are raw sums; the pre-activation map of a stage is what the next batch norm makes of it."""
+    """Feature maps are not activated. A stage's pre-activation map is its feature map after the next batch norm."""
 
     def __init__(self, depth: int, factor: int, classes: int) -> None:
         super().__init__()
@@ -66,20 +66,21 @@ class WideResNet(nn.Module):
 
     def forward(self, images: Tensor, pre_activations: bool = False) -> Output:
         stem = self.conv1(images)
-        first, _ = self.block1(stem)  # the stem's entry stays raw, as published
-        second, first_normed = self.block2(first)
-        third, second_normed = self.block3(second)
-        third_normed = self.bn1(third)
-        embedding = pool(F.relu(third_normed))
-        unactivated = (stem, first_normed, second_normed, third_normed) if pre_activations else None
-        return Output(self.fc(embedding), (stem, first, second, third), embedding, unactivated)
+        first, _ = self.block1(stem)  # the stem's entry is not normalized, as in the published code
+        second, first_normalized = self.block2(first)
+        third, second_normalized = self.block3(second)
+        third_normalized = self.bn1(third)
+        embedding = pool(F.relu(third_normalized))
+        pre_activation_maps = (stem, first_normalized, second_normalized, third_normalized) if pre_activations else None
+        return Output(self.fc(embedding), (stem, first, second, third), embedding, pre_activation_maps)
 
     def get_classifier(self) -> nn.Module:
         return self.fc
 
     def stage_batch_norms(self) -> tuple[nn.Module, ...]:
         """The batch norm before the last activation of each stage."""
-        return (self.block2.layer[0].bn1, self.block3.layer[0].bn1, self.bn1)
+        first, second = (stage.get_submodule("layer.0.bn1") for stage in (self.block2, self.block3))
+        return first, second, self.bn1
 
 
 ARCHITECTURES: Architectures = {

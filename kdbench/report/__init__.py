@@ -131,8 +131,8 @@ def write_transfers(records: Sequence[ProbeRecord], out: Path) -> tuple[Path, ..
     frame = linear_probes.transfers(records)
     document = markdown.transfer_document(frame, linear_probes.notes(frame))
     return (
-        write_atomic(out / "tables" / "linear_probes.csv", _csv(frame)),
-        write_atomic(out / "tables" / "linear_probes.md", document.encode()),
+        write_atomic(out / "tables" / "transfer.csv", _csv(frame)),
+        write_atomic(out / "tables" / "transfer.md", document.encode()),
     )
 
 
@@ -144,8 +144,8 @@ def write_versus_study(
 
     frame, notes = versus_study.versus_study(here, there), versus_study.notes(here, there)
     paths = (
-        write_atomic(out / "tables" / "versus_study.csv", _csv(frame, decimals=8)),
-        write_atomic(out / "tables" / "versus_study.md", markdown.versus_study_document(frame, notes).encode()),
+        write_atomic(out / "tables" / "against.csv", _csv(frame, decimals=8)),
+        write_atomic(out / "tables" / "against.md", markdown.versus_study_document(frame, notes).encode()),
     )
     return frame, notes, paths
 

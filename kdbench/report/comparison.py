@@ -1,4 +1,4 @@
-"""Records -> which method is better than the baseline, by how much, and whether that is real."""
+"""Records -> which method is better than the baseline, by how much, and whether that is significant."""
 
 from __future__ import annotations
 
@@ -66,7 +66,10 @@ class Study:
             first = max(here, key=lambda m: sum(here[m].values()) / len(here[m]), default=None)
             tests = {m: statistics.by_seed(here[m], here[first]) for m in here if first is not None and m != first}
             corrected = statistics.holm([test.p if test else None for test in tests.values()])
-            found |= {(pair, m) for m, p in zip(tests, corrected, strict=True) if p is not None and not _below(p)}
+            for (method, test), p in zip(tests.items(), corrected, strict=True):
+                equal = test is not None and test.untestable and test.mean == 0
+                if equal or (p is not None and not _below(p)):
+                    found.add((pair, method))
         return found
 
 
@@ -174,16 +177,21 @@ def in_words(study: Study) -> list[str]:
     pairs = {pair for of in study.values.values() for pair in of}
     said = []
     if len(pairs) > 1:
-        real = {m: d for m, d in study.over_pairs.items() if m in others and _below(study.corrected[m, None])}
+        compared = {m: d for m, d in study.over_pairs.items() if m in others}
+        significant = {m: d for m, d in compared.items() if _below(study.corrected[m, None])}
         for way, word in ((1, "better"), (-1, "worse")):
-            named = [f"{m} ({d.mean:+.2f} [{d.low:+.2f}, {d.high:+.2f}])" for m, d in real.items() if d.mean * way > 0]
+            named = [
+                f"{m} ({d.mean:+.2f} [{d.low:+.2f}, {d.high:+.2f}])" for m, d in significant.items() if d.mean * way > 0
+            ]
             if named:
                 said.append(f"Over {len(pairs)} pairs, {word} than {study.baseline}: {', '.join(named)}.")
-        if not real:
+        if not significant:
             said.append(
                 f"Over {len(pairs)} pairs no method can be told apart from {study.baseline} "
                 f"({statistics.LEVEL:.0%}, Holm-corrected)."
             )
+        if untested := [method for method, test in compared.items() if test.untestable]:
+            said.append(f"No test over pairs for {', '.join(untested)}: the difference is the same in every pair.")
     else:
         said.append("One pair: nothing can be said of other pairs.")
     seeds = max(d.n for d in study.over_seeds.values()) if study.over_seeds else 0
@@ -193,9 +201,14 @@ def in_words(study: Study) -> list[str]:
         cells = [(m, p, d) for (m, p), d in study.over_seeds.items() if m in others]
         apart = sum(_below(study.corrected[m, p]) for m, p, _ in cells)
         said.append(
-            f"Within pairs, {apart} of {len(cells)} differences to {study.baseline} are real "
+            f"Within pairs, {apart} of {len(cells)} differences to {study.baseline} are significant "
             f"(paired by seed, {statistics.LEVEL:.0%}, Holm-corrected)."
         )
+        if untested_cells := sum(test.untestable for _, _, test in cells):
+            said.append(
+                f"{untested_cells} of them {'is' if untested_cells == 1 else 'are'} the same in all seeds: "
+                "without variance there is no test."
+            )
     ranking = study.ranking
     if ranking and ranking.friedman is not None:
         first, rank = next(iter(ranking.ranks.items()))

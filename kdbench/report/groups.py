@@ -1,4 +1,4 @@
-"""Which records stand behind which row: seeds of one variant are gathered, superseded variants are set aside."""
+"""Which records stand behind which row: seeds of one variant are gathered, superseded variants are left out."""
 
 from __future__ import annotations
 
@@ -112,12 +112,13 @@ def select(records: Sequence[Record], asked: Collection[str] = ()) -> Selection:
         shown = _groups(table, mine, asked)
         groups += shown
         used = {record.trial.id for group in shown for record in group.records}
-        students, masters = {group.student for group in shown}, {group.teacher for group in shown}
+        students = {group.student for group in shown}
+        teacher_archs = {arch for group in shown for arch in group.teacher.split("+")}
         for record in tables[table]:
             if record.protocol == protocol and record.trial.id in used:
                 continue
             arch, vanilla = record.trial.arch, not record.trial.teachers
-            only_teacher = vanilla and record.protocol == protocol and arch in masters and arch not in students
+            only_teacher = vanilla and record.protocol == protocol and arch in teacher_archs and arch not in students
             (teachers if only_teacher else superseded).append(record)
     return Selection(tuple(groups), tuple(superseded), tuple(teachers))
 
@@ -153,7 +154,7 @@ def _groups(table: tuple[str, str], records: Sequence[Record], asked: Collection
         fitting = [record for record in vanilla.get(student, ()) if conditions(record.trial) == wanted]
         if fitting:
             groups.append(Group(*table, teacher, student, VANILLA, _current(fitting, asked)))
-    in_pairs = {arch for pair in pairs for arch in pair}
+    in_pairs = {arch for teacher, student in pairs for arch in (*teacher.split("+"), student)}
     groups += [
         Group(*table, "", arch, VANILLA, _current(of, asked)) for arch, of in vanilla.items() if arch not in in_pairs
     ]

@@ -1,4 +1,4 @@
-"""Which differences are real: pure functions over accuracies, each test a library's.
+"""Which differences are significant: pure functions over accuracies, each test a library's.
 
 Seeds of one pair are paired, because the students of a cohort share batches and initial weights. Pairs are a random
 sample of pairs: over them, the unit is a pair's mean difference. With fewer than two units nothing is claimed.
@@ -17,10 +17,13 @@ from scipy import stats
 LEVEL = 0.95
 """Of all intervals; 1 - LEVEL is the level of all tests."""
 
+RESOLUTION = 1e-9
+"""Points below which differences count as equal: the rounding of subtracted accuracies is no variance."""
+
 
 @dataclass(frozen=True)
 class Difference:
-    """A mean of paired differences; interval and p-value only where there are at least two of them."""
+    """A mean of paired differences; interval and p-value only where at least two of them differ."""
 
     mean: float
     n: int
@@ -29,28 +32,31 @@ class Difference:
     p: float | None = None  # two-sided, of no difference
 
     @property
+    def untestable(self) -> bool:
+        """Whether all differences are equal: without variance there is no test."""
+        return self.n > 1 and self.p is None
+
+    @property
     def significant(self) -> bool | None:
         """Whether the interval leaves out zero; None where there is none."""
         return None if self.low is None or self.high is None else not self.low <= 0 <= self.high
 
 
 def difference(values: Sequence[float]) -> Difference | None:
-    """Student's t over paired differences (scipy); None without any. Equal values have an interval of no width."""
+    """Student's t over paired differences (scipy); None without any. Equal differences have no interval and no p."""
     if not values:
         return None
     mean = fmean(values)
-    if len(values) < 2:
+    if max(values) - min(values) < RESOLUTION:  # also a single one
         return Difference(mean, len(values))
-    if max(values) == min(values):
-        return Difference(mean, len(values), mean, mean, 1.0 if mean == 0 else 0.0)
     test = stats.ttest_1samp(values, 0.0)
     low, high = test.confidence_interval(LEVEL)
     return Difference(mean, len(values), float(low), float(high), float(test.pvalue))
 
 
-def by_seed(own: Mapping[int, float], base: Mapping[int, float]) -> Difference | None:
-    """own - base over the seeds that both have."""
-    return difference([own[seed] - base[seed] for seed in sorted(own.keys() & base.keys())])
+def by_seed(scores: Mapping[int, float], base: Mapping[int, float]) -> Difference | None:
+    """scores - base over the seeds that both have."""
+    return difference([scores[seed] - base[seed] for seed in sorted(scores.keys() & base.keys())])
 
 
 def holm(values: Sequence[float | None]) -> list[float | None]:

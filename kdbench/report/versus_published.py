@@ -48,5 +48,5 @@ def _verdict(group: Group, found: statistics.Difference, rule: str, theirs: str)
     if other:
         return f"not comparable: {', '.join(other)}"
     if found.significant is None:
-        return "one seed: no interval"
+        return "the same in all seeds: no test" if found.untestable else "one seed: no interval"
     return "differs" if found.significant else "agrees"

@@ -21,7 +21,7 @@ COLUMNS = (
 
 NOTE = (
     "Here minus there in points, paired by seed: mean [95 % interval] (seeds), intervals by Student's t; "
-    "no interval for one seed."
+    "no interval for one seed or where the differences are the same in all seeds."
 )
 
 

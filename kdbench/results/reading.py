@@ -1,4 +1,4 @@
-"""Reading what may be damaged, of another version, or somebody else's."""
+"""Read files that may be damaged, of another version, or written by another program."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ R = TypeVar("R")
 log = logging.getLogger("kdbench")
 
 UNREADABLE = (OSError, ValueError, TypeError, AttributeError)
-"""What reading a file that is missing, damaged or written by something else may raise."""
+"""What reading a file may raise that is missing, damaged or written by another program."""
 
 
-def read(path: Path, kind: type[R], identify: Callable[[R], str]) -> R | None:
-    """A record of this protocol, None if it is of another. Raises one of UNREADABLE."""
+def read_record(path: Path, kind: type[R], identify: Callable[[R], str]) -> R | None:
+    """The record in a file, None if it is of another protocol. Raises one of UNREADABLE."""
     content = serialize.load_checksummed(path)
     if content.get("protocol") != PROTOCOL:
         return None
@@ -32,36 +32,36 @@ def read(path: Path, kind: type[R], identify: Callable[[R], str]) -> R | None:
     return record
 
 
-def every(paths: Iterable[Path], reader: Callable[[Path], R | None], then: str | None) -> list[R]:
-    """What `reader` finds, in the order of the names; it gives None for what is not of this protocol, which is kept.
+def read_records(paths: Iterable[Path], read: Callable[[Path], R | None], consequence: str | None) -> list[R]:
+    """The records that `read` returns for these files, in ascending order of their paths.
 
-    DamagedFile files are set aside, which leads to `then`; with None they stay. What does not fit for another reason is
-    named and left where it is: a later version may have written it.
+    Damaged files are quarantined, and the message names the consequence; None: they stay. Files that cannot be read
+    for another reason are named and stay: a later version may have written them.
     """
-    found = []
+    records = []
     for path in sorted(paths):
         try:
-            record = reader(path)
+            record = read(path)
         except DamagedFile as error:
-            if then is None:
+            if consequence is None:
                 log.warning("%s is damaged (%s) and is left out", path, error)
             else:
-                quarantine(path, error, then)
+                quarantine(path, error, consequence)
         except UNREADABLE as error:
             log.warning("%s is not a record of this version and is left out (%s)", path, error)
         else:
             if record is not None:
-                found.append(record)
-    return found
+                records.append(record)
+    return records
 
 
-class Stamped(Protocol):
+class _Finished(Protocol):
     @property
     def finished(self) -> str: ...
 
 
-def finished_since(find: Callable[[str], Stamped | None], finished_at: Mapping[str, str]) -> Callable[[str], bool]:
-    """Whether something was finished after these finished_at were taken, by fingerprint."""
+def finished_since(find: Callable[[str], _Finished | None], finished_at: Mapping[str, str]) -> Callable[[str], bool]:
+    """A function of a fingerprint: whether a record was written after `finished_at` was read."""
 
     def finished(fingerprint: str) -> bool:
         record = find(fingerprint)
@@ -70,8 +70,8 @@ def finished_since(find: Callable[[str], Stamped | None], finished_at: Mapping[s
     return finished
 
 
-def contents(path: Path, sha256: str) -> bytes:
-    """A file's bytes. Raises DamagedFile if their SHA-256 is another one, or OSError."""
+def read_verified(path: Path, sha256: str) -> bytes:
+    """A file's bytes. Raises DamagedFile if they have another SHA-256, or OSError."""
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != sha256:
         raise DamagedFile("its SHA-256 is not the one in its record")

@@ -1,15 +1,17 @@
-"""One JSON record a trial under `runs/`, written whole, with its epochs and weights beside it.
+"""Records of trials: one JSON file each under `runs/`, written atomically, with its epochs and weights.
 
-runs/ID.json          the record; its presence means that the trial ended, and it is written last
-runs/ID.epochs.json   rate, terms, accuracies and seconds of every epoch
+runs/ID.json          the record; it is written last, and its presence means that the trial ended
+runs/ID.epochs.json   learning rate, loss terms, accuracies and seconds of every epoch
 runs/ID.pt            final weights (tensors only), whose SHA-256 is in the record
 
-Each carries a checksum. What does not agree with it is set aside, and then its trial runs again.
+A file that fails its checksum is quarantined when it is read. A damaged record makes its trial run again. A record
+stands without its epochs, which only charts need, and without its weights, unless the trial must serve as a teacher.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shlex
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -20,28 +22,26 @@ from typing import TYPE_CHECKING
 from kdbench.core.errors import UserError, plain
 from kdbench.core.files import DamagedFile, quarantine, remove_stale, temporary, write_atomic
 from kdbench.core.record import FINAL, EpochMetrics, Outcome, Record
-from kdbench.core.trial import PROTOCOL, Value
+from kdbench.core.trial import PROTOCOL, Trial, Value
 from kdbench.results import serialize
-from kdbench.results.reading import UNREADABLE, contents, every, read
+from kdbench.results.reading import UNREADABLE, read_record, read_records, read_verified
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 FOLDERS = ("runs", "checkpoints", "tables", "charts")
-"""What a study writes under its results folder."""
-
-_AGAIN = "its trial runs again"
+"""Folders of a study under its results folder."""
 
 
 class Store:
-    """All records of one results folder; `quarantine`: damaged files may be moved to the folder of that name."""
+    """The trials of one results folder. Unless `quarantine` is False, damaged files are moved to its `damaged/`."""
 
     def __init__(self, root: Path, quarantine: bool = True) -> None:
         self.root, self.quarantine = root, quarantine
         self.runs = root / "runs"
 
     def require_writable(self, *names: str) -> None:
-        """Raises UserError, before any work is done, if results could not be written here (or in folders so named)."""
+        """Raise UserError if results cannot be written to the folders of these names (none: FOLDERS)."""
         try:
             for name in names or FOLDERS:
                 folder = self.root / name
@@ -55,93 +55,102 @@ class Store:
             ) from None
 
     def remove_stale(self) -> None:
-        """Remove what processes that were killed left half written."""
+        """Remove the temporary files of processes that were killed."""
         for name in ("", *FOLDERS, "transfers"):
             remove_stale(self.root / name)
 
     def save(self, outcome: Outcome, environment: Mapping[str, Value]) -> Record:
-        """Write a trial's epochs and weights, then its record. Raises DiskError."""
+        """Write a trial's weights and epochs, then its record. Raises DiskError."""
         trial_id = outcome.trial.id
-        digest = None
+        sha256 = None
         if outcome.weights is not None:
             from kdbench.results.weights import save_weights
 
-            digest = save_weights(self.runs / f"{trial_id}.pt", outcome.weights)
+            sha256 = save_weights(self._weights_path(trial_id), outcome.weights)
         if outcome.epochs:
             rows = [asdict(epoch) for epoch in outcome.epochs]
             write_atomic(self._epochs_path(trial_id), serialize.dumps_checksummed({"id": trial_id, "epochs": rows}))
-        record = _record(outcome, environment, digest)
+        record = _record(outcome, environment, sha256)
         write_atomic(self.runs / f"{trial_id}.json", serialize.dumps_checksummed({**asdict(record), "id": trial_id}))
         return record
 
     def records(self) -> list[Record]:
-        """Every readable record of this protocol, in the order of their names."""
+        """All readable records of this protocol, in ascending order of their names."""
         paths = [path for path in self.runs.glob("*.json") if not path.name.endswith(".epochs.json")]
-        return every(paths, _read, _AGAIN if self.quarantine else None)
+        return read_records(paths, _read, "its trial runs again" if self.quarantine else None)
 
     def finished_at(self) -> dict[str, str]:
-        """When the newest record of each trial was finished, by fingerprint: another stamp is another try."""
-        return {record.trial.fingerprint: record.finished for record in sorted(self.records(), key=_age)}
+        """When each trial was finished, by fingerprint; a trial that is trained again gets another time."""
+        return {fingerprint: record.finished for fingerprint, record in self._latest().items()}
 
-    def completed(self, rerun: frozenset[str] = frozenset()) -> frozenset[str]:
-        """Fingerprints of trials that need no training; `rerun` names statuses that do not stand this time.
+    def completed(self, rerun: frozenset[str] = frozenset(), needed: Collection[str] | None = None) -> frozenset[str]:
+        """Fingerprints of trials that need no training; trials whose status is in `rerun` are trained again.
 
-        What is done stands while its files are there, a network that may serve as teacher while its weights are whole.
+        A trial that is done needs its weights only as a teacher: if its fingerprint is among the `needed`, or, where
+        these are unknown (None), if it is a vanilla trial.
         """
         return frozenset(
-            record.trial.fingerprint
-            for record in self.records()
-            if record.status in FINAL - rerun and (record.status != "done" or self._whole(record))
+            fingerprint
+            for fingerprint, record in self._latest().items()
+            if record.status in FINAL - rerun
+            and (record.status != "done" or not _is_needed(record, needed) or self._has_weights(record))
         )
 
-    def _whole(self, record: Record) -> bool:
-        name = record.trial.id
-        if not self._weights_path(name).is_file() or not self._epochs_path(name).is_file():
+    def _latest(self) -> dict[str, Record]:
+        """The latest record of each trial, by fingerprint: trials of one fingerprint may differ in their labels."""
+        return {record.trial.fingerprint: record for record in sorted(self.records(), key=_age)}
+
+    def _has_weights(self, record: Record) -> bool:
+        try:
+            return bool(self._weights_file(record, "it is trained again"))
+        except ValueError:
             return False
-        if record.trial.teachers:
-            return True
-        with suppress(ValueError):
-            return bool(self._checked_weights(record))
-        return False
 
     def find(self, fingerprint: str) -> Record | None:
-        """The newest record of the trials with this fingerprint; they differ in labels only."""
-        found = []
+        """The latest record of the trial with this fingerprint; None if there is none."""
+        records = []
         for path in self.runs.glob("*.json"):
             if path.name.endswith(f".{fingerprint}.json"):
                 with suppress(*UNREADABLE):
-                    found.append(_read(path))
-        return max(filter(None, found), key=_age, default=None)
+                    records.append(_read(path))
+        return max(filter(None, records), key=_age, default=None)
 
     def epochs(self, trial_id: str) -> tuple[EpochMetrics, ...]:
-        """What was measured after each epoch. Raises OSError, ValueError or TypeError if it cannot be read."""
+        """The metrics of a trial's epochs. Raises OSError, ValueError or TypeError if they cannot be read."""
         path = self._epochs_path(trial_id)
         try:
             content = serialize.load_checksummed(path)
         except DamagedFile as error:
             if self.quarantine:
-                quarantine(path, error, _AGAIN)
+                quarantine(path, error, "its record stands, charts leave its epochs out")
             raise
         if content.get("id") != trial_id:
             raise ValueError("its contents do not belong to its id")
-        return serialize.build(_Curve, content).epochs
+        return serialize.build(_Epochs, content).epochs
 
     def weights(self, record: Record, part: str = "network") -> dict[str, Tensor]:
-        """Final weights of a trial that is done, see `load_weights`. Raises ValueError if they are not the record's."""
+        """Final weights of a trial that is done, see `load_weights`.
+
+        Raises ValueError if they are missing or damaged; the message says how to train them again.
+        """
         from kdbench.results.weights import load_weights
 
-        return load_weights(self._checked_weights(record), part)
+        return load_weights(self._weights_file(record, "its record stands"), part)
 
-    def _checked_weights(self, record: Record) -> bytes:
+    def _weights_file(self, record: Record, consequence: str) -> bytes:
+        """The bytes of a weights file. A damaged one is quarantined. Raises ValueError."""
         if record.weights_sha256 is None:
             raise ValueError(f"{record.trial.id} has no weights")
         path = self._weights_path(record.trial.id)
+        remedy = f"the command that trained these weights trains them again with {_rerun_options(record.trial)}"
         try:
-            return contents(path, record.weights_sha256)
+            return read_verified(path, record.weights_sha256)
+        except FileNotFoundError:
+            raise ValueError(f"{path} is missing; {remedy}") from None
         except DamagedFile as error:
             if self.quarantine:
-                quarantine(path, error, _AGAIN)
-            raise ValueError(f"{path} is damaged: {error}") from None
+                quarantine(path, error, consequence)
+            raise ValueError(f"{path} is damaged: {error}; {remedy}") from None
         except OSError as error:
             raise ValueError(f"{path} cannot be read: {error.strerror}") from None
 
@@ -156,8 +165,19 @@ def _age(record: Record) -> tuple[bool, str]:
     return record.status == "done", record.finished
 
 
+def _is_needed(record: Record, needed: Collection[str] | None) -> bool:
+    return not record.trial.teachers if needed is None else record.trial.fingerprint in needed
+
+
+def _rerun_options(trial: Trial) -> str:
+    """Command-line options that narrow a study to the trial's method, pair and seed, and train these again."""
+    pair = f"{trial.teacher or trial.arch}:{trial.arch}"
+    options = ["--methods", trial.method, "--pairs", pair, "--seeds", f"{trial.seed},", "--rerun", "done"]
+    return shlex.join(options)
+
+
 @dataclass(frozen=True)
-class _Curve:
+class _Epochs:
     id: str
     epochs: tuple[EpochMetrics, ...]
 
@@ -195,4 +215,4 @@ def _record(outcome: Outcome, environment: Mapping[str, Value], weights_sha256: 
 
 
 def _read(path: Path) -> Record | None:
-    return read(path, Record, lambda record: record.trial.id)
+    return read_record(path, Record, lambda record: record.trial.id)

@@ -1,4 +1,4 @@
-"""Final weights: a state dict of tensors; its SHA-256 is kept in the record."""
+"""Final weights: a state dict of tensors, whose SHA-256 is in the trial's record."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kdbench.core.files import write_atomic
 
 
 def save_weights(path: Path, weights: Mapping[str, Tensor]) -> str:
-    """Write the file whole; returns its SHA-256. Raises DiskError."""
+    """Write the file atomically; returns its SHA-256. Raises DiskError."""
     buffer = io.BytesIO()
     torch.save(dict(weights), buffer)
     content = buffer.getvalue()
@@ -23,14 +23,14 @@ def save_weights(path: Path, weights: Mapping[str, Tensor]) -> str:
 
 
 def load_weights(content: bytes, part: str = "network") -> dict[str, Tensor]:
-    """The state dict of one part, from what was written and has been checked.
+    """The state dict of one part, from a file's bytes whose SHA-256 was checked.
 
-    `network` is the trained network; `deploy` is what its method predicts with beside it, empty for most methods.
-    Raises ValueError if the content is something else after all.
+    `network` is the trained network; `deploy` is what its method needs for predictions besides the network, empty for
+    most methods. Raises ValueError if the bytes are not a state dict.
     """
+    prefix = f"{part}."
     try:
         weights: dict[str, Tensor] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # somebody made a record and a file that agree
-        raise ValueError(f"the weights are no state dict ({type(error).__name__})") from None
-    prefix = f"{part}."
-    return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+        return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+    except Exception as error:  # a forged file whose SHA-256 stands in a forged record
+        raise ValueError(f"the weights are not a state dict ({type(error).__name__})") from None

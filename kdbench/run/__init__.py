@@ -1,1 +1,1 @@
-"""Run a plan: which process trains what, what is written, and what a person sees meanwhile."""
+"""Run a plan: the runner, its executors, the claims of several processes, and progress displays."""

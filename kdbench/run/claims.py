@@ -1,10 +1,11 @@
-"""Which process does what, where several work on one results folder: each piece of work is done once.
+"""Divide the work of a results folder among several processes, so that every trial is trained once.
 
-claims/PROCESS.json   what a process has in hand; its time is set anew every few seconds, as a sign of life
-claims/lock           held for the moment in which a process looks at what the others have, and takes its own
+claims/PROCESS.json   the trials that a process is training; the file's time is updated every few seconds
+claims/lock           held while a process reads the claims of the others and writes its own
 
-A claim ends with its process: on the same machine that is seen at once, of another machine its sign of life stops. The
-lock is filelock's: the system's own, which dies with its holder; where a file system has none, a marker file.
+A claim ends with its process. On the same machine that is known at once; on another machine its file is no longer
+updated. The lock is filelock's: the operating system releases it with its process. File systems without such locks get
+a marker file.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Generic, TypeVar
 
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
@@ -30,17 +30,17 @@ G = TypeVar("G")
 
 FOLDER = "claims"
 CLAIM = "*-*-*.json"
-"""Names of claims: `files.process()` has two hyphens. Other files in the folder are somebody else's."""
+"""Names of claims: `files.process()` has two hyphens. Other files in the folder are not claims."""
 
-_BEAT = 15.0  # seconds between two signs of life
-_SILENCE = 300.0  # seconds without one after which a process of another machine is taken for dead
-_PATIENCE = 120.0  # seconds to wait for the lock, which is held for milliseconds
-_LOOK = 1.0  # seconds between two looks at what the others have done
+_HEARTBEAT = 15.0  # seconds between two updates of a claim's time
+_DEAD_AFTER = 300.0  # seconds without an update after which a process of another machine counts as dead
+_LOCK_TIMEOUT = 120.0  # seconds to wait for the lock, which is held for milliseconds
+_POLL = 1.0  # seconds between two checks of what other processes finished
 
 
 @dataclass(frozen=True)
 class Work(Generic[G]):
-    """A group of pieces of work, by name; `after` are names of pieces that must be done before."""
+    """A group of trials by their names (fingerprints); those in `after` must be finished before."""
 
     group: G
     names: frozenset[str]
@@ -48,32 +48,31 @@ class Work(Generic[G]):
 
 
 @dataclass(frozen=True)
-class _Held:
-    """What a claims file says."""
+class _ClaimFile:
+    """The content of a claim's file."""
 
     names: tuple[str, ...]
 
 
 class Claims:
-    """This process's share of the work on a results folder; to be used as a context."""
+    """The claims of this process on the trials of a results folder; a context manager."""
 
     def __init__(self, root: Path) -> None:
         self.folder = root / FOLDER
-        self._mine: set[str] = set()
-        self._over = threading.Event()
+        self._claimed: set[str] = set()
+        self._stopped = threading.Event()
 
     def __enter__(self) -> Claims:
         self._file = self.folder / f"{files.process()}.json"
         with self._locked():
             files.remove_stale(self.folder)
-            self._held_by_others()  # removes the files of dead processes
+            self._claimed_elsewhere()  # removes the claims of dead processes
             self._write()
-        self._heart = threading.Thread(target=self._beat, daemon=True)
-        self._heart.start()
+        threading.Thread(target=self._update_time, daemon=True).start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._over.set()
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
         with suppress(OSError):
             self._file.unlink(missing_ok=True)
 
@@ -83,71 +82,71 @@ class Claims:
         finished: Callable[[str], bool],
         waiting: Callable[[int, Sequence[str]], None],
     ) -> Iterator[tuple[G, frozenset[str]]]:
-        """The groups, each with the names in it that this process is to do now; the others do the rest.
+        """The groups, each with those of its names that this process must train now; other processes do the rest.
 
-        What is yielded counts as tried when the next is asked for. Ends when every name was tried here or is `finished`
-        elsewhere; while there is nothing to do but to wait for others, `waiting` hears for how many and for whom.
-        Raises DiskError.
+        A name counts as tried when the next group is requested. The iteration ends when every name was tried here or
+        is `finished` elsewhere. While other processes have all that is left, `waiting` is called with the number of
+        names and the processes. Raises DiskError.
         """
-        left = list(work)
-        while left:
+        remaining = list(work)
+        while remaining:
             idle = True
-            for each in list(left):
-                open_names = frozenset().union(*(other.names for other in left))
-                if each.after & open_names:
+            for item in list(remaining):
+                unfinished = frozenset().union(*(group.names for group in remaining))
+                if item.after & unfinished:
                     continue
-                taken, over = self._take(each.names, finished)
-                if taken:
+                claimed, done = self._claim(item.names, finished)
+                if claimed:
                     idle = False
-                    yield each.group, taken
-                    self._give_back(taken)
-                left.remove(each)
-                if rest := each.names - taken - over:
-                    left.append(Work(each.group, rest, each.after))
-            if left and idle:
-                waiting(sum(len(each.names) for each in left), self._others())
-                time.sleep(_LOOK)
+                    yield item.group, claimed
+                    self._release(claimed)
+                remaining.remove(item)
+                if rest := item.names - claimed - done:
+                    remaining.append(Work(item.group, rest, item.after))
+            if remaining and idle:
+                waiting(sum(len(item.names) for item in remaining), self._other_processes())
+                time.sleep(_POLL)
 
-    def _take(self, names: frozenset[str], finished: Callable[[str], bool]) -> tuple[frozenset[str], frozenset[str]]:
-        """Names that are now this process's, and those that are finished."""
+    def _claim(self, names: frozenset[str], finished: Callable[[str], bool]) -> tuple[frozenset[str], frozenset[str]]:
+        """Names that are now claimed by this process, and those that are finished."""
         with self._locked():
-            free = names - self._held_by_others()
-            over = frozenset(name for name in free if finished(name))
-            self._mine |= free - over
-            if free - over:
+            free = names - self._claimed_elsewhere()
+            done = frozenset(name for name in free if finished(name))
+            self._claimed |= free - done
+            if free - done:
                 self._write()
-        return free - over, over
+        return free - done, done
 
-    def _give_back(self, names: Collection[str]) -> None:
-        self._mine -= set(names)
+    def _release(self, names: Collection[str]) -> None:
+        self._claimed -= set(names)
         self._write()
 
     def _write(self) -> None:
-        files.write_atomic(self._file, serialize.dumps_checksummed({"names": sorted(self._mine)}))
+        files.write_atomic(self._file, serialize.dumps_checksummed({"names": sorted(self._claimed)}))
 
-    def _others(self) -> list[str]:
+    def _other_processes(self) -> list[str]:
         return sorted(path.stem for path in self.folder.glob(CLAIM) if path != self._file)
 
-    def _held_by_others(self) -> set[str]:
-        """What living processes have; the files of dead ones are removed."""
-        found: set[str] = set()
+    def _claimed_elsewhere(self) -> set[str]:
+        """Names that other live processes have claimed. Claims of dead processes are removed."""
+        names: set[str] = set()
         for path in self.folder.glob(CLAIM):
             if path == self._file:
                 continue
-            if not self._living(path):
+            if not self._is_alive(path):
                 path.unlink(missing_ok=True)
                 continue
             with suppress(*UNREADABLE):
-                found.update(serialize.build(_Held, serialize.load_checksummed(path)).names)
-        return found
+                names.update(serialize.build(_ClaimFile, serialize.load_checksummed(path)).names)
+        return names
 
-    def _living(self, path: Path) -> bool:
-        there = files.alive(path.stem)
-        if there is not None:
-            return there
+    def _is_alive(self, path: Path) -> bool:
+        alive = files.alive(path.stem)
+        if alive is not None:
+            return alive
         try:  # by the clock of the file system, which both machines share
             self._touch()
-            return self._file.stat().st_mtime - path.stat().st_mtime < _SILENCE
+            return self._file.stat().st_mtime - path.stat().st_mtime < _DEAD_AFTER
         except OSError:
             return False
 
@@ -155,17 +154,17 @@ class Claims:
         with suppress(OSError):
             os.utime(self._file)
 
-    def _beat(self) -> None:
-        while not self._over.wait(_BEAT):
+    def _update_time(self) -> None:
+        while not self._stopped.wait(_HEARTBEAT):
             self._touch()
 
     def _acquire(self) -> BaseFileLock:
-        place = self.folder / "lock"
+        path = self.folder / "lock"
         try:
-            lock: BaseFileLock = FileLock(place, timeout=_PATIENCE)
+            lock: BaseFileLock = FileLock(path, timeout=_LOCK_TIMEOUT)
             lock.acquire()
-        except NotImplementedError:  # no flock on this file system, and a filelock that does not fall back by itself
-            lock = SoftFileLock(place.with_name("lock.soft"), timeout=_PATIENCE)
+        except NotImplementedError:  # no flock on this file system, and a filelock version that does not fall back
+            lock = SoftFileLock(path.with_name("lock.soft"), timeout=_LOCK_TIMEOUT)
             lock.acquire()
         return lock
 
@@ -175,7 +174,9 @@ class Claims:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = self._acquire()
         except Timeout:
-            raise UserError(f"{self.folder / 'lock'} is held by a process that does not go on: end it") from None
+            raise UserError(
+                f"{self.folder / 'lock'} is held by a process that does not respond: end that process"
+            ) from None
         except OSError as error:
             raise files.DiskError(f"{self.folder} cannot be written: {error.strerror}") from error
         try:

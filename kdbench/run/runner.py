@@ -1,4 +1,4 @@
-"""Plan -> records, cohort by cohort, through an executor, beside other processes on the same folder."""
+"""Run a plan: train its cohorts one after another, and write a record for every trial."""
 
 from __future__ import annotations
 
@@ -21,80 +21,93 @@ def run_plan(
     checkpoints: Checkpoints,
     observer: Observer,
     environment: Mapping[str, Value],
-    before: Mapping[str, str] | None = None,
+    finished_at: Mapping[str, str] | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Train what the plan lacks. Every trial ends in a record, also where its teacher or its whole cohort failed.
+    """Train the plan's cohorts. Every trial ends in a record, even if its teacher is missing or its cohort fails.
 
-    `before` are the store's finished_at when the plan was made; a trial whose record has another one by now was done by
-    another process. Raises DiskError, Interrupted.
+    Other processes may work on the same results folder: each trial is trained by one of them. `finished_at` is the
+    store's when the plan was made; trials that were finished since are not trained. Raises DiskError, Interrupted.
     """
-    finished = finished_since(store.find, store.finished_at() if before is None else before)
+    finished = finished_since(store.find, store.finished_at() if finished_at is None else finished_at)
 
-    def keep(outcome: Outcome) -> None:
+    def save(outcome: Outcome) -> None:
         store.save(outcome, environment)
         if outcome.status in FINAL:
             checkpoints.remove(outcome.trial.id)
         observer.outcome(outcome)
 
-    def waiting(trials: int, processes: Sequence[str]) -> None:
+    def wait(trials: int, processes: Sequence[str]) -> None:
         observer.waiting(trials, processes)
         if stop():
             raise Interrupted
 
-    for trial in plan.completed:  # a process may have been killed before it could do so
+    for trial in plan.completed:  # a process may have been killed after it wrote the record
         checkpoints.remove(trial.id)
     for trial, reason in plan.not_applicable:
         if not finished(trial.fingerprint):
-            keep(Outcome(trial, "n/a", reason))
+            save(Outcome(trial, "n/a", reason))
     with Claims(store.root) as claims:
-        for number, names in claims.share(_work(plan.cohorts), finished, waiting):
+        for number, fingerprints in claims.share(_work(plan.cohorts), finished, wait):
             cohort = plan.cohorts[number]
-            mine = cohort.with_trials([trial for trial in cohort.trials if trial.fingerprint in names])
-            observer.cohort(mine, number + 1, len(plan.cohorts))
-            for outcome in _outcomes(mine, store, executor, observer):
-                keep(outcome)
+            cohort = cohort.with_trials([trial for trial in cohort.trials if trial.fingerprint in fingerprints])
+            observer.cohort(cohort, number + 1, len(plan.cohorts))
+            pending = {trial.id: trial for trial in cohort.trials}
+            outcomes: Iterator[Outcome] | None = None
+            while True:  # not a for loop: an error in saving an outcome is not an error in training
+                try:
+                    if outcomes is None:
+                        outcomes = executor.train(cohort, _teacher_weights(cohort, store), observer)
+                    outcome = next(outcomes, None)
+                except (BrokenPipeError, DiskError):  # progress or results cannot be written
+                    raise
+                except Exception as error:
+                    outcomes = iter([Outcome(trial, "failed", _reason(error)) for trial in pending.values()])
+                    continue
+                if outcome is None:
+                    break
+                del pending[outcome.trial.id]
+                save(outcome)
 
 
 def _work(cohorts: Sequence[Cohort]) -> Iterator[Work[int]]:
-    """The cohorts by number; each needs the networks that teach in it, where these are trained here."""
+    """The cohorts by number; each waits for its teachers and extra teachers, where these are trained in this plan."""
     for number, cohort in enumerate(cohorts):
         teachers = frozenset(source.trial for source in cohort.sources.values() if source.trial)
         yield Work(number, frozenset(trial.fingerprint for trial in cohort.trials), teachers)
 
 
 class _MissingTeacher(Exception):
-    """A teacher of the cohort was not trained, or its training did not end well."""
+    """A teacher of the cohort was not trained, or its weights cannot be read."""
 
 
-def _outcomes(cohort: Cohort, store: Store, executor: Executor, observer: Observer) -> Iterator[Outcome]:
-    """One outcome a trial, whatever breaks in training. What breaks in keeping them is not training's failure."""
-    waiting = {trial.id: trial for trial in cohort.trials}
-    try:
-        for outcome in executor.train(cohort, _teacher_weights(cohort, store), observer):
-            del waiting[outcome.trial.id]
-            yield outcome
-    except _MissingTeacher as error:
-        for trial in waiting.values():
-            yield Outcome(trial, "failed", str(error))
-    except (BrokenPipeError, DiskError):  # nobody reads the progress any more; nothing can be kept any more
-        raise
-    except Exception as error:
-        reason = f"its cohort could not be trained: {type(error).__name__}: {error}".splitlines()[0]
-        for trial in waiting.values():
-            yield Outcome(trial, "failed", reason)
+def _reason(error: Exception) -> str:
+    """Why the trials of a cohort have no outcome, in one line."""
+    if isinstance(error, _MissingTeacher):
+        return str(error)
+    return f"its cohort could not be trained: {type(error).__name__}: {error}".splitlines()[0]
 
 
 def _teacher_weights(cohort: Cohort, store: Store) -> TeacherWeights:
-    """State dicts of the networks that were trained here. A missing extra teacher is its trial's failure alone."""
+    """State dicts of the cohort's trained networks. Raises _MissingTeacher.
+
+    Extra teachers that are missing are left out: only the trials that require them fail.
+    """
     weights = {}
     for key, source in cohort.sources.items():
         if source.trial is None:
             continue
         record = store.find(source.trial)
-        if record is not None and record.status == "done":
-            weights[key] = store.weights(record)
-        elif source in cohort.teachers:
-            state = "has no record" if record is None else f"{record.status}: {record.reason}"
-            raise _MissingTeacher(f"its teacher {source.arch} {state}")
+        if record is None:
+            problem = "has no record"
+        elif record.status != "done":
+            problem = f"{record.status}: {record.reason}"
+        else:
+            try:
+                weights[key] = store.weights(record)
+                continue
+            except ValueError as error:
+                problem = f"has no weights: {error}"
+        if source in cohort.teachers:
+            raise _MissingTeacher(f"its teacher {source.arch} {problem}")
     return weights

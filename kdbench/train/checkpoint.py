@@ -42,7 +42,7 @@ class Checkpoints:
         return self._path(trial_id).exists()
 
     def load(self, trial_id: str) -> dict[str, Any] | None:
-        """The trial's last state on the CPU, or None; a damaged file is set aside. Raises DiskError."""
+        """The trial's last state on the CPU, or None; a damaged file is quarantined. Raises DiskError."""
         path = self._path(trial_id)
         try:
             content = read_checksummed(path)

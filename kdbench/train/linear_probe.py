@@ -1,4 +1,4 @@
-"""A linear classifier on a frozen backbone, by either protocol (see plan/protocols.py)."""
+"""Train linear classifiers on frozen backbones; the protocols are in `plan/probe_protocols.py`."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from kdbench.train.optim import learning_rate, sgd
 
 
 class ProbedNetwork(nn.Module):
-    """A trained network whose classifier is another one, in float32."""
+    """A trained network with a new classifier, which works in float32."""
 
-    def __init__(self, backbone: nn.Module, embedding: int, classes: int) -> None:
+    def __init__(self, backbone: nn.Module, embedding_dim: int, classes: int) -> None:
         super().__init__()
         self.backbone = backbone.requires_grad_(False)
-        self.head = nn.Linear(embedding, classes)
-        nn.init.normal_(self.head.weight, 0.0, 0.01)  # as the authors' script begins
+        self.head = nn.Linear(embedding_dim, classes)
+        nn.init.normal_(self.head.weight, 0.0, 0.01)  # as in the authors' script
         nn.init.zeros_(self.head.bias)
 
     def forward(self, images: Tensor) -> Output:
@@ -39,40 +39,40 @@ class ProbedNetwork(nn.Module):
 
     @torch.no_grad()
     def embed(self, images: Tensor) -> Tensor:
-        """What the network's own classifier read, float32 [B, D]."""
+        """The embeddings of the backbone, float32 [B, D]."""
         output: Output = self.backbone(images, pre_activations=False)
         return output.embedding.float()
 
 
 class ProbeTrainer:
-    """One transfer in training. Nothing here depends on other transfers."""
+    """One linear probe in training. It does not depend on the probes that are trained with it."""
 
     def __init__(self, probe: LinearProbe, weights: Mapping[str, Tensor], device: torch.device) -> None:
         self.probe, self.device = probe, device
         source, seed = probe.source, probe.seed
         self.normalization = info(source.arch).normalization
-        width = features(source.arch, source.data.classes, source.data.size).embedding_dim
+        embedding_dim = features(source.arch, source.data.classes, source.data.size).embedding_dim
         backbone = restore(source.arch, source.data.classes, source.data.size, weights)
         if not probe.bn_train_mode:
             backbone = fold(backbone.eval())
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed("probe", probe.data.content, seed))
-            network = ProbedNetwork(backbone, width, probe.data.classes)
+            network = ProbedNetwork(backbone, embedding_dim, probe.data.classes)
         self.network = on_device(network, device)
         self.optimizer = sgd(probe.recipe, self.network.head.parameters(), probe.lr)
         self.timer = Timer(device)
         self.seconds = 0.0
-        self.epoch = 0  # the last whole one
+        self.epoch = 0  # the last one begun
         self.loss: float | None = None
 
     def embed(self, batch: Batch) -> Tensor:
-        """Features of a batch in evaluation mode, float32 [B, D]."""
+        """The embeddings of a batch in evaluation mode, float32 [B, D]."""
         self.network.eval()
         with self.timer.running(), autocast(self.device, self.probe.precision):
             return self.network.embed(batch.images_for(self.normalization))
 
     def step(self, batch: Batch, number: int) -> None:
-        """One step of a protocol in which batch norms work with batch statistics and their running ones move."""
+        """One optimizer step with batch norms in training mode: they update their running statistics."""
         self.network.train()
         with self.timer.running():
             torch.manual_seed((self._dropout + number) % 2**63)
@@ -86,6 +86,7 @@ class ProbeTrainer:
             self._steps += 1
 
     def begin_epoch(self, epoch: int) -> None:
+        """Prepare the learning rate, the random stream and the mean loss."""
         self._sum, self._steps = torch.zeros((), dtype=torch.float64, device=self.device), 0
         self._dropout = derive_seed("probe dropout", self.probe.fingerprint, epoch)
         self.epoch = epoch
@@ -93,13 +94,13 @@ class ProbeTrainer:
             group["lr"] = learning_rate(self.probe.recipe, self.probe.lr, epoch)
 
     def end_epoch(self) -> None:
-        """Raises Diverged if the epoch's loss was not finite."""
+        """Compute the mean loss. Raises Diverged if it is not finite."""
         self.loss = self._sum.item() / self._steps
         if not torch.isfinite(self._sum):
             raise Diverged(f"the loss was not finite in epoch {self.epoch}")
 
     def accuracy(self, batches: Iterable[Batch]) -> tuple[float, float]:
-        """Top-1 and top-5 in per cent, in evaluation mode."""
+        """Top-1 and top-5 accuracy in percent, in evaluation mode."""
         self.network.eval()
 
         def predict(batch: Batch) -> Tensor:
@@ -115,7 +116,7 @@ class ProbeTrainer:
         return accuracy.top1, accuracy.top5
 
     def state(self) -> dict[str, Any]:
-        """All that the next epoch depends on."""
+        """Everything needed to resume training after this epoch."""
         self.seconds += self.timer.total()
         return {
             "fingerprint": self.probe.fingerprint,
@@ -127,78 +128,84 @@ class ProbeTrainer:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from `state()`. Raises an exception of any kind if it is not this transfer's."""
+        """Resume from `state()`. Raises an exception of any type if it belongs to another probe."""
         if state["fingerprint"] != self.probe.fingerprint:
-            raise ValueError("the state is another transfer's")
+            raise ValueError("the state belongs to another probe")
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.seconds, self.loss = state["epoch"], state["seconds"], state["loss"]
 
 
 class StackedProbes:
-    """Probes whose classifiers have one shape and one schedule, trained at once on features that are computed once.
+    """Probes with equal shapes and schedules, whose classifiers are trained together on precomputed features.
 
-    They share nothing but their batches; to rounding, each comes out as it would alone.
+    They share only the order of their batches. Up to rounding, the result of each is the same as if trained alone.
     """
 
-    def __init__(self, probes: Sequence[ProbeTrainer]) -> None:
-        self.probes, first = probes, probes[0]
-        self.recipe, data = first.probe.recipe, first.probe.data
-        heads = [probe.network.head for probe in probes]
-        shape = (len(probes), first.probe.views, data.train, heads[0].in_features)
-        self.features = torch.zeros(shape, device=first.device)  # [S, V, N, D]
+    def __init__(self, trainers: Sequence[ProbeTrainer]) -> None:
+        self.trainers, first = trainers, trainers[0]
+        self.probe, self.device = first.probe, first.device
+        heads = [trainer.network.head for trainer in trainers]
+        shape = (len(trainers), self.probe.views, self.probe.data.train, heads[0].in_features)
+        self.features = torch.zeros(shape, device=self.device)  # [S, V, N, D]
         self.weight = torch.stack([head.weight.detach() for head in heads]).requires_grad_()  # [S, C, D]
         self.bias = torch.stack([head.bias.detach() for head in heads]).unsqueeze(1).requires_grad_()  # [S, 1, C]
-        self.problems: dict[ProbeTrainer, Exception] = {}
+        self.errors: dict[ProbeTrainer, Exception] = {}
 
     def embed(self, view: int, batch: Batch) -> None:
-        """Keep the features of a batch of training images; a network that fails leaves the others."""
-        for place, probe in enumerate(self.probes):
-            if probe not in self.problems:
+        """Store the features of a batch of training images under a view; errors are kept per probe."""
+        for index, trainer in enumerate(self.trainers):
+            if trainer not in self.errors:
                 try:
-                    self.features[place, view, batch.indices] = probe.embed(batch)
+                    self.features[index, view, batch.indices] = trainer.embed(batch)
                 except Exception as error:
-                    self.problems[probe] = error
+                    self.errors[trainer] = error
 
     def fit(self, labels: Tensor, advance: Callable[[int], None]) -> None:
-        """Train the classifiers, each image in a view drawn anew each epoch; `advance` is called after each."""
-        transfer, timer = self.probes[0].probe, Timer(self.probes[0].device)
-        recipe, (students, views, count, width) = self.recipe, self.features.shape
-        optimizer = sgd(recipe, [self.weight, self.bias], transfer.lr)
-        flat, losses = self.features.view(students, views * count, width), []
+        """Train all classifiers, with a random view of each image in each epoch.
+
+        `labels` are those of the training images, int64 [N]. After each epoch, `advance` gets the number of probes.
+        """
+        probe, recipe, timer = self.probe, self.probe.recipe, Timer(self.device)
+        students, views, count, embedding_dim = self.features.shape
+        optimizer = sgd(recipe, [self.weight, self.bias], probe.lr)
+        features = self.features.view(students, views * count, embedding_dim)
+        losses = []
         with timer.running():
             for epoch in range(1, recipe.epochs + 1):
-                optimizer.param_groups[0]["lr"] = learning_rate(recipe, transfer.lr, epoch)
+                optimizer.param_groups[0]["lr"] = learning_rate(recipe, probe.lr, epoch)
                 stream = torch.Generator().manual_seed(
-                    derive_seed("probe batches", transfer.data.content, transfer.seed, epoch)
+                    derive_seed("probe batches", probe.data.content, probe.seed, epoch)
                 )
                 order = torch.randperm(count, generator=stream)
                 view = torch.randint(views, (count,), generator=stream)
-                rows, own = (view * count + order).to(flat.device), labels[order].to(flat.device)
-                total = torch.zeros(students, dtype=torch.float64, device=flat.device)
+                rows, targets = (view * count + order).to(self.device), labels[order].to(self.device)
+                total = torch.zeros(students, dtype=torch.float64, device=self.device)
                 steps = count // recipe.batch_size  # the last incomplete batch is dropped, as in training
                 for start in range(0, steps * recipe.batch_size, recipe.batch_size):
-                    here = slice(start, start + recipe.batch_size)
-                    logits = torch.baddbmm(self.bias, flat[:, rows[here]], self.weight.transpose(1, 2))  # [S, B, C]
-                    target = own[here].expand(students, -1)
-                    each = F.cross_entropy(logits.transpose(1, 2), target, reduction="none").mean(dim=1)  # [S]
-                    each.sum().backward()  # a sum: no student's gradient is scaled
+                    batch = slice(start, start + recipe.batch_size)
+                    logits = torch.baddbmm(
+                        self.bias, features[:, rows[batch]], self.weight.transpose(1, 2)
+                    )  # [S, B, C]
+                    target = targets[batch].expand(students, -1)
+                    loss = F.cross_entropy(logits.transpose(1, 2), target, reduction="none").mean(dim=1)  # [S]
+                    loss.sum().backward()  # the sum, so that each classifier gets its own gradient unscaled
                     optimizer.step()
                     optimizer.zero_grad(set_to_none=True)
-                    total += each.detach().double()
+                    total += loss.detach().double()
                 losses.append(total / steps)
                 advance(students)
-        self._part(torch.stack(losses), timer.total() / students)
+        self._unstack(torch.stack(losses), timer.total() / students)
 
     @torch.no_grad()
-    def _part(self, losses: Tensor, seconds: float) -> None:
-        """Give each probe its classifier back; `losses` are those of every epoch, [E, S]."""
+    def _unstack(self, losses: Tensor, seconds: float) -> None:
+        """Give each trainer its classifier, loss and time; `losses` are the means of all epochs, [E, S]."""
         finite = losses.isfinite().cpu()
-        for place, probe in enumerate(self.probes):
-            probe.network.head.weight.copy_(self.weight[place])
-            probe.network.head.bias.copy_(self.bias[place, 0])
-            probe.epoch, probe.loss = len(losses), float(losses[-1, place])
-            probe.seconds += seconds
-            if not finite[:, place].all():
-                epoch = int(finite[:, place].int().argmin()) + 1
-                self.problems.setdefault(probe, Diverged(f"the loss was not finite in epoch {epoch}"))
+        for index, trainer in enumerate(self.trainers):
+            trainer.network.head.weight.copy_(self.weight[index])
+            trainer.network.head.bias.copy_(self.bias[index, 0])
+            trainer.epoch, trainer.loss = len(losses), float(losses[-1, index])
+            trainer.seconds += seconds
+            if not finite[:, index].all():
+                epoch = int(finite[:, index].int().argmin()) + 1
+                self.errors.setdefault(trainer, Diverged(f"the loss was not finite in epoch {epoch}"))

@@ -1,4 +1,4 @@
-"""ProbeStore of many networks to one target: they share its images, and the failure of one is its own."""
+"""Train the linear probes of many networks on the same target images; one failure leaves the others."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kdbench.core.linear_probe import LinearProbe
 from kdbench.core.record import ProbeRecord
 from kdbench.core.trial import PROTOCOL, Value
 from kdbench.data.augment import show, views
-from kdbench.data.dataset import Dataset, Split
+from kdbench.data.dataset import Batch, Dataset, Split
 from kdbench.data.resident import Loader, sequential_batches
 from kdbench.models import features, info
 from kdbench.train.checkpoint import Checkpoints, log
@@ -21,159 +21,160 @@ from kdbench.train.evaluate import EVALUATION_BATCH
 from kdbench.train.failures import Diverged, status_and_reason
 from kdbench.train.linear_probe import ProbeTrainer, StackedProbes
 
-_ROOM = 2**31  # bytes of features that are held at a time
+_FEATURE_BYTES = 2**31  # of stored features at a time
 
-Ended = Iterator[tuple[ProbeTrainer, Exception | None]]
+Weights = Callable[[LinearProbe], Mapping[str, Tensor]]
+"""Loads the weights of a probe's network."""
+
+Trained = Iterator[tuple[ProbeTrainer, Exception | None]]
+"""Trainers in the order in which they end, with their error if they failed."""
 
 
 class Watcher(Protocol):
-    """Watches a group of transfers; for progress displays."""
+    """Watches a group of probes; for progress displays."""
 
-    def group(self, transfers: Sequence[LinearProbe]) -> None: ...
-    def advance(self, epochs: int) -> None: ...  # epochs of one network
-    def record(self, record: ProbeRecord) -> None: ...
+    def group(self, probes: Sequence[LinearProbe], /) -> None: ...
+    def advance(self, epochs: int, /) -> None: ...  # summed over the probes
+    def record(self, record: ProbeRecord, /) -> None: ...
 
 
 def train_probes(
-    transfers: Sequence[LinearProbe],
-    images: Dataset,
-    weights: Callable[[LinearProbe], Mapping[str, Tensor]],
+    probes: Sequence[LinearProbe],
+    dataset: Dataset,
+    weights: Weights,
     checkpoints: Checkpoints,
     device: torch.device,
     environment: Mapping[str, Value],
     watcher: Watcher,
 ) -> Iterator[ProbeRecord]:
-    """A record for each of these, which share target, protocol and seed. Where `weights` raises, that one fails."""
-    watcher.group(transfers)
-    group = _Group(images, checkpoints, device, watcher)
-    for kind in dict.fromkeys(map(_kind, transfers)):
-        alike = [transfer for transfer in transfers if _kind(transfer) == kind]
-        size, _ = kind
-        many = max(1, _ROOM // size) if size else len(alike)
-        for start in range(0, len(alike), many):
-            for outcome in group.train(alike[start : start + many], weights):
-                record = _record(*outcome, environment)
+    """A record for each of the probes, which share target, protocol and seed. If `weights` raises, that probe fails."""
+    watcher.group(probes)
+    group = _Group(dataset, checkpoints, device, watcher)
+    for key in dict.fromkeys(map(_group_key, probes)):
+        compatible = [probe for probe in probes if _group_key(probe) == key]
+        feature_bytes, _ = key
+        count = max(1, _FEATURE_BYTES // feature_bytes) if feature_bytes else len(compatible)
+        for start in range(0, len(compatible), count):
+            for probe, trainer, result in group.train(compatible[start : start + count], weights):
+                record = _record(probe, trainer, result, environment)
                 watcher.record(record)
                 yield record
-                checkpoints.remove(record.probe.id)
+                checkpoints.remove(probe.id)
 
 
-def _kind(transfer: LinearProbe) -> tuple[int, float]:
-    """Those of one kind are trained at once: bytes of the features of one network (0: none are kept), and rate."""
-    if transfer.bn_train_mode:
+def _group_key(probe: LinearProbe) -> tuple[int, float]:
+    """Probes with equal keys are trained together: bytes of stored features (0: none are stored), and learning rate."""
+    if probe.bn_train_mode:
         return 0, 0.0
-    source = transfer.source
-    width = features(source.arch, source.data.classes, source.data.size).embedding_dim
-    return 4 * width * transfer.views * transfer.data.train, transfer.lr
+    source = probe.source
+    embedding_dim = features(source.arch, source.data.classes, source.data.size).embedding_dim
+    return 4 * embedding_dim * probe.views * probe.data.train, probe.lr
 
 
-Outcome = tuple[LinearProbe, ProbeTrainer | None, tuple[float, float] | Exception]
-"""A transfer, how far it came, and its top-1 and top-5 accuracy or what ended it."""
+Result = tuple[float, float] | Exception
+"""Top-1 and top-5 accuracy of a probe, or its error."""
 
 
 def _record(
-    transfer: LinearProbe,
-    probe: ProbeTrainer | None,
-    end: tuple[float, float] | Exception,
-    environment: Mapping[str, Value],
+    probe: LinearProbe, trainer: ProbeTrainer | None, result: Result, environment: Mapping[str, Value]
 ) -> ProbeRecord:
     finished = datetime.now(UTC).isoformat(timespec="milliseconds")
-    if isinstance(end, Exception) or probe is None:
-        when = f"epoch {probe.epoch}" if probe and probe.epoch else "before training"
-        status, reason = status_and_reason(
-            end if isinstance(end, Exception) else RuntimeError("it was not trained"), when
-        )
-        return ProbeRecord(PROTOCOL, transfer, status, reason, None, None, None, None, environment, finished)
-    return ProbeRecord(PROTOCOL, transfer, "done", None, *end, probe.loss, probe.seconds, environment, finished)
+    if isinstance(result, Exception) or trainer is None:
+        when = f"epoch {trainer.epoch}" if trainer and trainer.epoch else "before training"
+        error = result if isinstance(result, Exception) else RuntimeError("it was not trained")
+        status, reason = status_and_reason(error, when)
+        return ProbeRecord(PROTOCOL, probe, status, reason, None, None, None, None, environment, finished)
+    return ProbeRecord(PROTOCOL, probe, "done", None, *result, trainer.loss, trainer.seconds, environment, finished)
 
 
 class _Group:
-    """ModelLoader that are trained on the same images side by side."""
+    """Trains probes together on one target data set."""
 
-    def __init__(self, images: Dataset, checkpoints: Checkpoints, device: torch.device, watcher: Watcher) -> None:
-        self.images, self.checkpoints, self.device, self.watcher = images, checkpoints, device, watcher
+    def __init__(self, dataset: Dataset, checkpoints: Checkpoints, device: torch.device, watcher: Watcher) -> None:
+        self.dataset, self.checkpoints, self.device, self.watcher = dataset, checkpoints, device, watcher
 
     def train(
-        self, transfers: Sequence[LinearProbe], weights: Callable[[LinearProbe], Mapping[str, Tensor]]
-    ) -> Iterator[Outcome]:
-        self.normalization = {
-            each for each in (info(transfer.source.arch).normalization for transfer in transfers) if each
-        }
-        probes = []
-        for transfer in transfers:
-            try:
-                probes.append(self._probe(transfer, weights(transfer)))
-            except Exception as error:
-                yield transfer, None, error
-        if not probes:
-            return
-        for probe, problem in (self._moving if transfers[0].bn_train_mode else self._fixed)(probes):
-            end: tuple[float, float] | Exception | None = problem
-            if end is None:
-                try:
-                    test = sequential_batches(
-                        self.images.test, self.images.info, EVALUATION_BATCH, self.device, self.normalization
-                    )
-                    end = probe.accuracy(test)
-                except Exception as error:
-                    end = error
-            yield probe.probe, probe, end
-
-    def _probe(self, transfer: LinearProbe, weights: Mapping[str, Tensor]) -> ProbeTrainer:
-        probe = ProbeTrainer(transfer, weights, self.device)
-        if state := self.checkpoints.load(transfer.id):
-            try:
-                probe.load_state(state)
-            except Exception as error:
-                log.warning("the checkpoint of %s does not fit (%s): it starts again", transfer.id, error)
-                return ProbeTrainer(transfer, weights, self.device)
-        return probe
-
-    def _fixed(self, probes: list[ProbeTrainer]) -> Ended:
-        """Features of every view first, then all classifiers at once."""
-        first, train = probes[0].probe, self.images.train
-        stack = StackedProbes(probes)
-        for number, view in enumerate(views(first.views, first.recipe.pad, self.images.info.flip)):
-            shown = Split(show(train.images, view), train.labels)
-            for batch in sequential_batches(shown, self.images.info, EVALUATION_BATCH, self.device, self.normalization):
-                stack.embed(number, batch)
-        stack.fit(train.labels, self.watcher.advance)
+        self, probes: Sequence[LinearProbe], weights: Weights
+    ) -> Iterator[tuple[LinearProbe, ProbeTrainer | None, Result]]:
+        """Each probe with its trainer (None if that could not be built) and its result, in the order of their ends."""
+        normalizations = (info(probe.source.arch).normalization for probe in probes)
+        self.normalizations = {normalization for normalization in normalizations if normalization}
+        trainers = []
         for probe in probes:
-            yield probe, stack.problems.get(probe)
+            try:
+                trainers.append(self._trainer(probe, weights(probe)))
+            except Exception as error:
+                yield probe, None, error
+        if not trainers:
+            return
+        train = self._train_on_batches if probes[0].bn_train_mode else self._train_on_features
+        for trainer, failure in train(trainers):
+            yield trainer.probe, trainer, failure or self._accuracy(trainer)
 
-    def _moving(self, probes: list[ProbeTrainer]) -> Ended:
-        """Every step for all networks, on the same augmented batch; a state is kept after each epoch."""
-        first, recipe = probes[0].probe, probes[0].probe.recipe
+    def _trainer(self, probe: LinearProbe, weights: Mapping[str, Tensor]) -> ProbeTrainer:
+        """A trainer, resumed from the probe's checkpoint if there is one."""
+        trainer = ProbeTrainer(probe, weights, self.device)
+        if state := self.checkpoints.load(probe.id):
+            try:
+                trainer.load_state(state)
+            except Exception as error:
+                log.warning("the checkpoint of %s does not fit (%s): its training starts again", probe.id, error)
+                return ProbeTrainer(probe, weights, self.device)
+        return trainer
+
+    def _accuracy(self, trainer: ProbeTrainer) -> Result:
+        try:
+            return trainer.accuracy(self._batches(self.dataset.test))
+        except Exception as error:
+            return error
+
+    def _batches(self, split: Split) -> Iterator[Batch]:
+        return sequential_batches(split, self.dataset.info, EVALUATION_BATCH, self.device, self.normalizations)
+
+    def _train_on_features(self, trainers: list[ProbeTrainer]) -> Trained:
+        """Compute the features of every view, then train all classifiers at once."""
+        probe, train = trainers[0].probe, self.dataset.train
+        stack = StackedProbes(trainers)
+        for index, view in enumerate(views(probe.views, probe.recipe.pad, self.dataset.info.flip)):
+            for batch in self._batches(Split(show(train.images, view), train.labels)):
+                stack.embed(index, batch)
+        stack.fit(train.labels, self.watcher.advance)
+        for trainer in trainers:
+            yield trainer, stack.errors.get(trainer)
+
+    def _train_on_batches(self, trainers: list[ProbeTrainer]) -> Trained:
+        """Train all networks on the same augmented batches, with a checkpoint after each epoch."""
+        probe = trainers[0].probe
         loader = Loader(
-            self.images,
-            batch_size=recipe.batch_size,
-            pad=recipe.pad,
+            self.dataset,
+            batch_size=probe.recipe.batch_size,
+            pad=probe.recipe.pad,
             device=self.device,
-            seed=first.seed,
-            normalizations=self.normalization,
+            seed=probe.seed,
+            normalizations=self.normalizations,
         )
-        left = list(probes)
-        for epoch in range(1, recipe.epochs + 1):
-            active = [probe for probe in left if probe.epoch == epoch - 1]
-            problems: dict[ProbeTrainer, Exception] = {}
-            for probe in active:
-                probe.begin_epoch(epoch)
+        remaining = list(trainers)
+        for epoch in range(1, probe.recipe.epochs + 1):
+            active = [trainer for trainer in remaining if trainer.epoch == epoch - 1]
+            errors: dict[ProbeTrainer, Exception] = {}
+            for trainer in active:
+                trainer.begin_epoch(epoch)
             for number, batch in enumerate(loader.epoch(epoch) if active else ()):
-                for probe in active:
-                    if probe not in problems:
+                for trainer in active:
+                    if trainer not in errors:
                         try:
-                            probe.step(batch, number)
+                            trainer.step(batch, number)
                         except Exception as error:
-                            problems[probe] = error
-            for probe in active:
+                            errors[trainer] = error
+            for trainer in active:
                 try:
-                    if probe not in problems:
-                        probe.end_epoch()
-                        self.checkpoints.save([(probe.probe.id, probe.state())])
+                    if trainer not in errors:
+                        trainer.end_epoch()
+                        self.checkpoints.save([(trainer.probe.id, trainer.state())])
                 except Diverged as error:
-                    problems[probe] = error
-            left = [probe for probe in left if probe not in problems]
-            self.watcher.advance(len(probes))
-            yield from problems.items()
-        for probe in left:
-            yield probe, None
+                    errors[trainer] = error
+            remaining = [trainer for trainer in remaining if trainer not in errors]
+            self.watcher.advance(len(trainers))
+            yield from errors.items()
+        for trainer in remaining:
+            yield trainer, None

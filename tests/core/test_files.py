@@ -107,4 +107,4 @@ def test_what_cannot_be_set_aside_stays(
     with caplog.at_level(logging.WARNING):
         files.quarantine(path, "why", "then this")
     assert path.exists()
-    assert "could not be set aside (Read-only file system): then this" in caplog.text
+    assert "could not be moved away (Read-only file system): then this" in caplog.text

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kdbench.core import files
+from kdbench.core.data import DataRequest
 from kdbench.core.errors import UserError
 from kdbench.data import cache
 from kdbench.data.dataset import Dataset
@@ -156,6 +159,24 @@ def test_an_error_in_the_source_writes_no_entry(tmp_path: Path) -> None:
     assert not (tmp_path / "data-dir").exists()
 
 
-def test_digits_need_no_cache(tmp_path: Path) -> None:
-    get("digits", tmp_path)
-    assert not (tmp_path / "data-dir").exists()
+def test_cached_digits_need_no_scikit_learn(tmp_path: Path) -> None:
+    """Its import takes as long as that of torch."""
+    first = get("digits", tmp_path)
+    assert len(list((tmp_path / "data-dir" / "cache").iterdir())) == 1
+    code = (
+        "import sys; from pathlib import Path; from kdbench.core.data import DataRequest;"
+        "from kdbench.data.sources import prepare;"
+        "dataset = prepare(DataRequest('digits', 8), Path(sys.argv[1]));"
+        "print(dataset.info.content, 'sklearn' in sys.modules)"
+    )
+    argv = [sys.executable, "-c", code, str(tmp_path / "data-dir")]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [first.info.content, "False"]
+
+
+def test_other_digits_than_the_known_ones_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from kdbench.data.sources import digits
+
+    monkeypatch.setattr(digits, "_DIGEST", "0" * 64)
+    with pytest.raises(UserError, match="ships other images"):
+        digits.find(DataRequest("digits", 8), Path()).decode(8)

@@ -52,7 +52,7 @@ def test_shapes_types_and_layout() -> None:
 def test_every_crop_is_the_one_of_a_plain_loop(pad: int, flip: bool) -> None:
     images = image_set(43, size=6, flip=flip)
     source = loader(images, pad=pad)
-    order, top, left, mirrored = source._draw(5).tolist()
+    order, (top, left, flipped) = (draws.tolist() for draws in source._draw_epoch(5))
     assert sorted(order) == list(range(43))
     seen = 0
     for batch in source.epoch(5):
@@ -61,7 +61,7 @@ def test_every_crop_is_the_one_of_a_plain_loop(pad: int, flip: bool) -> None:
             image = images.train.images[order[seen]].numpy()  # [H, W, 3]
             padded = np.pad(image, ((pad, pad), (pad, pad), (0, 0)))
             crop = padded[top[seen] : top[seen] + 6, left[seen] : left[seen] + 6]
-            expected = crop[:, ::-1] if mirrored[seen] else crop
+            expected = crop[:, ::-1] if flipped[seen] else crop
             np.testing.assert_array_equal(found[row], expected)
             assert batch.indices[row] == order[seen]
             assert batch.labels[row] == images.train.labels[order[seen]]
@@ -70,17 +70,19 @@ def test_every_crop_is_the_one_of_a_plain_loop(pad: int, flip: bool) -> None:
 
 
 def test_offsets_and_flips_are_uniform() -> None:
-    _, top, left, mirrored = loader(image_set(9000, size=1, classes=3), pad=1)._draw(1)
+    _, (top, left, flipped) = loader(image_set(9000, size=1, classes=3), pad=1)._draw_epoch(1)
     for offsets in (top, left):
         assert offsets.bincount().tolist() == pytest.approx([3000] * 3, abs=200)  # four and a half deviations
-    assert int(mirrored.sum()) == pytest.approx(4500, abs=200)
+    assert int(flipped.sum()) == pytest.approx(4500, abs=200)
     both = (3 * top + left).bincount(minlength=9)  # the axes are independent
     assert both.tolist() == pytest.approx([1000] * 9, abs=140)
 
 
-def test_digits_and_their_like_are_never_mirrored() -> None:
-    assert not loader(image_set(50, flip=False))._draw(1)[3].any()
-    assert torch.equal(loader(image_set(50, flip=False))._draw(1)[:3], loader(image_set(50, flip=True))._draw(1)[:3])
+def test_images_that_a_flip_would_change_are_never_flipped() -> None:
+    upright, flippable = (loader(image_set(50, flip=flip))._draw_epoch(1) for flip in (False, True))
+    assert not upright[1][2].any()
+    assert torch.equal(upright[0], flippable[0])
+    assert torch.equal(upright[1][:2], flippable[1][:2])
 
 
 def test_padding_is_black_before_normalisation() -> None:

@@ -1,232 +1,273 @@
-"""The contract, over the registry: a new file is covered at once."""
+"""The contract, over the registry: a new method is covered at once. What is special about one, its test module says."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
-from itertools import product
+from functools import cache
 
 import pytest
 import torch
 from torch import Tensor
 
 from kdbench.core.trial import VANILLA, Pair, Value
-from kdbench.distill import Batch, Distiller, Output, Shapes, registry
-from kdbench.distill.objective import objective
-from kdbench.models import build, features, info
+from kdbench.distill import Output, Shapes, registry
+from kdbench.models import build, classifier_of
 from kdbench.plan import pairs
 from kdbench.train.teacher import Teacher
-from tests.train import tiny_study
+from tests.methods.build import (
+    CLASSES,
+    EPOCHS,
+    all_terms,
+    batch_of,
+    construct,
+    convert_all,
+    convert_teachers,
+    incompatibility,
+    random_step,
+    requirements,
+    shapes_of_pair,
+    shared_tensors,
+    step_with,
+    student_tensors,
+    values,
+)
+from tests.methods.laboratory import METHODS, ROOT, Expectations, expectations, test_module
 
-METHODS = sorted(set(registry.infos()) - {VANILLA})
-FORMS: dict[str, list[dict[str, Value]]] = {"rrd": [{"form": "queue"}, {"form": "momentum"}]}
-CLASSES, IMAGES, CPU = 10, 24, torch.device("cpu")
+DIGITS = [(pair, 8) for pair in pairs.sets("digits")["all"]]
+PAPER = [(pair, 32) for pair in pairs.sets("cifar100")["all"]]
+FEW = [(pair, size) for pair, size in PAPER if str(pair) in ("resnet32x4:resnet8x4", "wrn_40_2:wrn_40_1")]
+
+every_method = pytest.mark.parametrize("name", METHODS)
 
 
-def shapes(pair: Pair, size: int) -> Shapes:
-    own, target = (features(arch, CLASSES, size) for arch in (pair.student, pair.teacher))
-    return Shapes(own, target, CLASSES, torch.arange(IMAGES) % CLASSES, info(pair.student).family)
+def supported(name: str) -> list[Shapes]:
+    """The shapes of the small pairs that the method supports; of the paper's if there are none."""
+    for candidates in (DIGITS, PAPER):
+        shapes = [shapes_of_pair(name, *candidate) for candidate in candidates]
+        if chosen := [known for known in shapes if not incompatibility(name, known)]:
+            return chosen
+    pytest.fail(f"{name} supports no pair")
 
 
-def make(name: str, form: dict[str, Value], known: Shapes) -> Distiller[object]:  # type: ignore[type-var]
+def taught(name: str, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What the teacher adds to the labels' term; for methods without a teacher, all terms."""
+    return {term: value for term, value in terms.items() if term != "ce" or not requirements(name).min_teachers}
+
+
+# The files.
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "methods").glob("[!_]*.py")))
+def test_every_method_file_is_registered_and_has_its_test_module(name: str) -> None:
+    assert name in METHODS
+    expectations(name)
+
+
+def test_a_method_without_a_test_module_is_told_what_to_write() -> None:
+    with pytest.raises(AssertionError, match=r"'newcomer' has no tests/methods/test_newcomer\.py: write it, with at"):
+        test_module("newcomer")
+    with pytest.raises(AssertionError, match=r"tests/methods/laboratory\.py|has no test"):
+        test_module("every_method.")
+
+
+# One step.
+
+
+@cache
+def outputs(arch: str, size: int, train: bool, version: int) -> Output:
+    """What a real network returns for four random images; another `version` has other images."""
     torch.manual_seed(0)
-    hyper = registry.hyper_of(name, form)
-    return registry.distiller(name)(hyper, known, torch.Generator().manual_seed(0))
+    network = build(arch, CLASSES, size).train(train)
+    with torch.no_grad():
+        images = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(version))
+        output = network(images, pre_activations=True).read_all()
+    return replace(output, classifier=classifier_of(network))
 
 
-def batch(size: int, count: int = 8, one_class: bool = False) -> Batch:
-    stream = torch.Generator().manual_seed(1)
-    images = torch.randn(count, 3, size, size, generator=stream)
-    return Batch(
-        images, torch.zeros(count, dtype=torch.int64) if one_class else torch.arange(count), torch.arange(count)
+def check_one_step(name: str, pair: Pair, size: int) -> None:
+    """Finite terms; gradients that reach the student without the labels' help; nothing shared is changed."""
+    shapes, expected = shapes_of_pair(name, pair, size), expectations(name)
+    if reason := incompatibility(name, shapes):
+        assert expected.unsupported, f"{name} does not support {pair} ({reason}): declare `unsupported`"
+        assert expected.unsupported in reason, pair
+        return
+    versions = iter(range(100))
+    teachers = [lambda arch=arch: outputs(arch, size, False, next(versions)) for arch in pair.teachers]  # type: ignore[misc]
+    teachers *= len(shapes.teachers)
+    extra = {"random": teachers[0], "pruned": teachers[0], "self": lambda: outputs(pair.student, size, False, 0)}
+    step = step_with(
+        requirements(name), batch_of(4), lambda: outputs(pair.student, size, True, next(versions)), teachers, extra
     )
+    before = [tensor._version for tensor in (*shared_tensors(step), *student_tensors(step))]
+    method = construct(name, {}, shapes)
+    terms = all_terms(method, step)
+    assert all(term.isfinite() for term in terms.values()), pair
+    torch.stack(list(taught(name, terms).values())).sum().backward()
+    with torch.no_grad():
+        method.after_backward(step)
+    reached = [tensor.grad for tensor in student_tensors(step) if tensor.grad is not None]
+    assert any(gradient.any() for gradient in reached), pair
+    trained = [parameter.grad for parameter in method.parameters() if parameter.grad is not None]
+    assert all(gradient.isfinite().all() for gradient in reached + trained), pair
+    assert [tensor._version for tensor in (*shared_tensors(step), *student_tensors(step))] == before, pair
 
 
-def all_terms(method: Distiller[object], own: Output, target: Output, given: Batch) -> dict[str, Tensor]:  # type: ignore[type-var]
-    """Of the pretraining, if there is one, and of a step."""
-    terms = dict(method.pretraining_losses(own, target, given, 1)) if method.pretraining() else {}
-    return {**{f"pretraining {name}": term for name, term in terms.items()}, **objective(method, own, target, given, 1)}
+@every_method
+def test_one_step(name: str) -> None:
+    for pair, size in DIGITS + FEW:
+        check_one_step(name, pair, size)
 
 
-def total(terms: dict[str, Tensor]) -> Tensor:
-    """Of what the method adds: without the labels' term."""
-    return torch.stack([term for name, term in terms.items() if name != "ce"]).sum()
-
-
-def seen_by(name: str, output: Output) -> Output:
-    """As the harness gives it: with maps before the activation to those only who ask for them."""
-    return output if registry.distiller(name).pre_activations else replace(output, pre_activations=None)
-
-
-def tensors(output: Output) -> list[Tensor]:
-    return [output.logits, output.embedding, *output.feature_maps, *(output.pre_activations or ())]
-
-
-def served(name: str, size: int, chosen: tuple[Pair, ...]) -> Iterator[tuple[Pair, Shapes]]:
-    for pair in chosen:
-        known = shapes(pair, size)
-        if not registry.distiller(name).supports(registry.hyper_of(name, {}), known):
-            yield pair, known
-
-
-@pytest.fixture(scope="module")
-def networks() -> dict[tuple[str, int], torch.nn.Module]:
-    found: dict[tuple[str, int], torch.nn.Module] = {}
-    for source, size in (("cifar100", 32), ("digits", 8)):
-        for pair in pairs.sets(source)["all"]:
-            for arch in (pair.teacher, pair.student):
-                torch.manual_seed(0)
-                found.setdefault((arch, size), build(arch, CLASSES, size))
-    return found
-
-
-REFUSES = {"fsp": "compares matrices of channels by channels, which must be equally many"}
-
-
-@pytest.mark.timeout(240)
-@pytest.mark.parametrize(("source", "size"), [("cifar100", 32), ("digits", 8)])
-def test_one_step_on_every_pair(source: str, size: int, networks: dict[tuple[str, int], torch.nn.Module]) -> None:
-    """Finite terms; gradients that reach the student without the labels' help; nothing shared is changed.
-
-    The teacher cannot be reached: see the next test.
-    """
-    given = batch(size, 4)
-    for pair in pairs.sets(source)["all"]:
-        known = shapes(pair, size)
-        teacher, student = networks[pair.teacher, size].eval(), networks[pair.student, size].train()
-        with torch.no_grad():
-            target = teacher(given.images, pre_activations=True)
-        own = student(given.images, pre_activations=True)
-        shared = [given.images, given.labels, given.indices, *tensors(target), *tensors(own)]
-        before = [tensor._version for tensor in shared]
-        for name in METHODS:
-            for form in FORMS.get(name, [{}]):
-                where = f"{name} {form} on {pair}"
-                if registry.distiller(name).supports(registry.hyper_of(name, form), known):
-                    assert name in REFUSES, where
-                    continue
-                method = make(name, form, known)
-                terms = all_terms(method, seen_by(name, own), seen_by(name, target), given)
-                assert all(term.isfinite() for term in terms.values()), where
-                total(terms).backward(retain_graph=True)
-                with torch.no_grad():
-                    method.after_backward(given)
-                gradients = [each.grad for each in student.parameters() if each.grad is not None]
-                assert any(gradient.any() for gradient in gradients), where
-                gradients += [each.grad for each in method.parameters() if each.grad is not None]
-                assert all(gradient.isfinite().all() for gradient in gradients), where
-                assert [tensor._version for tensor in shared] == before, where
-                student.zero_grad(set_to_none=True)
+@pytest.mark.slow
+@every_method
+def test_one_step_on_every_pair(name: str) -> None:
+    for pair, size in PAPER:
+        check_one_step(name, pair, size)
 
 
 def test_no_gradient_leads_to_the_teacher() -> None:
-    """Its outputs, as the harness gives them to every method, are not part of a graph."""
-    weights = dict(build("wrn_16_1", tiny_study.IMAGES.info.classes, 8).state_dict())
-    guide = Teacher(tiny_study.cohort(tiny_study.trial("ab", teacher="wrn_16_1")), weights, CPU)
-    assert guide.network is not None
-    assert not any(tensor.requires_grad for tensor in tensors(guide(batch(8), pre_activations=True)))
-    assert not any(parameter.requires_grad for parameter in guide.network.parameters())
+    """Its outputs, as the trainer gives them to every method, are not part of a graph."""
+    teacher = Teacher(build("wrn_16_1", CLASSES, 8), "wrn_16_1", torch.device("cpu"), "fp32")
+    batch = replace(batch_of(2), images=torch.randn(2, 3, 8, 8))
+    output = teacher(batch, pre_activations=True, classifier=True)
+    assert output.classifier is not None
+    assert not any(tensor.requires_grad for tensor in (*output.tensors(), output.classifier[0]))
+    assert not any(parameter.requires_grad for parameter in teacher.network.parameters())
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_the_method_itself_teaches(name: str, networks: dict[tuple[str, int], torch.nn.Module]) -> None:
-    """Another teacher gives another loss, of each stage that has one."""
-    for form in FORMS.get(name, [{}]):
-        pair, known = next(served(name, 8, pairs.sets("digits")["all"]))
-        given = batch(8)
-        with torch.no_grad():
-            own = seen_by(name, networks[pair.student, 8].train()(given.images, pre_activations=True))
-            target = seen_by(name, networks[pair.teacher, 8].eval()(given.images, pre_activations=True))
-        values: list[dict[bool, float]] = []
-        for seen in (target, target.convert(lambda tensor: tensor.flip(0) * 1.5)):
-            stages = dict.fromkeys((True, False), 0.0)
-            for term, value in all_terms(make(name, form, known), own, seen, given).items():
-                stages[term.startswith("pretraining ")] += 0.0 if term == "ce" else value.item()
-            values.append(stages)
-        assert any(values[0].values())
-        for stage, first in values[0].items():
-            assert first != values[1][stage] or first == 0, "pretraining" if stage else "main"
+@every_method
+def test_the_teacher_matters(name: str) -> None:
+    """Another teacher gives another loss, in each stage that has one; to methods without a teacher it means nothing."""
+    shapes = supported(name)[0]
+    step = random_step(name, shapes, torch.Generator().manual_seed(2))
+    steps = step, convert_teachers(step, lambda tensor: tensor.flip(0) * 1.5)
+    losses: list[dict[str, float]] = []
+    for given in steps:
+        stages = {"pretraining": 0.0, "main": 0.0}
+        for term, value in taught(name, all_terms(construct(name, {}, shapes), given)).items():
+            stages["pretraining" if term.startswith("pretraining ") else "main"] += value.item()
+        losses.append(stages)
+    assert any(losses[0].values())
+    if not requirements(name).min_teachers:
+        assert losses[0] == losses[1]
+        return
+    for stage, loss in losses[0].items():
+        assert loss != losses[1][stage] or loss == 0, stage
 
 
-@pytest.mark.parametrize("name", METHODS)
+# Odd inputs.
+
+
+@every_method
 @pytest.mark.parametrize("case", ["two images", "one class", "large", "zeros"])
 def test_odd_batches_stay_finite(name: str, case: str) -> None:
-    found = [known for _, known in served(name, 8, pairs.sets("digits")["all"])]
     count = 2 if case == "two images" else 8
-    given = batch(8, count, one_class=case == "one class")
-    stream = torch.Generator().manual_seed(2)
-
-    def output(known: Shapes, side: str) -> Output:
-        of = known.student if side == "student" else known.teacher
-        scale = {"large": 6e4, "zeros": 0.0}.get(case, 1.0)
-        make = lambda *shape: (torch.randn(count, *shape, generator=stream) * scale).requires_grad_(side == "student")  # noqa: E731
-        maps = tuple(make(*shape) for shape in of.feature_maps)
-        return Output(make(CLASSES), maps, make(of.embedding), tuple(make(*shape) for shape in of.feature_maps))
-
-    for form, known in product(FORMS.get(name, [{}]), (found[0], found[-1])):  # equal and unequal shapes
-        method = make(name, form, known)
-        for _ in range(2):  # the second time, memories hold what the first has left
-            own, target = output(known, "student"), output(known, "teacher")
-            terms = all_terms(method, own, target, given)
-            assert all(term.isfinite() for term in terms.values()), (form, terms)
+    batch = batch_of(count, labels=torch.zeros(count, dtype=torch.int64) if case == "one class" else None)
+    stream, scale = torch.Generator().manual_seed(2), {"large": 6e4, "zeros": 0.0}.get(case, 1.0)
+    choices = supported(name)
+    for shapes in {id(choice): choice for choice in (choices[0], choices[-1])}.values():  # equal and unequal shapes
+        method = construct(name, {}, shapes)
+        for epoch in (1, EPOCHS):  # the second time, memories hold what the first has left
+            step = random_step(name, shapes, stream, batch=batch, scale=scale, epoch=epoch)
+            terms = all_terms(method, step)
+            assert all(term.isfinite() for term in terms.values()), values(terms)
             torch.stack(list(terms.values())).sum().backward()
             with torch.no_grad():
-                method.after_backward(given)
-            for each in (*tensors(own), *method.parameters()):
-                assert each.grad is None or each.grad.isfinite().all(), form
-            assert all(each.isfinite().all() for each in method.buffers()), form
+                method.after_backward(step)
+            for tensor in (*student_tensors(step), *method.parameters()):
+                assert tensor.grad is None or tensor.grad.isfinite().all()
+            assert all(buffer.isfinite().all() for buffer in method.buffers())
 
 
-INERT = {
-    ("rrd", "queue", "nce_t"): "belongs to the momentum form",
-    ("rrd", "queue", "nce_m"): "belongs to the momentum form",
-}
+@every_method
+def test_terms_are_as_precise_as_the_outputs(name: str) -> None:
+    shapes = supported(name)[0]
+    step = random_step(name, shapes, torch.Generator().manual_seed(2))
+    terms = all_terms(construct(name, {}, shapes, torch.float64), convert_all(step, Tensor.double))
+    assert {term: value.dtype for term, value in terms.items()} == dict.fromkeys(terms, torch.float64)
 
 
-TELLING: dict[str, Value] = {
-    "nce_k": 5,
-    "max_tau": 1.0,  # a bound acts only when it is reached
-    "nce_t_t": 0.5,  # near 0.02 a teacher's own row outweighs a queue of noise beyond float32
-}
+@every_method
+def test_parameters_and_buffers_are_all_that_a_method_remembers(name: str) -> None:
+    """Interrupted after a step and resumed from them, it returns the same terms."""
+    shapes, stream = supported(name)[0], torch.Generator().manual_seed(2)
+    first, second = (random_step(name, shapes, stream) for _ in range(2))
+    method, resumed = construct(name, {}, shapes), construct(name, {}, shapes, seed=1)
+    all_terms(method, first)
+    with torch.no_grad():
+        method.after_backward(first)
+    resumed.load_state_dict(method.state_dict())
+    resumed.generator.set_state(method.generator.get_state())
+    assert values(all_terms(resumed, second)) == values(all_terms(method, second))
 
 
-@pytest.mark.parametrize(("name", "form"), [(name, form) for name in METHODS for form in FORMS.get(name, [{}])])
-def test_every_setting_does_something(name: str, form: dict[str, Value]) -> None:
-    """Changed alone, with all weights non-zero, it changes a term of the first two calls, or the initial state."""
-    _, known = next(served(name, 8, pairs.sets("digits")["all"]))
-    stream = torch.Generator().manual_seed(3)
+# Settings.
 
-    def output(of_teacher: bool) -> Output:
-        of = known.teacher if of_teacher else known.student
-        draw = lambda *shape: torch.randn(8, *shape, generator=stream)  # noqa: E731
-        maps = tuple(draw(*shape) for shape in of.feature_maps)
-        return Output(draw(CLASSES), maps, draw(of.embedding), tuple(draw(*shape) for shape in of.feature_maps))
 
-    calls = [(output(False), output(True)) for _ in range(2)]
-    base: dict[str, Value] = {"ce_weight": 1.0, "kd_weight": 1.0, **form}
+def other_value(name: str, setting: str, value: Value, expected: Expectations) -> Value:
+    """A value of a setting that the method accepts and that differs from the given one."""
+    candidates: tuple[Value, ...]
+    if setting in expected.effective:
+        candidates = (expected.effective[setting],)
+    elif isinstance(value, bool):
+        candidates = (not value,)
+    elif isinstance(value, int):
+        candidates = (value // 2, value - 1, value + 1)
+    elif isinstance(value, float):
+        candidates = (value * 0.9 + (0.05 if not value else 0.0), value * 1.1)
+    else:
+        candidates = ()
+    check = registry.infos()[name].check
+    for candidate in candidates:
+        if candidate != value and check({setting: candidate}) is None:
+            return candidate
+    pytest.fail(f"give {setting!r} of {name} another value: Expectations(effective={{{setting!r}: ...}})")
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != VANILLA])
+def test_every_setting_has_an_effect(name: str) -> None:
+    """Changed alone, with all weights above 0, it changes a term of the first steps, or the initial state."""
+    shapes, stream, expected = supported(name)[0], torch.Generator().manual_seed(3), expectations(name)
+    base: dict[str, Value] = {"ce_weight": 1.0, "kd_weight": 1.0}
+    epochs = (1, EPOCHS // 2, EPOCHS)
 
     def trace(settings: dict[str, Value]) -> list[float]:
-        method = make(name, settings, known)
-        seen = [float(tensor.double().abs().sum()) for tensor in method.state_dict().values()]
-        for own, target in calls:
-            terms = all_terms(method, own, target, batch(8))
-            seen += [term.item() for term in terms.values()]
-            method.after_backward(batch(8))
-        return seen
+        stream.manual_seed(3)
+        steps = [random_step(name, shapes, stream, settings=settings, epoch=epoch) for epoch in epochs]
+        method = construct(name, settings, shapes)
+        numbers = [float(tensor.double().abs().sum()) for tensor in method.state_dict().values()]
+        with torch.no_grad():
+            for step in steps:
+                numbers += values(all_terms(method, step)).values()
+                method.after_backward(step)
+        return [*numbers, *map(len, (requirements(name, settings).views, requirements(name, settings).extra_teachers))]
 
     before = trace(base)
     for setting in registry.infos()[name].settings:
-        value = base.get(setting.name, setting.default)
-        changed: Value
-        if setting.name in form:
-            changed = next(other for each in FORMS[name] if (other := each[setting.name]) != value)
-        elif setting.name in TELLING:
-            changed = TELLING[setting.name]
-        elif setting.kind == "bool":
-            changed = not value
-        elif setting.kind == "int":
-            changed = max(1, int(value) // 2) if int(value) > 2 else int(value) - 1
-        else:
-            changed = float(value) * 0.9 + (0.05 if not value else 0.0)
+        changed = other_value(name, setting.name, base.get(setting.name, setting.default), expected)
         same = trace({**base, setting.name: changed}) == before
-        assert same == ((name, *form.values(), setting.name) in INERT), setting.name
+        assert same == (setting.name in expected.without_effect), setting.name
+
+
+@every_method
+def test_impossible_settings_are_refused(name: str) -> None:
+    info = registry.infos()[name]
+    assert info.check({}) is None
+    weights = [setting.name for setting in info.settings if setting.name.endswith("_weight")]
+    refused: list[dict[str, Value]] = [{"no_such_setting": 1.0}, {"kd_temperature": 0.0}]
+    refused += [{weight: bad} for weight in weights for bad in (-1.0, float("nan"), float("inf"))]
+    for settings in [*refused, *expectations(name).refused]:
+        assert info.check(settings) is not None, settings
+
+
+@every_method
+def test_settings_say_what_they_are_and_what_may_be_searched(name: str) -> None:
+    """Every setting has a help text; a range contains the default, and its ends are accepted."""
+    info = registry.infos()[name]
+    for setting in info.settings:
+        assert setting.help, setting.name
+        if setting.range is not None:
+            assert not isinstance(setting.default, bool | str), setting.name
+            assert setting.range.low <= setting.default <= setting.range.high, setting.name
+            for end in (setting.range.low, setting.range.high):
+                assert info.check({setting.name: type(setting.default)(end)}) is None, setting.name

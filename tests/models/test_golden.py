@@ -1,4 +1,4 @@
-"""Every architecture against the golden data: names and shapes of weights, arithmetic, feature maps, forward values."""
+"""Every architecture against the golden data: names and shapes of weights, cost, and outputs of the forward pass."""
 
 from __future__ import annotations
 
@@ -24,33 +24,33 @@ LAYOUTS: Mapping[str, Any] = json.loads(gzip.decompress((GOLDEN / "models_state_
 FORWARD: Mapping[str, Any] = json.loads((GOLDEN / "models_forward.json").read_text())
 TRAINED: Mapping[str, Any] = FORWARD["train_mode"]["archs"]
 
-# The golden file's `fair_tolerance`: logits relative to their largest value, features to their standard deviation.
+# The golden file's `fair_tolerance`: of logits relative to their largest value, of features to their standard deviation.
 LOGITS_EVAL, LOGITS_TRAIN = 2e-4, 5e-4
 FEATURE_STATISTICS, FEATURE_VALUES = 1e-4, 5e-4
 
 
 def filled(name: str) -> nn.Module:
-    """A model whose every tensor is set as the golden file's `init_recipe` says."""
+    """A model whose tensors are set according to the golden file's `init_recipe`."""
     model = models.build(name, classes=100, size=32)
     state = {}
     for key, tensor in model.state_dict().items():
-        draw = np.random.Generator(np.random.PCG64(zlib.crc32(key.encode())))
+        generator = np.random.Generator(np.random.PCG64(zlib.crc32(key.encode())))
         if key.endswith("num_batches_tracked"):
             values = np.zeros(())
         elif key.endswith("running_var") or (key.endswith("weight") and tensor.ndim == 1):
-            values = 0.5 + draw.random(tensor.shape)
+            values = 0.5 + generator.random(tensor.shape)
         elif tensor.ndim >= 2:
-            values = draw.standard_normal(tensor.shape) * (2 / prod(tensor.shape[1:])) ** 0.5
+            values = generator.standard_normal(tensor.shape) * (2 / prod(tensor.shape[1:])) ** 0.5
         else:
-            values = 0.1 * draw.standard_normal(tensor.shape)
+            values = 0.1 * generator.standard_normal(tensor.shape)
         state[key] = torch.from_numpy(np.asarray(values)).to(tensor.dtype)
     model.load_state_dict(state)
     return model
 
 
 def golden_images() -> Tensor:
-    draw = np.random.Generator(np.random.PCG64(1234))
-    return torch.from_numpy(draw.standard_normal((2, 3, 32, 32)).astype(np.float32))
+    generator = np.random.Generator(np.random.PCG64(1234))
+    return torch.from_numpy(generator.standard_normal((2, 3, 32, 32)).astype(np.float32))
 
 
 def golden_logits(key: str) -> Tensor:
@@ -58,14 +58,14 @@ def golden_logits(key: str) -> Tensor:
         return torch.from_numpy(arrays[f"{key}.logits"])
 
 
-def check_features(got: Sequence[Tensor], expected: Sequence[Mapping[str, Any]]) -> None:
-    assert len(got) == len(expected)
-    for number, (tensor, golden) in enumerate(zip(got, expected, strict=True)):
+def check_features(features: Sequence[Tensor], expected: Sequence[Mapping[str, Any]]) -> None:
+    assert len(features) == len(expected)
+    for index, (tensor, golden) in enumerate(zip(features, expected, strict=True)):
         assert list(tensor.shape) == golden["shape"]
         spread, values = golden["std"], tensor.double()
-        assert values.mean().item() == pytest.approx(golden["mean"], abs=FEATURE_STATISTICS * spread), number
-        assert values.std(correction=0).item() == pytest.approx(spread, abs=FEATURE_STATISTICS * spread), number
-        assert values.flatten()[:8].tolist() == pytest.approx(golden["first8"], abs=FEATURE_VALUES * spread), number
+        assert values.mean().item() == pytest.approx(golden["mean"], abs=FEATURE_STATISTICS * spread), index
+        assert values.std(correction=0).item() == pytest.approx(spread, abs=FEATURE_STATISTICS * spread), index
+        assert values.flatten()[:8].tolist() == pytest.approx(golden["first8"], abs=FEATURE_VALUES * spread), index
 
 
 def test_names() -> None:
@@ -75,15 +75,21 @@ def test_names() -> None:
 @pytest.mark.parametrize("name", ARCHS)
 def test_state_dict(name: str) -> None:
     state = models.build(name, classes=100, size=32).state_dict()
-    got = [[key, list(tensor.shape), str(tensor.dtype).removeprefix("torch.")] for key, tensor in state.items()]
-    assert got == LAYOUTS[name]
+    layout = [[key, list(tensor.shape), str(tensor.dtype).removeprefix("torch.")] for key, tensor in state.items()]
+    assert layout == LAYOUTS[name]
 
 
 @pytest.mark.parametrize("name", ARCHS)
-def test_shapes_and_arithmetic(name: str) -> None:
+def test_shapes_and_cost(name: str) -> None:
     golden = ARCHS[name]
-    *maps, embedding = (tuple(shape[1:]) for shape in golden["features"].values())
-    assert models.features(name, 100, 32) == FeatureShapes(tuple(maps), True, *embedding)
+    *feature_maps, (embedding_dim,) = (tuple(shape[1:]) for shape in golden["features"].values())
+    assert models.features(name, 100, 32) == FeatureShapes(
+        tuple(feature_maps),
+        pre_activations=True,
+        embedding_dim=embedding_dim,
+        classifier=True,
+        stage_batch_norms=not name.startswith("Shuffle"),
+    )
     assert models.profile(name, 100, 32) == Profile(golden["parameters"], golden["macs"])
 
 
@@ -99,12 +105,12 @@ def test_evaluation_forward(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ARCHS)
-def test_preact_maps_where_they_equal_the_maps(name: str) -> None:
+def test_which_pre_activation_maps_equal_the_feature_maps(name: str) -> None:
     torch.manual_seed(0)
     model = models.build(name, classes=4, size=32)
     output: Output = model(torch.randn(2, 3, 32, 32), pre_activations=True)
     assert output.pre_activations is not None
-    equal = [torch.equal(a, b) for a, b in zip(output.feature_maps, output.pre_activations, strict=True)]
+    equal = [torch.equal(*pair) for pair in zip(output.feature_maps, output.pre_activations, strict=True)]
     assert equal == ARCHS[name]["preact_equals_postact"][:-1]  # the last entry is the embedding
 
 
@@ -118,7 +124,7 @@ def test_training_forward_and_running_statistics(name: str, pre_activations: boo
     torch.testing.assert_close(output.logits, logits, rtol=0, atol=LOGITS_TRAIN * logits.abs().max().item())
     check_features((*output.feature_maps, output.embedding), golden["features"])
 
-    # One update of every batch norm, with pre-activation maps or without. 1e-5: the terms of the sums are float32.
+    # One update of every batch norm, with pre-activation maps or without; 1e-5 because the summands are float32.
     state = model.state_dict()
     for statistic in ("running_mean", "running_var"):
         total = sum(tensor.double().sum().item() for key, tensor in state.items() if key.endswith(statistic))

@@ -1,4 +1,4 @@
-"""Checkpoints as people own them, and as attackers and full disks leave them."""
+"""Checkpoint files in all common forms, and damaged, malicious or unsuitable ones."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def check(path: Path, state: State) -> None:
     models.build("resnet8", classes=10, size=32).load_state_dict(loaded)
 
 
-def refusal(path: Path, *args: Any) -> str:
-    """The error's one sentence, which names the file."""
+def error_message(path: Path, *args: Any) -> str:
+    """The error's one sentence, without the path that it begins with."""
     with pytest.raises(UserError) as caught:
         load(path, *args)
     message = str(caught.value)
@@ -54,7 +54,7 @@ def refusal(path: Path, *args: Any) -> str:
     return message.removeprefix(str(path)).strip()
 
 
-def optimiser_state(state: State) -> dict[str, Any]:
+def optimizer_state(state: State) -> dict[str, Any]:
     parameter = nn.Parameter(state["fc.weight"].clone())
     optimizer = torch.optim.SGD([parameter], lr=0.1, momentum=0.9)
     parameter.sum().backward()
@@ -62,14 +62,14 @@ def optimiser_state(state: State) -> dict[str, Any]:
     return optimizer.state_dict()
 
 
-def after(state: State, prefix: str) -> State:
+def with_prefix(state: State, prefix: str) -> State:
     return {prefix + key: tensor for key, tensor in state.items()}
 
 
 FORMS: dict[str, Callable[[State], object]] = {
-    "bare": lambda s: s,
-    "bare with plain values": lambda s: {**s, "epoch": 240, "arch": "resnet8", "log": [1.5, None, (True, {"a": {1}})]},
-    "bare with parameters": lambda s: {k: nn.Parameter(v) if v.is_floating_point() else v for k, v in s.items()},
+    "plain": lambda s: s,
+    "with plain values": lambda s: {**s, "epoch": 240, "arch": "resnet8", "log": [1.5, None, (True, {"a": {1}})]},
+    "with parameters": lambda s: {k: nn.Parameter(v) if v.is_floating_point() else v for k, v in s.items()},
     **{
         f"under {key}": lambda s, key=key: {"epoch": 3, key: s}  # type: ignore[misc]
         for key in ("model", "state_dict", "model_state_dict", "model_state", "net", "state_dict_ema")
@@ -81,7 +81,7 @@ FORMS: dict[str, Callable[[State], object]] = {
     "with an optimizer": lambda s: {
         "epoch": 240,
         "model": s,
-        "optimizer": optimiser_state(s),
+        "optimizer": optimizer_state(s),
         "best_acc": torch.tensor(72.5),
     },
     "with numpy values": lambda s: {
@@ -91,10 +91,10 @@ FORMS: dict[str, Callable[[State], object]] = {
         "best": np.float32(1),
         "confusion": np.eye(3),
     },
-    "data parallel": lambda s: {"model": after(s, "module.")},
-    "data parallel, bare": lambda s: after(s, "module."),
-    "compiled and data parallel": lambda s: after(s, "_orig_mod.module."),
-    "average beside it": lambda s: {"state_dict_ema": {k: v + 1 for k, v in s.items()}, "state_dict": s},
+    "data parallel": lambda s: {"model": with_prefix(s, "module.")},
+    "data parallel, plain": lambda s: with_prefix(s, "module."),
+    "compiled and data parallel": lambda s: with_prefix(s, "_orig_mod.module."),
+    "with an average": lambda s: {"state_dict_ema": {k: v + 1 for k, v in s.items()}, "state_dict": s},
 }
 
 
@@ -105,14 +105,14 @@ def test_forms(form: str, zipped: bool, state: State, file: Path) -> None:
     check(file, state)
 
 
-def test_numpy_values_under_both_names_of_numpy(state: State, file: Path) -> None:
-    """numpy 2 calls `numpy.core` `numpy._core`; files of either must load."""
+def test_numpy_values_of_numpy_1_and_2(state: State, file: Path) -> None:
+    """numpy 2 renamed `numpy.core` to `numpy._core`; files with either name must load."""
     torch.save({"model": state, "best_acc": np.float64(72.5)}, file, _use_new_zipfile_serialization=False)
     content = file.read_bytes()
     names = [b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n"]
     assert sum(name in content for name in names) == 1
-    for other in names:
-        file.write_bytes(re.sub(rb"cnumpy\._?core\.multiarray\n", other, content))
+    for name in names:
+        file.write_bytes(re.sub(rb"cnumpy\._?core\.multiarray\n", name, content))
         check(file, state)
 
 
@@ -138,7 +138,7 @@ def test_loaded_weights_give_the_same_outputs(state: State, file: Path) -> None:
         torch.testing.assert_close(second(images).logits, first(images).logits, rtol=0, atol=0)
 
 
-class _Evil:
+class _Malicious:
     """Creates a file when unpickled."""
 
     def __init__(self, target: Path) -> None:
@@ -149,14 +149,14 @@ class _Evil:
 
 
 @pytest.mark.parametrize("form", ["zip", "legacy", "pickle"])
-def test_code_is_refused_and_not_run(form: str, state: State, file: Path, tmp_path: Path) -> None:
+def test_code_is_not_executed(form: str, state: State, file: Path, tmp_path: Path) -> None:
     target = tmp_path / "created"
-    content = {"model": state, "extra": _Evil(target)}
+    content = {"model": state, "extra": _Malicious(target)}
     if form == "pickle":
         file.write_bytes(pickle.dumps(content["extra"], protocol=2))
     else:
         torch.save(content, file, _use_new_zipfile_serialization=form == "zip")
-    message = refusal(file)
+    message = error_message(file)
     assert f"({os.system.__module__}.system)" in message
     assert "was not opened" in message
     assert not target.exists()
@@ -164,26 +164,26 @@ def test_code_is_refused_and_not_run(form: str, state: State, file: Path, tmp_pa
     assert target.exists()  # the attack itself works
 
 
-def test_code_inside_tolerated_objects_is_refused(state: State, file: Path, tmp_path: Path) -> None:
+def test_code_inside_safe_objects_is_not_executed(state: State, file: Path, tmp_path: Path) -> None:
     target = tmp_path / "created"
-    torch.save({"model": state, "opt": argparse.Namespace(lr=_Evil(target))}, file)
-    assert "system" in refusal(file)
+    torch.save({"model": state, "opt": argparse.Namespace(lr=_Malicious(target))}, file)
+    assert "system" in error_message(file)
     assert not target.exists()
 
 
-def test_whole_models_are_refused(file: Path) -> None:
+def test_pickled_models_are_refused(file: Path) -> None:
     torch.save({"model": models.build("resnet8", 10, 32)}, file)
-    assert "(kdbench.models.resnet.ResNet)" in refusal(file)
+    assert "(kdbench.models.resnet.ResNet)" in error_message(file)
 
 
-def test_other_classes_are_refused(state: State, file: Path, tmp_path: Path) -> None:
+def test_objects_of_other_types_are_refused(state: State, file: Path, tmp_path: Path) -> None:
     torch.save({"model": state, "folder": tmp_path}, file)
-    assert re.search(r"\(pathlib\.\S*PosixPath\)|\(pathlib\.\S*WindowsPath\)", refusal(file))
+    assert re.search(r"\(pathlib\.\S*PosixPath\)|\(pathlib\.\S*WindowsPath\)", error_message(file))
 
 
 def test_missing_file(file: Path) -> None:
-    assert refusal(file) == "does not exist"
-    assert refusal(file.parent) == "is not a file"
+    assert error_message(file) == "does not exist"
+    assert error_message(file.parent) == "is not a file"
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
@@ -192,7 +192,7 @@ def test_truncated_file(kept: float, zipped: bool, state: State, file: Path) -> 
     torch.save({"model": state}, file, _use_new_zipfile_serialization=zipped)
     content = file.read_bytes()
     file.write_bytes(content[: int(kept * len(content) if 0 < kept < 1 else kept)])
-    assert refusal(file) == "is not a PyTorch checkpoint, or is damaged"
+    assert error_message(file) == "is not a PyTorch checkpoint, or is damaged"
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_truncated_file(kept: float, zipped: bool, state: State, file: Path) -> 
 )
 def test_not_a_checkpoint(content: bytes, file: Path) -> None:
     file.write_bytes(content)
-    assert refusal(file) == "is not a PyTorch checkpoint, or is damaged"
+    assert error_message(file) == "is not a PyTorch checkpoint, or is damaged"
 
 
 @pytest.mark.parametrize(
@@ -208,11 +208,13 @@ def test_not_a_checkpoint(content: bytes, file: Path) -> None:
 )
 def test_no_state_dict(content: object, file: Path) -> None:
     torch.save(content, file)
-    assert refusal(file).startswith("holds no state dict, neither bare nor under any of model, state_dict,")
+    assert error_message(file).startswith(
+        "holds no state dict, neither at the top level nor under any of model, state_dict,"
+    )
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("arch", "message"),
     [
         (
             "resnet14",
@@ -228,53 +230,50 @@ def test_no_state_dict(content: object, file: Path) -> None:
         ),
     ],
 )
-def test_another_architecture(asked: str, message: str, state: State, file: Path) -> None:
+def test_another_architecture(arch: str, message: str, state: State, file: Path) -> None:
     torch.save(state, file)
-    assert refusal(file, asked).startswith(message)
+    assert error_message(file, arch).startswith(message)
 
 
 def test_another_deeper_architecture(file: Path) -> None:
     torch.save({"model": models.build("resnet14", 100, 32).state_dict()}, file)
-    assert refusal(file) == (
+    assert error_message(file) == (
         "does not hold a resnet8: layer1.1.conv1.weight is unexpected; it looks like resnet14 with 100 classes"
     )
 
 
-def test_an_architecture_nobody_knows(file: Path) -> None:
+def test_an_unknown_architecture(file: Path) -> None:
     torch.save(nn.Linear(3, 4).state_dict(), file)
-    assert refusal(file) == "does not hold a resnet8: conv1.weight is missing"
+    assert error_message(file) == "does not hold a resnet8: conv1.weight is missing"
 
 
 @pytest.mark.parametrize("name", models.names())
-def test_every_architecture_is_recognised(name: str, file: Path) -> None:
-    torch.save({"model": {key: torch.zeros(v.shape, dtype=v.dtype) for key, v in _layout(name).items()}}, file)
-    asked = "vgg8" if name != "vgg8" else "resnet8"
-    assert refusal(file, asked, 10, 8).endswith(f"; it looks like {name} with 3 classes")
-
-
-def _layout(name: str) -> State:
+def test_every_architecture_is_recognized(name: str, file: Path) -> None:
     with torch.device("meta"):
-        return models.build(name, 3, 32).state_dict()
+        layout = models.build(name, 3, 32).state_dict()
+    torch.save({"model": {key: torch.zeros_like(tensor, device="cpu") for key, tensor in layout.items()}}, file)
+    arch = "vgg8" if name != "vgg8" else "resnet8"
+    assert error_message(file, arch, 10, 8).endswith(f"; it looks like {name} with 3 classes")
 
 
-def test_a_guess_survives_small_images(state: State, file: Path) -> None:
+def test_the_architecture_is_guessed_for_small_images(state: State, file: Path) -> None:
     torch.save(state, file)
-    assert refusal(file, "resnet14", 10, 4).endswith("it looks like resnet8 with 10 classes")
+    assert error_message(file, "resnet14", 10, 4).endswith("it looks like resnet8 with 10 classes")
 
 
 def test_another_number_of_classes(state: State, file: Path) -> None:
     torch.save(state, file)
-    assert refusal(file, "resnet8", 100) == "holds a resnet8 with 10 classes, but the data has 100"
+    assert error_message(file, "resnet8", 100) == "holds a resnet8 with 10 classes, but the data has 100"
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_non_finite_weights(bad: float, state: State, file: Path) -> None:
-    state["layer2.0.conv1.weight"][0, 0, 0, 0] = bad
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_non_finite_weights(value: float, state: State, file: Path) -> None:
+    state["layer2.0.conv1.weight"][0, 0, 0, 0] = value
     torch.save(state, file)
-    assert refusal(file) == "holds non-finite weights (layer2.0.conv1.weight)"
+    assert error_message(file) == "holds non-finite weights (layer2.0.conv1.weight)"
 
 
-def test_unknown_architecture_and_small_size_are_not_the_files_fault(file: Path) -> None:
+def test_an_invalid_request_fails_before_the_file_is_read(file: Path) -> None:
     with pytest.raises(UserError, match="unknown model"):
         load(file, "resnet9000")
     with pytest.raises(UserError, match="vgg8 needs images of at least 8x8"):
@@ -282,7 +281,7 @@ def test_unknown_architecture_and_small_size_are_not_the_files_fault(file: Path)
 
 
 @pytest.mark.parametrize(
-    ("there", "arch", "found"),
+    ("paths", "arch", "expected"),
     [
         (["vgg8.pth"], "vgg8", "vgg8.pth"),
         (["vgg8.pt"], "vgg8", "vgg8.pt"),
@@ -309,17 +308,17 @@ def test_unknown_architecture_and_small_size_are_not_the_files_fault(file: Path)
         ),
     ],
 )
-def test_find(there: list[str], arch: str, found: str, tmp_path: Path) -> None:
-    for name in there:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    assert find_checkpoint(tmp_path, arch) == tmp_path / found
+def test_find(paths: list[str], arch: str, expected: str, tmp_path: Path) -> None:
+    for path in paths:
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).touch()
+    assert find_checkpoint(tmp_path, arch) == tmp_path / expected
 
 
-@pytest.mark.parametrize("there", ["resnet32x4_vanilla", "ResNet32", "my_resnet32", "resnet32x4.pth"])
-def test_find_nothing(there: str, tmp_path: Path) -> None:
-    (tmp_path / there).mkdir()
-    (tmp_path / there / "ckpt_epoch_240.pth").touch()
+@pytest.mark.parametrize("folder", ["resnet32x4_vanilla", "ResNet32", "my_resnet32", "resnet32x4.pth"])
+def test_find_nothing(folder: str, tmp_path: Path) -> None:
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "ckpt_epoch_240.pth").touch()
     with pytest.raises(UserError) as caught:
         find_checkpoint(tmp_path, "resnet32")
     assert str(caught.value) == (

@@ -1,9 +1,10 @@
-"""Names, and what is known of a model without building it."""
+"""Names of architectures, and what is known of a model without building it."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from kdbench import models
 from kdbench.core.catalog import ModelInfo
@@ -17,36 +18,38 @@ def test_info() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "near"),
+    ("name", "suggestion"),
     [("resnet-56", "resnet56"), ("resnet50", "ResNet50"), ("VGG_13", "vgg13"), ("mobilenet", "MobileNetV2")],
 )
-def test_unknown_name_with_a_near_one(name: str, near: str) -> None:
+def test_unknown_names_get_a_suggestion(name: str, suggestion: str) -> None:
     with pytest.raises(UserError) as caught:
         models.info(name)
-    assert str(caught.value) == f"unknown model '{name}': did you mean '{near}'? see `python bench.py list models`"
+    assert (
+        str(caught.value) == f"unknown model '{name}': did you mean '{suggestion}'? see `python bench.py list models`"
+    )
 
 
-def test_unknown_name_with_no_near_one() -> None:
+def test_unknown_name_without_a_suggestion() -> None:
     with pytest.raises(UserError, match=r"^unknown model 'zzz': see `python bench.py list models`$"):
         models.build("zzz", 10, 32)
 
 
-def test_a_name_is_given_once() -> None:
+def test_a_duplicate_name_is_an_error() -> None:
     with pytest.raises(ValueError, match="'vgg8' is taken by vgg"):
-        registry._add("other", {"vgg8": lambda classes: torch.nn.Linear(1, classes)})
+        registry._register("another family", {"vgg8": lambda classes: nn.Linear(1, classes)})
 
 
 @pytest.mark.parametrize("name", ["resnet110", "vgg19", "MobileNetV2", "ShuffleV1"])
-def test_asking_costs_no_memory_and_no_random_number(name: str) -> None:
-    before = torch.get_rng_state()
+def test_shapes_and_cost_need_no_memory_and_no_random_numbers(name: str) -> None:
+    state = torch.get_rng_state()
     models.features(name, 11, 32)
     models.profile(name, 11, 32)
     assert all(tensor.is_meta for tensor in registry.layout(name, 11, 32).values())
-    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_arithmetic_of_a_network_small_enough_to_count() -> None:
-    """resnet8 at 4x4 pixels and 10 classes, by hand: positions x kernel x inputs x outputs."""
+def test_cost_of_a_small_network_by_hand() -> None:
+    """resnet8 at 4x4 pixels and 10 classes: positions x kernel x inputs x outputs."""
     stem = 16 * 9 * 3 * 16
     stage1 = 2 * 16 * 9 * 16 * 16
     stage2 = 4 * (9 * 16 * 32 + 9 * 32 * 32 + 16 * 32)
@@ -54,10 +57,10 @@ def test_arithmetic_of_a_network_small_enough_to_count() -> None:
     assert models.profile("resnet8", 10, 4).macs == stem + stage1 + stage2 + stage3 + 64 * 10
 
 
-class Point:
+class FakeEntryPoint:
     """An entry point of an installed package."""
 
-    value = "their_package:net"
+    value = "package:model"
 
     def __init__(self, name: str, content: object) -> None:
         self.name, self.content = name, content
@@ -68,29 +71,42 @@ class Point:
         return self.content
 
 
-def test_models_of_other_packages_come_in_by_entry_points(monkeypatch: pytest.MonkeyPatch) -> None:
-    theirs = models.Architecture(
-        ModelInfo("theirnet", "theirs", small_lr=True, smallest=16), registry._OWN["resnet8"].construct
+def test_packages_add_models_by_entry_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    architecture = models.Architecture(
+        ModelInfo("plugin", "plugins", small_lr=True, smallest=16), registry._BUILTIN["resnet8"].construct
     )
-    points = [Point("theirnet", theirs), Point("broken", ImportError("no torch")), Point("odd", theirs)]
+    contents = {"plugin": architecture, "broken": ImportError("no torch"), "misnamed": architecture}
+    points = [FakeEntryPoint(name, content) for name, content in contents.items()]
     monkeypatch.setattr(registry, "entry_points", lambda group: points if group == "kdbench.models" else [])
-    assert models.names()[-3:] == ["theirnet", "broken", "odd"]
-    assert models.info("theirnet").small_lr
-    assert models.features("theirnet", 7, 16).embedding == 64
-    with pytest.raises(UserError, match=r"^theirnet needs images of at least 16x16 pixels; got 8x8$"):
-        models.build("theirnet", 7, 8)
-    with pytest.raises(UserError, match=r"^the model broken of their_package:net cannot be imported: no torch$"):
+    assert models.names()[-3:] == ["plugin", "broken", "misnamed"]
+    assert models.info("plugin").small_lr
+    assert models.features("plugin", 7, 16).embedding_dim == 64
+    with pytest.raises(UserError, match=r"^plugin needs images of at least 16x16 pixels; got 8x8$"):
+        models.build("plugin", 7, 8)
+    with pytest.raises(UserError, match=r"^the model broken of package:model cannot be imported: no torch$"):
         models.info("broken")
-    with pytest.raises(UserError, match=r"^their_package:net is not the kdbench.models.Architecture of 'odd'$"):
-        models.info("odd")
-    with pytest.raises(UserError, match="did you mean 'theirnet'"):
-        models.info("theirnett")
+    with pytest.raises(UserError, match=r"^package:model is not the kdbench.models.Architecture of 'misnamed'$"):
+        models.info("misnamed")
+    with pytest.raises(UserError, match="did you mean 'plugin'"):
+        models.info("plugins")
 
 
-def test_restoring_draws_nothing_and_fetches_nothing() -> None:
+def test_models_need_neither_classifier_nor_stage_batch_norms() -> None:
+    """Models of other packages may have no such methods; a classifier that is not linear does not count."""
+
+    class Model(nn.Module):
+        def get_classifier(self) -> nn.Module:
+            return nn.Sequential(nn.Linear(2, 3))
+
+    for model in (nn.Identity(), Model()):
+        assert models.classifier_of(model) is None
+        assert models.stage_batch_norms_of(model) is None
+
+
+def test_restoring_draws_no_random_numbers() -> None:
     torch.manual_seed(0)
     weights = models.build("resnet8", 7, 16).state_dict()
-    before = torch.get_rng_state()
+    state = torch.get_rng_state()
     network = models.restore("resnet8", 7, 16, weights)
-    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(network.state_dict()[name], tensor) for name, tensor in weights.items())

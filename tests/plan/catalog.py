@@ -16,13 +16,25 @@ SHARED = (
 )
 
 
-def method(name: str, *settings: Setting, core: bool = True) -> MethodInfo:
+def method(name: str, *settings: Setting, group: str = "paper", extra_teachers: tuple[str, ...] = ()) -> MethodInfo:
     merged = {setting.name: setting for setting in (*SHARED, *settings)}
 
     def check(values: Mapping[str, Value]) -> str | None:
         return "alpha must not be negative" if float(values.get("alpha", 0.0)) < 0 else None
 
-    return MethodInfo(name, "-", "", core, tuple(merged.values()), f"code-{name}", f"kdbench.methods.{name}", check)
+    return MethodInfo(
+        name=name,
+        paper="-",
+        year=None,
+        kind="logits",
+        group=group,
+        summary="",
+        settings=tuple(merged.values()),
+        code=f"code-{name}",
+        module=f"kdbench.methods.{name}",
+        check=check,
+        extra_teachers=lambda settings: extra_teachers,
+    )
 
 
 def model(name: str) -> ModelInfo:
@@ -39,13 +51,14 @@ def incompatibility(name: str, settings: Mapping[str, Value], pair: Pair, data: 
 METHODS = {
     info.name: info
     for info in (
-        method("vanilla", core=False),
+        method("vanilla", group="control"),
         method("kd", Setting("kd_weight", "float", 0.9, "")),
         method(
             "one", Setting("alpha", "float", 0.5, ""), Setting("deep", "bool", False, ""), Setting("k", "int", 4, "")
         ),
         method("picky"),
-        method("extra", core=False),
+        method("extra", group="own"),
+        method("selfish", group="own", extra_teachers=("self",)),
     )
 }
 CATALOG = Catalog(METHODS, model, incompatibility, {"kdbench.methods.half": "SyntaxError: invalid syntax"})

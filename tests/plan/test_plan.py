@@ -8,7 +8,7 @@ from kdbench.core.catalog import Cost, Costs
 from kdbench.core.errors import UserError
 from kdbench.core.trial import CheckpointInterval, Pair, Plan, TeacherSource
 from kdbench.plan import pairs, recipes
-from kdbench.plan.estimate import disk, duration, room, seconds
+from kdbench.plan.estimate import estimate_disk, estimate_seconds, format_bytes, format_duration
 from kdbench.plan.expand import Request, expand
 from kdbench.plan.expressions import parse
 from kdbench.plan.parsing import parse_classes, parse_interval, parse_seeds
@@ -16,26 +16,27 @@ from tests.plan.catalog import CATALOG, DATA
 
 
 def request(methods: str = "kd,one,picky", seeds: tuple[int, ...] = (0, 1), pair: str = "big:small") -> Request:
-    chosen = tuple(Pair(*each.split(":")) for each in pair.split(","))
+    chosen = pairs.parse(pair, "cifar100")
     return Request(DATA, recipes.recipe("paper"), parse(methods, CATALOG), chosen, seeds, "fp32", {})
 
 
-def plan(wanted: Request, completed: frozenset[str] = frozenset()) -> Plan:
-    return expand(wanted, CATALOG, completed)
+def plan(asked: Request, completed: frozenset[str] = frozenset()) -> Plan:
+    return expand(asked, CATALOG, completed)
 
 
 def test_teachers_come_first_with_seed_0_only_and_students_with_every_seed() -> None:
-    made = plan(request())
+    planned = plan(request())
     shape = [
-        (c.seed, c.teacher.arch if c.teacher else None, [(t.arch, t.method) for t in c.trials]) for c in made.cohorts
+        (c.seed, [source.arch for source in c.teachers], [(t.arch, t.method) for t in c.trials])
+        for c in planned.cohorts
     ]
     assert shape == [
-        (0, None, [("big", "vanilla"), ("small", "vanilla")]),
-        (1, None, [("small", "vanilla")]),
-        (0, "big", [("small", "kd"), ("small", "one")]),
-        (1, "big", [("small", "kd"), ("small", "one")]),
+        (0, [], [("big", "vanilla"), ("small", "vanilla")]),
+        (1, [], [("small", "vanilla")]),
+        (0, ["big"], [("small", "kd"), ("small", "one")]),
+        (1, ["big"], [("small", "kd"), ("small", "one")]),
     ]
-    assert [(trial.method, trial.seed, reason) for trial, reason in made.not_applicable] == [
+    assert [(trial.method, trial.seed, reason) for trial, reason in planned.not_applicable] == [
         ("picky", 0, "it needs equal channels"),
         ("picky", 1, "it needs equal channels"),
     ]
@@ -47,15 +48,15 @@ def test_a_teacher_is_trained_with_seed_0_also_when_students_have_other_seeds() 
 
 
 def test_one_vanilla_trial_serves_all_pairs() -> None:
-    made = plan(request(pair="big:small,small:small", seeds=(0,)))
-    assert [trial.arch for trial in made.pending if trial.method == "vanilla"] == ["big", "small"]
+    planned = plan(request(pair="big:small,small:small", seeds=(0,)))
+    assert [trial.arch for trial in planned.pending if trial.method == "vanilla"] == ["big", "small"]
 
 
-def test_light_networks_have_their_own_rate() -> None:
+def test_networks_that_diverge_at_the_usual_learning_rate_have_a_smaller_one() -> None:
     assert {trial.arch: trial.lr for trial in plan(request()).pending} == {"big": 0.05, "small": 0.01}
 
 
-def test_standing_trials_are_left_out_and_a_new_method_trains_alone() -> None:
+def test_completed_trials_are_left_out_and_a_new_method_trains_alone() -> None:
     before = plan(request("kd"))
     after = plan(request("kd,one"), frozenset(trial.fingerprint for trial in before.pending))
     assert {trial.method for trial in after.pending} == {"one"}
@@ -63,14 +64,16 @@ def test_standing_trials_are_left_out_and_a_new_method_trains_alone() -> None:
 
 
 def test_a_teacher_from_a_file_is_not_trained_and_changes_the_students() -> None:
-    wanted = request()
+    asked = request()
     files = {"big": TeacherSource("big", file="/somewhere/big.pth", sha256="ab" * 32)}
-    made = plan(replace(wanted, files=files))
-    assert "big" not in {trial.arch for trial in made.pending}
-    own = {trial.fingerprint for trial in plan(wanted).pending if trial.method == "kd"}
-    assert not own & {trial.fingerprint for trial in made.pending}
+    planned = plan(replace(asked, files=files))
+    assert "big" not in {trial.arch for trial in planned.pending}
+    own = {trial.fingerprint for trial in plan(asked).pending if trial.method == "kd"}
+    assert not own & {trial.fingerprint for trial in planned.pending}
     moved = {"big": TeacherSource("big", file="/elsewhere/teacher.pth", sha256="ab" * 32)}
-    assert {t.fingerprint for t in plan(replace(wanted, files=moved)).pending} == {t.fingerprint for t in made.pending}
+    assert {t.fingerprint for t in plan(replace(asked, files=moved)).pending} == {
+        t.fingerprint for t in planned.pending
+    }
 
 
 def test_the_fingerprint_knows_what_matters_and_nothing_else() -> None:
@@ -91,8 +94,8 @@ def test_the_fingerprint_knows_what_matters_and_nothing_else() -> None:
         replace(trial, seed=9),
         replace(trial, precision="bf16"),
     ]
-    assert {each.fingerprint for each in same} == {trial.fingerprint}
-    assert len({each.fingerprint for each in (trial, *different)}) == len(different) + 1
+    assert {equal.fingerprint for equal in same} == {trial.fingerprint}
+    assert len({variant.fingerprint for variant in (trial, *different)}) == len(different) + 1
     assert replace(trial, seed=9).variant == trial.variant
 
 
@@ -127,12 +130,48 @@ def test_pairs() -> None:
     assert len(pairs.parse("all", "cifar100")) == 13
     assert pairs.parse("same,cross", "cifar10") == pairs.parse("all", "cifar10")
     assert len(pairs.parse("all", "digits")) == 3
-    assert pairs.parse("a:b,a:b", "digits") == (Pair("a", "b"),)
-    for text in ("", "wrn", "a:", ":b", "a:b:c"):
+    assert pairs.parse("a:b,a:b", "digits") == (Pair(("a",), "b"),)
+    for text in ("", "wrn", "a:", ":b", "a:b:c", "a+:b", "+:b", "a+a:b"):
         with pytest.raises(UserError, match="pair"):
             pairs.parse(text, "cifar100")
     with pytest.raises(UserError, match="did you mean 'cross'"):
         pairs.parse("corss", "cifar100")
+
+
+def test_pairs_with_several_teachers() -> None:
+    (pair,) = pairs.parse("resnet56+resnet32:resnet20", "cifar100")
+    assert (pair.teachers, pair.student) == (("resnet32", "resnet56"), "resnet20")  # sorted: their order means nothing
+    assert str(pair) == "resnet32+resnet56:resnet20"
+    assert pairs.parse("b+a:s,a+b:s", "cifar100") == (Pair(("a", "b"), "s"),)
+    (pair,) = pairs.parse("timm/resnet34:pretrained+resnet56:timm/resnet18:pretrained", "cifar100")
+    assert pair == Pair(("resnet56", "timm/resnet34:pretrained"), "timm/resnet18:pretrained")
+
+
+def test_each_teacher_is_trained_once_and_students_wait_for_all() -> None:
+    planned = plan(request("kd", seeds=(1,), pair="big+small:small,big:small"))
+    vanilla = {trial.arch: trial for trial in planned.pending if trial.method == "vanilla" and trial.seed == 0}
+    assert list(vanilla) == ["big", "small"]
+    pair = next(cohort for cohort in planned.cohorts if len(cohort.teachers) == 2)
+    assert [source.trial for source in pair.teachers] == [vanilla[arch].fingerprint for arch in ("big", "small")]
+    assert set(pair.sources) == {f"trial:{trial.fingerprint}" for trial in vanilla.values()}
+    (trial,) = pair.trials
+    assert (trial.teacher, trial.pair) == ("big+small", "big+small:small")
+    fewer = next(cohort for cohort in planned.cohorts if len(cohort.teachers) == 1).trials[0]
+    assert trial.fingerprint != fewer.fingerprint
+
+
+def test_a_method_that_needs_the_trained_student_waits_for_its_vanilla_trial_of_seed_0() -> None:
+    planned = plan(request("kd,selfish", seeds=(5,)))
+    first = planned.cohorts[0]
+    assert (first.seed, [trial.arch for trial in first.trials]) == (0, ["big", "small"])
+    small = first.trials[1]
+    pair = planned.cohorts[-1]
+    assert f"trial:{small.fingerprint}" in pair.sources
+    selfish = next(trial for trial in pair.trials if trial.method == "selfish")
+    assert selfish.extra_teachers["self"].trial == small.fingerprint
+    assert replace(selfish, extra_teachers={}).fingerprint != selfish.fingerprint
+    alone = {trial.method: trial.fingerprint for trial in plan(request("kd", seeds=(5,))).pending}
+    assert alone["kd"] in {trial.fingerprint for trial in pair.trials}  # the others are as they were
 
 
 def test_recipes() -> None:
@@ -176,24 +215,26 @@ def test_intervals() -> None:
             parse_interval(wrong)
 
 
-def test_the_room_adds_up() -> None:
-    made = plan(request("kd,one", seeds=(0,)))
-    costs = Costs({"big": Cost(1, 1, 10_000_000), "small": Cost(1, 1, 1_000_000)}, states={"one": 500_000})
-    kept, states = disk(made, costs)
+def test_the_disk_space_adds_up() -> None:
+    planned = plan(request("kd,one", seeds=(0,)))
+    costs = Costs({"big": Cost(1, 1, 10_000_000), "small": Cost(1, 1, 1_000_000)}, checkpoint_bytes={"one": 500_000})
+    kept, states = estimate_disk(planned, costs)
     assert kept - 13_000_000 == pytest.approx(4 * 104_192)  # weights; and records with 240 epochs
     assert states == (20_000_000 + 2_000_000) + 20_000_000  # the teacher's cohort, its largest file written twice
-    assert [room(count) for count in (3 * 2**20, 3 * 2**30, 30 * 2**30)] == ["3 MiB", "3,072 MiB", "30.0 GiB"]
+    assert [format_bytes(count) for count in (3 * 2**20, 3 * 2**30, 30 * 2**30)] == ["3 MiB", "3,072 MiB", "30.0 GiB"]
 
 
 def test_the_estimate_adds_up() -> None:
-    made = plan(request("kd", seeds=(0,)))
+    planned = plan(request("kd", seeds=(0,)))
     costs = {"big": Cost(train=0.3, forward=0.1), "small": Cost(train=0.03, forward=0.01)}
     images = 1000 // 64 * 64
     vanilla = images * (0.3 + 0.03) + 100 * (0.1 + 0.01)
     pair = images * (0.03 + 0.1) + 100 * 0.01
-    assert seconds(made, Costs(costs)) == pytest.approx(240 * (vanilla + pair))
+    assert estimate_seconds(planned, Costs(costs)) == pytest.approx(240 * (vanilla + pair))
     extra = images * 0.005
-    assert seconds(made, Costs(costs, {"kd": 0.005})) == pytest.approx(240 * (vanilla + pair + extra))
+    assert estimate_seconds(planned, Costs(costs, {"kd": 0.005})) == pytest.approx(240 * (vanilla + pair + extra))
     early = 30 * images * (0.03 + 0.1)  # 30 epochs of 240, without evaluation
-    assert seconds(made, Costs(costs, {}, frozenset({"kd"}))) == pytest.approx(240 * (vanilla + pair) + early)
-    assert [duration(value) for value in (5, 600, 12000, 400000)] == ["5 s", "10 min", "3 h 20 min", "4.6 days"]
+    assert estimate_seconds(planned, Costs(costs, {}, frozenset({"kd"}))) == pytest.approx(
+        240 * (vanilla + pair) + early
+    )
+    assert [format_duration(value) for value in (5, 600, 12000, 400000)] == ["5 s", "10 min", "3 h 20 min", "4.6 days"]

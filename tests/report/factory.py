@@ -29,7 +29,7 @@ def trained(
     status: Status = "done",
     reason: str | None = None,
     teacher_top1: float | None = 72.5,
-    teacher: TeacherSource | None = None,
+    teachers: tuple[TeacherSource, ...] = (),
     code: str = "code",
     lr: float = 0.05,
     precision: str = "fp32",
@@ -40,8 +40,19 @@ def trained(
     cost: dict[str, Value] | None = None,
 ) -> Record:
     """One record; vanilla ones train the pair's second architecture without its first."""
-    master = None if method == VANILLA else teacher or TeacherSource(pair[0], trial=f"vanilla-{pair[0]}")
-    trial = Trial(data, recipe, pair[1], lr, master, method, {"ce_weight": 1.0}, code, seed, precision)
+    sources = teachers or tuple(TeacherSource(arch, trial=f"vanilla-{arch}") for arch in pair[0].split("+"))
+    trial = Trial(
+        data,
+        recipe,
+        pair[1],
+        lr,
+        () if method == VANILLA else sources,
+        method,
+        {"ce_weight": 1.0},
+        code,
+        seed,
+        precision,
+    )
     value = top1 if status == "done" else None
     known = value is not None
     return Record(

@@ -54,6 +54,33 @@ def test_the_right_winner_is_found() -> None:
     assert study.wins().loc["icd", "icd"] == ""
 
 
+def test_differences_that_are_the_same_in_all_seeds_are_called_untested() -> None:
+    records = [trained(VANILLA, 70.0 + seed, seed, pair=("", "resnet20")) for seed in range(3)]
+    for method, gain in (("kd", 1.0), ("icd", 1.5), ("crd", 1.0)):
+        records += [trained(method, 70.0 + seed + gain, seed, pair=PAIRS[0]) for seed in range(3)]
+    (study,) = comparison.studies(records)
+    assert [study.over_seeds[method, PAIRS[0]].untestable for method in (VANILLA, "icd", "crd")] == [True] * 3
+    words = " ".join(comparison.in_words(study))
+    assert "Within pairs, 0 of 2 differences to kd are significant" in words
+    assert "2 of them are the same in all seeds: without variance there is no test." in words
+    frame = comparison.frame([study])
+    assert frame[frame["method"] == "icd"][["p", "low", "high"]].isna().all(axis=None)
+    assert (PAIRS[0], "kd") not in study.alike()  # half a point below the best in every seed, untested
+
+
+def test_pairs_with_equal_gains_give_no_test_over_pairs() -> None:
+    records = []
+    for teacher, student in PAIRS[:3]:
+        records += [trained(VANILLA, 70.0 + seed, seed, pair=("", student)) for seed in range(2)]
+        for method, gain in (("kd", 1.0), ("icd", 1.5)):
+            noise = (0.1, -0.1) if method == "icd" else (0.0, 0.0)
+            pair = (teacher, student)
+            records += [trained(method, 70.0 + seed + gain + noise[seed], seed, pair=pair) for seed in range(2)]
+    (study,) = comparison.studies(records)
+    words = " ".join(comparison.in_words(study))
+    assert "No test over pairs for icd: the difference is the same in every pair." in words
+
+
 def test_one_seed_and_one_pair_say_what_they_cannot() -> None:
     (study,) = comparison.studies(known(seeds=1, pairs=1))
     assert all(found.p is None for found in (*study.over_seeds.values(), *study.over_pairs.values()))

@@ -15,7 +15,7 @@ def shown(records: list, asked: set[str] | None = None) -> dict[str, float]:  # 
 def test_a_column_compares_what_one_teacher_taught() -> None:
     file = TeacherSource("resnet56", file="t.pth", sha256="ab" * 32)
     own = [trained("kd", 70.0), trained("icd", 71.0)]
-    other = [trained("kd", 60.0, teacher=file, teacher_top1=50.0, finished="2026-02-01T00:00:00Z")]
+    other = [trained("kd", 60.0, teachers=(file,), teacher_top1=50.0, finished="2026-02-01T00:00:00Z")]
     assert shown([*own, *other]) == {"teacher": 50.0, "kd": 60.0}
     asked = {record.trial.variant for record in own}
     assert shown([*own, *other], asked) == {"teacher": 72.5, "kd": 70.0, "icd": 71.0}

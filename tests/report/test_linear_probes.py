@@ -46,8 +46,8 @@ def sources() -> dict[str, list[Record]]:
     taught = {method: [trained(method, 74.0, seed, pair=PAIR) for seed in range(2)] for method in ("kd", "icd")}
     for records in taught.values():
         for place, record in enumerate(records):
-            master = replace(record.trial.teacher, trial=teacher.trial.fingerprint)  # type: ignore[type-var]
-            records[place] = replace(record, trial=replace(record.trial, teacher=master))
+            teachers = (replace(record.trial.teachers[0], trial=teacher.trial.fingerprint),)
+            records[place] = replace(record, trial=replace(record.trial, teachers=teachers))
     plain = [trained(VANILLA, 73.0, seed, pair=("", PAIR[1])) for seed in range(2)]
     return {"teacher": [teacher], VANILLA: plain, **taught}
 
@@ -78,7 +78,7 @@ def test_a_row_for_each_method_and_a_column_for_each_target(tmp_path: Path) -> N
     assert icd["gap"] == pytest.approx(71.5 - icd["published"])
     assert all(row["published"] > 0 for row in stl.values())
     paths = write_transfers(everything(), tmp_path)
-    assert [path.name for path in paths] == ["linear_probes.csv", "linear_probes.md"]
+    assert [path.name for path in paths] == ["transfer.csv", "transfer.md"]
     lines = paths[1].read_text("utf-8").splitlines()
     header = "|  | wrn_40_2 → wrn_16_2, stl10 | wrn_40_2 → wrn_16_2, tiny-imagenet |"
     assert header in lines

@@ -152,15 +152,20 @@ def test_a_thousand_records_are_reported_in_seconds(tmp_path: Path) -> None:
 def test_against_another_study(tmp_path: Path) -> None:
     here = study(["kd", "crd+kd"], [("resnet56", "resnet20")])
     there = [
-        replace(record, top1=record.top1 - 1) for record in here if record.top1 and record.trial.method != "crd+kd"
+        replace(record, top1=record.top1 - 1 - (0.05 * record.trial.seed if record.trial.method == "kd" else 0))
+        for record in here
+        if record.top1 and record.trial.method != "crd+kd"
     ]
     there = [replace(record, environment={**record.environment, "torch": "2.9.0"}) for record in there]
     frame, notes, paths = write_versus_study(here, there, tmp_path)
     assert [row["method"] for row in frame.to_dict("records")] == [VANILLA, "kd"]
-    assert frame["difference"].tolist() == pytest.approx([1.0, 1.0])
+    assert frame["difference"].tolist() == pytest.approx([1.0, 1.05])
     assert set(frame["n"]) == {3}
     assert "torch: here 2.11.0; there 2.9.0." in notes
-    assert "+1.00 [+1.00, +1.00] (3)" in paths[1].read_text("utf-8")
+    document = paths[1].read_text("utf-8")
+    assert "+1.05 [+0.93, +1.17] (3)" in document  # by hand: sd 0.05, 1.05 ± 4.303 · 0.05 / √3
+    assert "+1.00 (3)" in document  # the same in all seeds: no interval, and the note says so
+    assert "no interval for one seed or where the differences are the same in all seeds" in notes[0]
     assert len(write_versus_study(here, [], tmp_path)[0]) == 0
 
 

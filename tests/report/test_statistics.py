@@ -24,18 +24,28 @@ def test_differences_agree_with_statsmodels(values: list[float]) -> None:
     assert found is not None
     assert found.mean == pytest.approx(np.mean(values), rel=1e-10, abs=1e-10)
     assert found.n == len(values)
-    if len(values) == 1:
+    if max(values) == min(values):
         assert (found.low, found.high, found.p, found.significant) == (None, None, None, None)
-    elif max(values) == min(values):
-        assert (found.low, found.high) == (found.mean, found.mean)
-        assert found.p == (1.0 if found.mean == 0 else 0.0)
+        assert found.untestable == (len(values) > 1)
     else:
+        assert not found.untestable
         theirs = DescrStatsW(values)
         low, high = theirs.tconfint_mean(alpha=0.05)
         assert found.low == pytest.approx(low, rel=1e-10, abs=1e-9)
         assert found.high == pytest.approx(high, rel=1e-10, abs=1e-9)
         assert found.p == pytest.approx(theirs.ttest_mean(0)[1], rel=1e-10, abs=1e-12)
         assert found.significant == (not low <= 0 <= high)
+
+
+def test_equal_differences_give_no_test() -> None:
+    """0.28 points in every seed: subtraction leaves differences of 1e-14, which are no variance."""
+    scores, base = {0: 50.28, 1: 10.28, 2: 97.5}, {0: 50.0, 1: 10.0, 2: 97.22}
+    assert len({scores[seed] - base[seed] for seed in scores}) > 1
+    test = statistics.by_seed(scores, base)
+    assert test is not None
+    assert test.untestable
+    assert test.mean == pytest.approx(0.28)
+    assert (test.low, test.high, test.p, test.significant) == (None, None, None, None)
 
 
 def test_seeds_are_paired_where_both_are_there() -> None:

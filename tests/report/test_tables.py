@@ -85,13 +85,13 @@ def test_teacher_row_comes_from_what_taught() -> None:
     found = row([trained("kd", teacher_top1=72.25), trained("crd", teacher_top1=72.25)], "teacher")
     assert (found["top1_mean"], found["top1_sd"], found["n"], found["reason"]) == (72.25, None, 1, "")
     file = TeacherSource("resnet56", file="/somewhere/resnet56.pth", sha256="0123456789abcdef" * 4)
-    assert row([trained("kd", teacher=file)], "teacher")["reason"] == "file 0123456789ab"
+    assert row([trained("kd", teachers=(file,))], "teacher")["reason"] == "file 0123456789ab"
 
 
 def test_teacher_row_of_students_that_were_never_trained() -> None:
     master = trained(VANILLA, 72.0, pair=("", "resnet56"))
     of_master = TeacherSource("resnet56", trial=master.trial.fingerprint)
-    verdict = trained("crd", status="n/a", reason="no maps", teacher=of_master)
+    verdict = trained("crd", status="n/a", reason="no maps", teachers=(of_master,))
     assert row([master, verdict], "teacher")["top1_mean"] == 72.0
     assert [r["method"] for r in rows([verdict])] == ["crd"]
     broken = replace(master, status="failed", top1=None, reason="out of memory")

@@ -5,52 +5,64 @@ from pathlib import Path
 
 import pytest
 
+from kdbench.core.linear_probe import LinearProbe
+from kdbench.core.record import ProbeRecord
 from kdbench.core.trial import PROTOCOL
 from kdbench.results import ProbeStore
 from kdbench.results.serialize import dumps_checksummed, load_checksummed
-from tests.report.factory import trained
-from tests.report.test_linear_probes import TINY, moved
+from tests.results.test_store import DATA, RECIPE, TRIAL
+
+TARGET = replace(DATA, label="target", content="c1")
+PROBE = LinearProbe(TRIAL, "f" * 64, TARGET, replace(RECIPE, label="authors"), True, 1, 0.05, "fp32")
+DONE = ProbeRecord(PROTOCOL, PROBE, "done", None, 61.5, 71.5, 1.0, 2.0, {}, "2026-01-01T00:00:00Z")
+FAILED = replace(DONE, probe=replace(PROBE, views=2), status="failed", reason="why", top1=None, top5=None)
 
 
-def test_what_is_saved_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_saved_probe_is_read_back(tmp_path: Path) -> None:
     store = ProbeStore(tmp_path)
     assert store.records() == []
-    done = moved(trained("icd"), 61.5)
-    failed = moved(trained("kd"), None, to=TINY, status="failed", reason="why")
-    for record in (done, failed):
+    for record in (DONE, FAILED):
         store.save(record)
-    assert sorted(store.records(), key=lambda record: record.status) == [done, failed]
-    assert store.completed() == {done.probe.fingerprint}  # the other runs again
-    assert {path.name for path in store.folder.iterdir()} == {f"{r.probe.id}.json" for r in (done, failed)}
+    assert sorted(store.records(), key=lambda record: record.status) == [DONE, FAILED]
+    assert store.completed() == {PROBE.fingerprint}  # the other runs again
+    assert {path.name for path in store.folder.iterdir()} == {f"{record.probe.id}.json" for record in (DONE, FAILED)}
+    assert store.find(PROBE.fingerprint) == DONE
+    assert store.find("another") is None
+    assert store.finished_at() == {record.probe.fingerprint: record.finished for record in (DONE, FAILED)}
 
-    store.save(replace(done, protocol=PROTOCOL + 1))
-    assert store.records() == [failed]
-    path = store.folder / f"{failed.probe.id}.json"
+
+def test_records_of_another_protocol_and_damaged_ones_are_not_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = ProbeStore(tmp_path)
+    store.save(replace(DONE, protocol=PROTOCOL + 1))
+    store.save(FAILED)
+    assert store.records() == [FAILED]
+    path = store.folder / f"{FAILED.probe.id}.json"
     content = load_checksummed(path)
     path.write_bytes(dumps_checksummed({**content, "id": "another"}))
     assert store.records() == []
     assert "do not belong to its id" in caplog.text
     assert path.exists()
-    path.write_bytes(dumps_checksummed(content).replace(b'"seed": 0', b'"seed": 3'))
+    path.write_bytes(dumps_checksummed(content).replace(b'"seed": 7', b'"seed": 3'))
     assert store.records() == []
     assert "its checksum does not agree" in caplog.text
     assert not path.exists()
     assert (tmp_path / "damaged" / path.name).exists()
 
 
-def test_a_transfer_depends_on_what_may_change_it() -> None:
-    one = moved(trained("icd"), 61.5).probe
-    same = replace(one, data=replace(one.data, label="another name"), recipe=replace(one.recipe, label="x"))
-    assert same.fingerprint == one.fingerprint
-    others = [
-        replace(one, weights="0" * 64),
-        replace(one, bn_train_mode=False),
-        replace(one, views=2),
-        replace(one, precision="bf16"),
-        replace(one, lr=0.01),
-        replace(one, data=TINY),
-        replace(one, source=replace(one.source, seed=1)),
-        replace(one, recipe=replace(one.recipe, epochs=8)),
+def test_a_probe_depends_on_what_may_change_its_result_and_on_no_label() -> None:
+    relabeled = replace(PROBE, data=replace(TARGET, label="another name"), recipe=replace(PROBE.recipe, label="x"))
+    assert relabeled.fingerprint == PROBE.fingerprint
+    changed = [
+        replace(PROBE, weights="0" * 64),
+        replace(PROBE, bn_train_mode=False),
+        replace(PROBE, views=2),
+        replace(PROBE, precision="bf16"),
+        replace(PROBE, lr=0.01),
+        replace(PROBE, data=replace(TARGET, content="c2")),
+        replace(PROBE, source=replace(TRIAL, seed=1)),
+        replace(PROBE, recipe=replace(PROBE.recipe, epochs=8)),
     ]
-    assert len({each.fingerprint for each in (one, *others)}) == 9
-    assert one.id.startswith("stl10.authors.cifar100.resnet56-resnet20.icd.s0.")
+    assert len({probe.fingerprint for probe in (PROBE, *changed)}) == 9
+    assert PROBE.id.startswith("target.authors.toy-n=9.big-small.one-k=3-+kd.s7.")

@@ -1,1 +1,1 @@
-"""Where cohorts are trained."""
+"""Executors: where cohorts are trained."""

@@ -18,7 +18,7 @@ from kdbench.train.device import is_out_of_memory
 
 
 class LocalExecutor:
-    """One cohort after the other; `stop` is asked after every step, see `CohortTrainer`."""
+    """Trains one cohort at a time; `stop` is called after every step, see `CohortTrainer`."""
 
     def __init__(
         self,
@@ -32,8 +32,8 @@ class LocalExecutor:
     def train(self, cohort: Cohort, weights: TeacherWeights, observer: Observer) -> Iterator[Outcome]:
         """Outcomes in the order in which trials end.
 
-        A cohort that does not fit into memory goes on in two parts, and these likewise.
-        Raises what breaks the data or the teachers, DiskError, Interrupted.
+        A cohort that does not fit into memory is split into halves that are trained one after the other, and these
+        may be split again. Raises DiskError, Interrupted, and the errors of data and teachers, which all trials share.
         """
         pending = {trial.id: trial for trial in cohort.trials}
         try:
@@ -47,7 +47,7 @@ class LocalExecutor:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-        # The memory of what failed can be freed only here, where nothing holds its frames.
+        # Outside the except block, because the exception's frames hold the memory that is to be freed.
         trainer = None  # type: ignore[assignment]
         gc.collect()
         if self.device.type == "cuda":
@@ -57,7 +57,7 @@ class LocalExecutor:
             yield Outcome(trials[0], "failed", "out of memory, although it was trained alone")
             return
         half = (len(trials) + 1) // 2
-        log.warning("out of memory with %d students: they go on %d at a time", len(trials), half)
-        for part in (trials[:half], trials[half:]):
-            for outcome in self.train(cohort.with_trials(part), weights, observer):
+        log.warning("out of memory with %d students: they are trained %d at a time", len(trials), half)
+        for group in (trials[:half], trials[half:]):
+            for outcome in self.train(cohort.with_trials(group), weights, observer):
                 yield replace(outcome, cost={**outcome.cost, "split_from": len(trials)})

@@ -1,4 +1,4 @@
-"""ProbeStore small enough for tests: random images, untrained networks, real probes."""
+"""Linear probes small enough for tests: random images, untrained networks, the real trainer."""
 
 from __future__ import annotations
 
@@ -20,31 +20,32 @@ from kdbench.train.probe_group import train_probes
 from tests.train import tiny_study
 from tests.train.tiny_study import CPU
 
-TARGET = tiny_study.images(train=128, test=40)
+TARGET = tiny_study.dataset(train=128, test=40)
 
 
 class Quiet:
-    """Nothing to see; stops after so many epochs, as Ctrl-C would."""
+    """A watcher that can stop the run after a number of epochs, as Ctrl-C would."""
 
     def __init__(self, stop_after: int | None = None) -> None:
-        self.left = stop_after
+        self.remaining = stop_after
 
-    def group(self, transfers: Sequence[LinearProbe]) -> None: ...
+    def group(self, probes: Sequence[LinearProbe]) -> None: ...
     def record(self, record: ProbeRecord) -> None: ...
 
     def advance(self, epochs: int) -> None:
-        if self.left is not None:
-            self.left -= 1
-            if self.left == 0:
+        if self.remaining is not None:
+            self.remaining -= 1
+            if self.remaining == 0:
                 raise KeyboardInterrupt
 
 
-def weights(arch: str, trial: Trial) -> dict[str, Tensor]:
+def network_weights(trial: Trial) -> dict[str, Tensor]:
+    """Weights of an untrained network of the trial's architecture, the same in every call."""
     torch.manual_seed(1)
-    return build(arch, trial.data.classes, trial.data.size).state_dict()
+    return build(trial.arch, trial.data.classes, trial.data.size).state_dict()
 
 
-def made(
+def linear_probe(
     arch: str = "resnet8",
     name: str = "frozen",
     *,
@@ -54,21 +55,22 @@ def made(
     precision: str = "fp32",
     seed: int = 0,
 ) -> LinearProbe:
-    """A transfer of a network that was (said to be) trained on the toy study's images."""
+    """A probe, by the protocol `name`, of a network that is said to come from the tiny study."""
     source = tiny_study.trial("kd", arch=arch, teacher="wrn_16_1", seed=seed)
     source = replace(source, data=replace(source.data, classes=6, size=target.info.size))
-    how = protocol(name, epochs=epochs, size=target.info.size)
-    return transfer(source, "0" * 64, target.info, how, info(arch), views, precision)
+    settings = protocol(name, epochs=epochs, size=target.info.size)
+    return transfer(source, "0" * 64, target.info, settings, info(arch), views, precision)
 
 
-def run(
-    transfers: Sequence[LinearProbe],
+def train(
+    probes: Sequence[LinearProbe],
     folder: Path,
     target: Dataset = TARGET,
     watcher: Quiet | None = None,
 ) -> list[ProbeRecord]:
-    watcher, checkpoints = watcher or Quiet(), Checkpoints(folder)
-    found = train_probes(
-        transfers, target, lambda each: weights(each.source.arch, each.source), checkpoints, CPU, {}, watcher
+    """The records of the probes; `folder` is for checkpoints."""
+    checkpoints = Checkpoints(folder)
+    records = train_probes(
+        probes, target, lambda probe: network_weights(probe.source), checkpoints, CPU, {}, watcher or Quiet()
     )
-    return list(found)
+    return list(records)

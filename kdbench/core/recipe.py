@@ -1,0 +1,42 @@
+"""Training recipes."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Optimizer, schedule and augmentation, the same for every method."""
+
+    name: str
+    label: str  # `paper`, or what was changed: `paper@6` has 6 epochs, so a shortened study never looks like a full one
+    epochs: int
+    batch_size: int
+    lr: float  # initial learning rate
+    small_lr: float  # for MobileNetV2, ShuffleNets and token models, which diverge at `lr`; see `ModelInfo.small_lr`
+    momentum: float
+    weight_decay: float
+    milestones: tuple[float, ...]  # epochs after which the learning rate drops; may be fractional
+    gamma: float  # factor of each drop
+    size: int  # pixels per side
+    pad: int  # black pixels added on each side before a random crop
+    max_grad_norm: float | None = None  # gradient clipping by norm; None: off
+
+    @property
+    def pretraining_epochs(self) -> int:
+        """Epochs of the stage before training that some methods have: 30 per 240 epochs, as published."""
+        return max(1, round(30 * self.epochs / 240))
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """The fields that decide a result, as they enter fingerprints. The learning rate in force is `Trial.lr`."""
+        excluded = {"name", "label", "lr", "small_lr"}
+        if self.max_grad_norm is None:  # fingerprints from before the option stay valid
+            excluded.add("max_grad_norm")
+        return {name: value for name, value in asdict(self).items() if name not in excluded}
+
+    def published(self) -> bool:
+        """Whether results are comparable to published ones."""
+        return self.label == "paper"
