@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,9 +8,13 @@ from typing import Annotated, Any
 import pytest
 import torch
 
-from kdbench.distill import Distiller, Hyper, Output, register, registry
+from kdbench.distill import Context, Distiller, Hyper, Output, Range, register, registry
 from kdbench.distill.objective import objective
-from tests.methods.build import batch_of, make
+from kdbench.models import FeatureShapes
+from tests.methods.build import batch_of, make, step_of
+
+SHAPES = FeatureShapes((), False, 2)
+CONTEXT = Context(SHAPES, (SHAPES,), 2, torch.tensor([0, 1]), generator=torch.Generator())
 
 
 @dataclass(frozen=True)
@@ -29,14 +31,14 @@ def clean() -> Iterator[None]:
 
 
 def test_every_method_file_is_found() -> None:
-    files = {path.stem for path in (Path(__file__).parents[2] / "methods").glob("*.py")} - {"__init__"}
+    files = {path.stem for path in (Path(__file__).parents[2] / "methods").glob("*.py")}
     assert files <= set(registry.infos())
     assert registry.discover() == {}
 
 
 @pytest.mark.usefixtures("clean")
 def test_names_are_taken_once_and_well_formed() -> None:
-    with pytest.raises(ValueError, match=r"'kd' is taken by methods\.kd"):
+    with pytest.raises(ValueError, match=r"'kd' is taken by kdbench\.methods\.kd"):
         register("kd", Hyper, paper="-")(type("Other", (Distiller,), {}))
     misplaced = type("Other", (Distiller,), {"__module__": "kdbench.methods.file"})
     with pytest.raises(ValueError, match="a method is called as its file"):
@@ -47,9 +49,9 @@ def test_names_are_taken_once_and_well_formed() -> None:
 
 
 def test_settings_are_declared_with_their_help() -> None:
-    found = {setting.name: setting for setting in registry.settings_of(ToyHyper)}
-    assert (found["width"].kind, found["width"].default, found["width"].help) == ("int", 3, "how wide")
-    assert found["kd_temperature"].default == 4.0
+    settings = {setting.name: setting for setting in registry.settings_of(ToyHyper)}
+    assert (settings["width"].kind, settings["width"].default, settings["width"].help) == ("int", 3, "how wide")
+    assert settings["kd_temperature"].default == 4.0
     assert all(setting.help for info in registry.infos().values() for setting in info.settings)
 
 
@@ -66,61 +68,25 @@ def test_impossible_settings(settings: dict[str, float], sentence: str) -> None:
         Hyper(**settings)
 
 
-def test_all_methods_refuse_what_cannot_be() -> None:
-    infos = registry.infos()
-    assert infos["vanilla"].check({"ce_weight": 2.0}) is not None
-    assert infos["crd"].check({"nce_k": 0}) is not None
-    assert infos["crd"].check({"nce_m": 1.0}) is not None
-    assert infos["icd"].check({"alpha": -0.5}) is not None
-    assert infos["icd"].check({"unknown": 1}) is not None
+def test_ranges_are_part_of_a_setting() -> None:
+    @dataclass(frozen=True)
+    class Tuned(Hyper):
+        tuned_weight: Annotated[float, "how much", Range(0.1, 10, log=True)] = 1.0
+
+    setting = {setting.name: setting for setting in registry.settings_of(Tuned)}["tuned_weight"]
+    assert (setting.help, setting.range) == ("how much", Range(0.1, 10, log=True))
+    for low, high, log in ((1.0, 1.0, False), (2.0, 1.0, False), (0.0, 1.0, True)):
+        with pytest.raises(ValueError, match="is not a range"):
+            Range(low, high, log)
 
 
-METHOD = '''
-"""Doc."""
-from helper_beside.{package}_other import factor, OFFSET
-from kdbench.distill import Distiller, Hyper, soft_kl
-
-# a comment
-class Mine(Distiller[Hyper]):
-    """Doc."""
-    def losses(self, student, teacher, batch, epoch):
-        "doc"
-        return {{"x": {number} * factor(student.logits.sum()) + OFFSET}}
-'''
-
-
-def _hash(folder: Path, number: str, other: str, name: str) -> str:
-    package = folder / name
-    package.mkdir()
-    (package / "__init__.py").write_text("")
-    (package / "other.py").write_text(f"OFFSET = {other}\ndef factor(x):\n    return x\n")
-    text = METHOD.replace("helper_beside.{package}_other", f"{name}.other").format(number=number)
-    (package / "mine.py").write_text(text)
-    cls: Any = importlib.import_module(f"{name}.mine").Mine
-    found = registry.code_hash(cls).replace(name, "")
-    for module in [module for module in sys.modules if module.split(".")[0] == name]:
-        del sys.modules[module]
-    return found
-
-
-def test_the_hash_sees_edits_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = (Path(__file__).parents[2] / "methods" / "icd.py").read_text()
-    same = source.replace('"""', '"""New words. ', 1).replace("# [B, B]", "# another comment")
-    edited = source.replace("dim=0", "dim=1")
-    assert source not in (same, edited)
-    assert registry._normal(source) == registry._normal(same)
-    assert registry._normal(source) != registry._normal(edited)
-
-    monkeypatch.syspath_prepend(tmp_path)
-    hashes = []
-    for folder, number, other in (("a", "2", "3"), ("b", "2", "3"), ("c", "4", "3"), ("d", "2", "5")):
-        (tmp_path / folder).mkdir()
-        monkeypatch.syspath_prepend(tmp_path / folder)
-        importlib.invalidate_caches()
-        hashes.append(_hash(tmp_path / folder, number, other, "made_up"))
-        monkeypatch.undo()
-    assert hashes[0] == hashes[1]
-    assert len(set(hashes)) == 3  # an edited method, and a constant in a file beside it, count
+@pytest.mark.usefixtures("clean")
+def test_kinds_and_groups_are_known_ones() -> None:
+    for options in ({"kind": "logit"}, {"group": "core"}):
+        with pytest.raises(ValueError, match="is not one of"):
+            register("toy", ToyHyper, paper="-", **options)(type("Toy", (Distiller,), {}))
+    register("toy", ToyHyper, paper="x", year=2021, kind="features")(type("Toy", (Distiller,), {"__module__": "toy"}))
+    assert registry._FACTS["toy"] == (2021, "features", "own")
 
 
 @pytest.mark.usefixtures("clean")
@@ -152,16 +118,16 @@ def test_a_broken_file_leaves_the_others_usable() -> None:
 def test_the_objective_is_the_same_for_every_method() -> None:
     labels = torch.tensor([0, 1, 1])
     logits = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
-    student, teacher = Output(logits, (), logits), Output(logits + 1, (), logits)
-    batch = batch_of(3, labels=labels)
+    outputs = Output(logits, (), logits), Output(logits + 1, (), logits)
+    step = step_of(*outputs, batch=batch_of(3, labels=labels))
     method = make("kd", {"ce_weight": 0.5, "kd_weight": 2.0}, student=2, teacher=2, labels=labels, dtype=torch.float32)
-    terms = objective(method, student, teacher, batch, 1)
+    terms = objective(method, step)
     assert terms["ce"].item() == pytest.approx(0.5 * torch.nn.functional.cross_entropy(logits, labels).item())
     assert terms["kd"].item() == pytest.approx(0.0, abs=1e-6)  # the softmax of equal logits up to a constant
 
     nothing = make("kd", {"ce_weight": 0.0, "kd_weight": 0.0}, student=2, teacher=2, labels=labels, dtype=torch.float32)
     with pytest.raises(ValueError, match="no term"):
-        objective(nothing, student, teacher, batch, 1)
+        objective(nothing, step)
 
     class Greedy(Distiller[Hyper]):
         def losses(self, *args: Any) -> dict[str, torch.Tensor]:
@@ -173,7 +139,7 @@ def test_the_objective_is_the_same_for_every_method() -> None:
 
     for cls, sentence in ((Greedy, "needs another name"), (Vector, "must be a scalar")):
         with pytest.raises(ValueError, match=sentence):
-            objective(cls(Hyper(), None, torch.Generator()), student, teacher, batch, 1)  # type: ignore[arg-type]
+            objective(cls(Hyper(), CONTEXT), step)
 
 
 @pytest.mark.usefixtures("clean")

@@ -26,8 +26,8 @@ METHODS = sorted(name for name, info in registry.infos().items() if info.module 
 class Prediction:
     """The loss that the paper's formula predicts for a student whose outputs equal its teacher's.
 
-    `predict(method, output)` may set the method's parameters and memories. It returns the method's own terms, worked out
-    in plain Python; those of the pretraining are called `pretraining NAME`.
+    `predict(method, output)` may set the method's parameters and memories. It returns the method's own terms, worked
+    out in plain Python; those of the pretraining are called `pretraining NAME`.
     """
 
     predict: Callable[[Any, Output], dict[str, float]]

@@ -1,21 +1,67 @@
+"""Contrastive representation distillation."""
+
 from __future__ import annotations
 
+import math
 from math import log
+from typing import Any
 
 import pytest
 import torch
 from kdbench.methods.crd import EPS, nce
+from torch import Tensor
 
-from kdbench.distill import Batch, NegativeSampler
+from kdbench.distill import Batch, Output, Shapes, registry
+from kdbench.distill.memory_bank import NegativeSampler
+from kdbench.models import FeatureShapes
 from tests.methods.build import make
+from tests.methods.by_hand import IMAGES, NEGATIVES, linear, mean, memory_scores, share_embedding, unit
+from tests.methods.laboratory import Expectations, Mutation, Prediction
+
+
+def equal_anchors(method: Any, output: Output) -> dict[str, float]:
+    # Equal anchors, each against the other side's memory. K/N = 9/12; 1e-7 stands in the logarithms.
+    share_embedding(method)
+    anchors, noise = unit(linear(method.embed_student, output.embedding.tolist())), NEGATIVES / IMAGES
+
+    def by_definition(memory: Tensor) -> float:
+        return mean(
+            -math.log(positive / (positive + noise + 1e-7))
+            - math.fsum(math.log(noise / (p + noise + 1e-7)) for p in negatives)
+            for positive, *negatives in memory_scores(anchors, memory.tolist(), method.hyper.nce_t)
+        )
+
+    weight, bank = method.hyper.crd_weight, method.bank
+    return {
+        "nce_student": weight * by_definition(bank.memory_teacher),
+        "nce_teacher": weight * by_definition(bank.memory_student),
+    }
+
+
+EXPECTED = Expectations(
+    refused=({"feat_dim": 0}, {"nce_k": 0}, {"nce_t": 0.0}, {"nce_m": 1.0}, {"nce_m": -0.1}),
+    effective={"nce_k": 5},  # at most the images of other classes
+    predictions=(
+        Prediction(
+            equal_anchors,
+            {"crd_weight": 3.0, "feat_dim": 3, "nce_k": NEGATIVES, "nce_t": 0.4},
+            frozenset({"nce_teacher"}),
+        ),
+    ),
+    mutations={
+        "crd": Mutation(
+            "kdbench.methods.crd.nce", lambda loss: lambda probabilities, images: loss(probabilities, images + 1)
+        )
+    },
+)
 
 
 def test_by_hand() -> None:
     # One positive of 0.5, two negatives of 0.25 and 0.75, N = 4: noise K/N = 1/2.
     scores = torch.tensor([[0.5, 0.25, 0.75]], dtype=torch.float64)
-    wanted = -(log(0.5 / (1 + EPS)) + log(0.5 / (0.75 + EPS)) + log(0.5 / (1.25 + EPS)))
-    assert nce(scores, 4).item() == pytest.approx(wanted, rel=1e-12)
-    assert nce(scores.repeat(3, 1), 4).item() == pytest.approx(wanted, rel=1e-12)  # a mean over the batch
+    expected = -(log(0.5 / (1 + EPS)) + log(0.5 / (0.75 + EPS)) + log(0.5 / (1.25 + EPS)))
+    assert nce(scores, 4).item() == pytest.approx(expected, rel=1e-12)
+    assert nce(scores.repeat(3, 1), 4).item() == pytest.approx(expected, rel=1e-12)  # a mean over the batch
 
 
 def test_negatives_are_distinct_images_of_other_classes_in_equal_shares() -> None:
@@ -44,10 +90,7 @@ def test_no_more_negatives_than_other_classes_have() -> None:
 
 
 def test_one_class_has_no_negatives() -> None:
-    from kdbench.distill import Shapes, registry
-    from kdbench.models import FeatureShapes
-
     shape = FeatureShapes((), False, 4)
-    shapes = Shapes(shape, shape, 2, torch.zeros(5, dtype=torch.int64))
+    shapes = Shapes(shape, (shape,), 2, torch.zeros(5, dtype=torch.int64))
     reason = registry.distiller("crd").supports(registry.hyper_of("crd", {}), shapes)
     assert reason == "all training images are of one class: there are no negatives"

@@ -66,8 +66,6 @@ def test_every_method_file_is_registered_and_has_its_test_module(name: str) -> N
 def test_a_method_without_a_test_module_is_told_what_to_write() -> None:
     with pytest.raises(AssertionError, match=r"'newcomer' has no tests/methods/test_newcomer\.py: write it, with at"):
         test_module("newcomer")
-    with pytest.raises(AssertionError, match=r"tests/methods/laboratory\.py|has no test"):
-        test_module("every_method.")
 
 
 # One step.

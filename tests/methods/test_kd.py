@@ -1,3 +1,5 @@
+"""Knowledge distillation."""
+
 from __future__ import annotations
 
 from math import log
@@ -10,9 +12,21 @@ from torch.testing import assert_close
 
 from kdbench.distill import Output, soft_kl
 from kdbench.distill.objective import objective
-from tests.methods.build import batch_of, make
+from tests.methods.build import batch_of, make, step_of
+from tests.methods.by_hand import no_terms
+from tests.methods.laboratory import Expectations, Mutation, Prediction
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "losses"
+
+EXPECTED = Expectations(
+    predictions=(Prediction(no_terms),),
+    mutations={
+        "kd": Mutation(
+            "kdbench.distill.objective.soft_kl",
+            lambda loss: lambda student, teacher, temperature: loss(student, teacher, temperature) / temperature,
+        )
+    },
+)
 
 
 def test_by_hand() -> None:
@@ -36,9 +50,9 @@ def test_bad_shapes_and_temperatures_are_refused() -> None:
 @pytest.mark.parametrize("case", ["p1", "p2"])
 def test_the_published_objective(case: str) -> None:
     with np.load(GOLDEN / f"kd_{case}.npz") as arrays:
-        own, target = (torch.from_numpy(arrays[name]).double() for name in ("in.y_s", "in.y_t"))
-        labels, wanted = torch.from_numpy(arrays["in.labels"]), float(arrays["out.objective_gamma0.1_alpha0.9"])
+        student, teacher = (torch.from_numpy(arrays[name]).double() for name in ("in.y_s", "in.y_t"))
+        labels, expected = torch.from_numpy(arrays["in.labels"]), float(arrays["out.objective_gamma0.1_alpha0.9"])
     method = make("kd", {}, student=2, teacher=2, labels=labels, dtype=torch.float64)
-    outputs = Output(own, (), own), Output(target, (), target)
-    terms = objective(method, *outputs, batch_of(len(labels), labels=labels), 1)
-    assert sum(terms.values()).item() == pytest.approx(wanted, rel=1e-8)  # type: ignore[union-attr]
+    outputs = Output(student, (), student), Output(teacher, (), teacher)
+    terms = objective(method, step_of(*outputs, batch=batch_of(len(labels), labels=labels)))
+    assert sum(terms.values()).item() == pytest.approx(expected, rel=1e-8)  # type: ignore[union-attr]
