@@ -73,8 +73,8 @@ INDEX = f"""\
 |---|---|---|---|---|---:|---:|---:|
 {{rows}}
 
-*Parameters* and *buffers* are those beside the student, for `{PAIR}` on CIFAR-100 with the default settings. *Pairs*: how
-many of the paper's {len(PAPER)} the method supports.
+*Parameters* and *buffers* are those beside the student, for `{PAIR}` on CIFAR-100 with the default settings.
+*Pairs*: how many of the paper's {len(PAPER)} the method supports.
 """
 ROW = "| [{name}]({name}.md) | {year} | {kind} | {summary} | {paper} | {parameters} | {mib} | {supported} |"
 

@@ -110,7 +110,7 @@ def main(args: argparse.Namespace) -> int:
     seeds, chosen_pairs = parse_seeds(args.seeds), pairs.parse(args.pairs, source)
     rerun, interval = _rerun(args.rerun), parse_interval(args.checkpoint_every)
     check_threads(args)
-    request = data_request(args, source, recipe.size)
+    images = data_request(args, source, recipe.size)
 
     from kdbench import models  # torch from here on
     from kdbench.data.sources import prepare
@@ -135,32 +135,34 @@ def main(args: argparse.Namespace) -> int:
     if not args.dry_run:
         store.require_writable()
         store.remove_stale()
-    images = prepare(request, args.data_dir or data_dir())
-    catalog = build_catalog(images)
+    dataset = prepare(images, args.data_dir or data_dir())
+    catalog = build_catalog(dataset)
     for arch in dict.fromkeys(arch for pair in chosen_pairs for arch in pair.archs):
-        models.features(arch, images.info.classes, images.info.size)  # or one sentence on what does not fit
-    files = _teacher_files(args, chosen_pairs, images.info)
-    before = store.finished_at()  # first of all: what another process finishes from now on is not done again
-    plan = expand(
-        Request(images.info, recipe, methods, chosen_pairs, seeds, precision, files), catalog, store.completed(rerun)
-    )
+        models.features(arch, dataset.info.classes, dataset.info.size)  # or one sentence on what does not fit
+    files = _teacher_files(args, chosen_pairs, dataset.info)
+    finished_at = store.finished_at()  # first of all: what another process finishes from now on is not done again
+    request = Request(dataset.info, recipe, methods, chosen_pairs, seeds, precision, files)
+    completed = store.completed(rerun, needed=())
+    plan = expand(request, catalog, completed)
+    if needed := plan.teachers & completed:  # these need their weights too
+        plan = expand(request, catalog, store.completed(rerun, needed))
     if not args.dry_run:
         for arch in dict.fromkeys(trial.arch for trial in plan.pending if trial.arch.endswith(PRETRAINED)):
             print(f"weights of {arch}: taken from the cache, or fetched ...", flush=True)
-            models.fetch(arch, images.info.classes, images.info.size)
+            models.fetch(arch, dataset.info.classes, dataset.info.size)
     configure_torch(device, precision, args.threads)
     checkpoints = Checkpoints(args.out / "checkpoints", interval)
     _announce(plan, catalog, sum(checkpoints.exists(trial.id) for trial in plan.pending))
     if args.dry_run:
-        return _estimate(plan, images, device, args.out)
+        return _estimate(plan, dataset, device, args.out)
     if plan.cohorts or plan.not_applicable:
         from kdbench.run.progress import progress
 
         stop = SIGNALS.asked
-        executor = LocalExecutor(images, device, checkpoints, stop=stop)
-        described = describe_environment(device)
+        executor = LocalExecutor(dataset, device, checkpoints, stop=stop)
+        environment = describe_environment(device)
         with SIGNALS.patient(), progress(console(), plan) as observer:
-            run_plan(plan, store, executor, checkpoints, observer, described, before, stop)
+            run_plan(plan, store, executor, checkpoints, observer, environment, finished_at, stop)
     wanted = {trial.fingerprint for trial in plan.trials}
     records = store.records()
     mine = [record for record in records if record.trial.fingerprint in wanted]
@@ -209,7 +211,7 @@ def _announce(plan: Plan, catalog: Catalog, resumed: int) -> None:
     )
 
 
-def _estimate(plan: Plan, images: Dataset, device: Any, out: Path) -> int:
+def _estimate(plan: Plan, dataset: Dataset, device: Any, out: Path) -> int:
     from kdbench.plan.estimate import estimate_disk, estimate_seconds, format_bytes, format_duration
     from kdbench.train.measure_costs import measure_costs
 
@@ -222,7 +224,7 @@ def _estimate(plan: Plan, images: Dataset, device: Any, out: Path) -> int:
         print(f"  n/a {trial.pair} {trial.method}: {reason}")
     if plan.cohorts:
         print("measuring a few steps of each network and each method ...", flush=True)
-        costs = measure_costs(plan, images, device)
+        costs = measure_costs(plan, dataset, device)
         print(f"estimated time on this device: {format_duration(estimate_seconds(plan, costs))}")
         kept, checkpoint_bytes = estimate_disk(plan, costs)
         place = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir())

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class CheckpointInterval:
-    """A checkpoint every `epochs` epochs or, if `minutes` is given, once that many minutes have passed since the last."""
+    """A checkpoint every `epochs` epochs or, if `minutes` is given, once so many have passed since the last."""
 
     epochs: int = 1
     minutes: float | None = None

@@ -17,8 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kdbench.core.errors import UserError
-from kdbench.core.processes import alive as alive
-from kdbench.core.processes import process as process
+from kdbench.core.processes import alive, process
 
 log = logging.getLogger("kdbench")
 

@@ -193,6 +193,12 @@ class Plan:
         return tuple(trial for cohort in self.cohorts for trial in cohort.trials)
 
     @property
+    def teachers(self) -> frozenset[str]:
+        """Fingerprints of the vanilla trials whose weights the cohorts need."""
+        sources = (source for cohort in self.cohorts for source in cohort.sources.values())
+        return frozenset(source.trial for source in sources if source.trial)
+
+    @property
     def trials(self) -> tuple[Trial, ...]:
         """All trials, whatever their status."""
         return (*self.completed, *self.pending, *(trial for trial, _ in self.not_applicable))

@@ -21,7 +21,7 @@ from typing import Generic, TypeVar
 
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
-from kdbench.core import files
+from kdbench.core import files, processes
 from kdbench.core.errors import UserError
 from kdbench.results import serialize
 from kdbench.results.reading import UNREADABLE
@@ -30,7 +30,7 @@ G = TypeVar("G")
 
 FOLDER = "claims"
 CLAIM = "*-*-*.json"
-"""Names of claims: `files.process()` has two hyphens. Other files in the folder are not claims."""
+"""Names of claims: `processes.process()` has two hyphens. Other files in the folder are not claims."""
 
 _HEARTBEAT = 15.0  # seconds between two updates of a claim's time
 _DEAD_AFTER = 300.0  # seconds without an update after which a process of another machine counts as dead
@@ -63,11 +63,11 @@ class Claims:
         self._stopped = threading.Event()
 
     def __enter__(self) -> Claims:
-        self._file = self.folder / f"{files.process()}.json"
+        self._file = self.folder / f"{processes.process()}.json"
         with self._locked():
+            self._write()
             files.remove_stale(self.folder)
             self._claimed_elsewhere()  # removes the claims of dead processes
-            self._write()
         threading.Thread(target=self._update_time, daemon=True).start()
         return self
 
@@ -141,7 +141,7 @@ class Claims:
         return names
 
     def _is_alive(self, path: Path) -> bool:
-        alive = files.alive(path.stem)
+        alive = processes.alive(path.stem)
         if alive is not None:
             return alive
         try:  # by the clock of the file system, which both machines share

@@ -52,21 +52,7 @@ def run_plan(
             cohort = plan.cohorts[number]
             cohort = cohort.with_trials([trial for trial in cohort.trials if trial.fingerprint in fingerprints])
             observer.cohort(cohort, number + 1, len(plan.cohorts))
-            pending = {trial.id: trial for trial in cohort.trials}
-            outcomes: Iterator[Outcome] | None = None
-            while True:  # not a for loop: an error in saving an outcome is not an error in training
-                try:
-                    if outcomes is None:
-                        outcomes = executor.train(cohort, _teacher_weights(cohort, store), observer)
-                    outcome = next(outcomes, None)
-                except (BrokenPipeError, DiskError):  # progress or results cannot be written
-                    raise
-                except Exception as error:
-                    outcomes = iter([Outcome(trial, "failed", _reason(error)) for trial in pending.values()])
-                    continue
-                if outcome is None:
-                    break
-                del pending[outcome.trial.id]
+            for outcome in _outcomes(cohort, store, executor, observer):
                 save(outcome)
 
 
@@ -81,11 +67,21 @@ class _MissingTeacher(Exception):
     """A teacher of the cohort was not trained, or its weights cannot be read."""
 
 
-def _reason(error: Exception) -> str:
-    """Why the trials of a cohort have no outcome, in one line."""
-    if isinstance(error, _MissingTeacher):
-        return str(error)
-    return f"its cohort could not be trained: {type(error).__name__}: {error}".splitlines()[0]
+def _outcomes(cohort: Cohort, store: Store, executor: Executor, observer: Observer) -> Iterator[Outcome]:
+    """One outcome for each trial, whatever fails in training. Raises what the executor raises when it is stopped."""
+    pending = {trial.id: trial for trial in cohort.trials}
+    try:
+        for outcome in executor.train(cohort, _teacher_weights(cohort, store), observer):
+            del pending[outcome.trial.id]
+            yield outcome
+    except (BrokenPipeError, DiskError):  # progress or checkpoints cannot be written
+        raise
+    except Exception as error:
+        reason = str(error)
+        if not isinstance(error, _MissingTeacher):
+            reason = f"its cohort could not be trained: {type(error).__name__}: {error}".splitlines()[0]
+        for trial in pending.values():
+            yield Outcome(trial, "failed", reason)
 
 
 def _teacher_weights(cohort: Cohort, store: Store) -> TeacherWeights:

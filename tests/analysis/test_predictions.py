@@ -30,7 +30,8 @@ class _Classifier(Distiller[Hyper]):
         self.classifier = nn.Linear(64, context.classes)
 
     def predict(self, student: Output) -> Tensor:
-        return self.classifier(student.embedding.float())
+        logits: Tensor = self.classifier(student.embedding.float())
+        return logits
 
 
 @pytest.fixture(autouse=True)

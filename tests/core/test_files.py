@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from kdbench.core import files
+from kdbench.core import files, processes
 from kdbench.core.files import DamagedFile, DiskError
 
 
@@ -59,26 +59,26 @@ def test_every_flip_of_a_sealed_file_is_seen(tmp_path: Path) -> None:
 
 
 def test_who_is_alive() -> None:
-    me = files.process()
+    me = processes.process()
     machine, pid, started = me.split("-")
-    assert files.alive(me)
-    assert not files.alive(f"{machine}-{pid}-{int(started) + 1}")  # another process that had this number
-    assert not files.alive(f"{machine}-99999999-{started}")
-    assert files.alive(f"00000000-{pid}-{started}") is None
-    assert files.alive("notes") is None
+    assert processes.alive(me)
+    assert not processes.alive(f"{machine}-{pid}-{int(started) + 1}")  # another process that had this number
+    assert not processes.alive(f"{machine}-99999999-{started}")
+    assert processes.alive(f"00000000-{pid}-{started}") is None
+    assert processes.alive("notes") is None
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    theirs = f"{machine}-{child.pid}-{files._started(child.pid)}"
-    assert files.alive(theirs)
+    theirs = f"{machine}-{child.pid}-{processes._start_time(child.pid)}"
+    assert processes.alive(theirs)
     child.kill()
-    while files._started(child.pid) is not None:  # a zombie is dead too
+    while processes._start_time(child.pid) is not None:  # a zombie is dead too
         pass
-    assert not files.alive(theirs)
+    assert not processes.alive(theirs)
     child.wait()
-    assert not files.alive(theirs)
+    assert not processes.alive(theirs)
 
 
 def test_only_what_nobody_writes_any_more_is_swept(tmp_path: Path) -> None:
-    machine, pid, started = files.process().split("-")
+    machine, pid, started = processes.process().split("-")
     name = "0" * 16
     living = tmp_path / f".{name}.{machine}-{pid}-{started}.tmp"
     dead = tmp_path / f".{name}.{machine}-99999999-1.tmp"

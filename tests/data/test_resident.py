@@ -12,8 +12,8 @@ from torchvision.transforms.functional import to_tensor
 
 from kdbench.core.errors import UserError
 from kdbench.core.seeding import derive_seed
-from kdbench.data.dataset import Dataset
-from kdbench.data.resident import Batch, Loader, normalize
+from kdbench.data.dataset import Batch, Dataset
+from kdbench.data.resident import Loader, normalize
 from tests.data.build import image_set
 
 CPU = torch.device("cpu")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import sys
 from pathlib import Path
 from typing import Any
@@ -109,14 +110,12 @@ def test_shared_code_counts_that_the_method_reaches(
     tmp_path: Path, original: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The memory bank that it imports calls a function of its module; attention is of no concern to it."""
-    from kdbench.distill import code_hash as module
-
-    source_of = module.inspect.getsource
+    source_of = inspect.getsource
     path = "kdbench.distill.memory_bank"
 
     def edited(text: str, replacement: str, name: str) -> Any:
         def getsource(item: Any) -> str:
-            source = source_of(item)
+            source: str = source_of(item)
             if getattr(item, "__name__", None) == name:
                 assert text in source
                 source = source.replace(text, replacement)
@@ -124,9 +123,9 @@ def test_shared_code_counts_that_the_method_reaches(
 
         return getsource
 
-    monkeypatch.setattr(module.inspect, "getsource", edited("/ temperature)", "/ temperature / 2)", path))
+    monkeypatch.setattr(inspect, "getsource", edited("/ temperature)", "/ temperature / 2)", path))
     assert hash_of(tmp_path / "scores", METHOD) != original
-    monkeypatch.setattr(module.inspect, "getsource", edited("images are of one class", "images have one class", path))
+    monkeypatch.setattr(inspect, "getsource", edited("images are of one class", "images have one class", path))
     assert hash_of(tmp_path / "unreached", METHOD) == original
 
 

@@ -82,9 +82,9 @@ def test_ranges_are_part_of_a_setting() -> None:
 
 @pytest.mark.usefixtures("clean")
 def test_kinds_and_groups_are_known_ones() -> None:
-    for options in ({"kind": "logit"}, {"group": "core"}):
+    for kind, group in (("logit", "own"), ("logits", "core")):
         with pytest.raises(ValueError, match="is not one of"):
-            register("toy", ToyHyper, paper="-", **options)(type("Toy", (Distiller,), {}))
+            register("toy", ToyHyper, paper="-", kind=kind, group=group)(type("Toy", (Distiller,), {}))
     register("toy", ToyHyper, paper="x", year=2021, kind="features")(type("Toy", (Distiller,), {"__module__": "toy"}))
     assert registry._FACTS["toy"] == (2021, "features", "own")
 

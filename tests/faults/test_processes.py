@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from kdbench.core import files
-from kdbench.results import Claims, Work
+from kdbench.core import processes
 from kdbench.results.serialize import dumps_checksummed
+from kdbench.run.claims import Claims, Work
 from tests.faults.laboratory import Study, end, written
 
 WORDS = ["--methods", "kd,sp", "--pairs", "wrn_16_2:resnet8", "--dataset", "digits", "--threads", "1"]
@@ -102,7 +102,7 @@ def test_what_a_living_process_has_is_waited_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("where", ["here", "elsewhere"])
 def test_what_a_dead_process_had_is_taken_over(tmp_path: Path, where: str) -> None:
-    machine, _, started = files.process().split("-")
+    machine, _, started = processes.process().split("-")
     name = f"{machine}-99999999-{started}" if where == "here" else "00000000-1-1"
     theirs = _theirs(tmp_path, name, "ab")
     if where == "elsewhere":
@@ -113,7 +113,7 @@ def test_what_a_dead_process_had_is_taken_over(tmp_path: Path, where: str) -> No
 
 
 def test_a_process_gives_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kdbench.run.claims._BEAT", 0.02)
+    monkeypatch.setattr("kdbench.run.claims._HEARTBEAT", 0.02)
     with Claims(tmp_path):
         (mine,) = tmp_path.glob("claims/*.json")
         assert json.loads(mine.read_text("utf-8"))["names"] == []

@@ -78,7 +78,7 @@ def outputs(arch: str, size: int, train: bool, version: int) -> Output:
     network = build(arch, CLASSES, size).train(train)
     with torch.no_grad():
         images = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(version))
-        output = network(images, pre_activations=True).read_all()
+        output: Output = network(images, pre_activations=True).read_all()
     return replace(output, classifier=classifier_of(network))
 
 
@@ -90,7 +90,7 @@ def check_one_step(name: str, pair: Pair, size: int) -> None:
         assert expected.unsupported in reason, pair
         return
     versions = iter(range(100))
-    teachers = [lambda arch=arch: outputs(arch, size, False, next(versions)) for arch in pair.teachers]  # type: ignore[misc]
+    teachers = [lambda arch=arch: outputs(arch, size, False, next(versions)) for arch in pair.teachers]
     teachers *= len(shapes.teachers)
     extra = {"random": teachers[0], "pruned": teachers[0], "self": lambda: outputs(pair.student, size, False, 0)}
     step = step_with(

@@ -51,7 +51,9 @@ def test_the_formula_predicts_the_loss(name: str, prediction: Prediction) -> Non
         predicted = prediction.predict(method, teacher)
         # The trainer's own terms: the labels' cross-entropy, and the divergence of a distribution from itself.
         rows = zip(teacher.logits.tolist(), batch.labels.tolist(), strict=True)
-        predicted["ce"] = weights.get("ce_weight", 1.0) * mean(-math.log(softmax(row)[label]) for row, label in rows)
+        predicted["ce"] = float(weights.get("ce_weight", 1.0)) * mean(
+            -math.log(softmax(row)[label]) for row, label in rows
+        )
         if weights:
             predicted["kd"] = 0.0
         # The sums are taken in another order; where a number is subtracted from itself at most rounding is left.

@@ -1,4 +1,4 @@
-"""Every architecture beyond the golden data: image sizes, seeds, gradients, initial weights, classifiers, batch norms."""
+"""Every architecture beyond the golden data: sizes, seeds, gradients, initial weights, classifiers, batch norms."""
 
 from __future__ import annotations
 

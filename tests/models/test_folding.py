@@ -28,7 +28,7 @@ def network(name: str) -> nn.Module:
     return model
 
 
-def count_batch_count_batch_norms(network: nn.Module) -> int:
+def count_batch_norms(network: nn.Module) -> int:
     return sum(isinstance(module, nn.BatchNorm2d) for module in network.modules())
 
 

@@ -24,7 +24,7 @@ LAYOUTS: Mapping[str, Any] = json.loads(gzip.decompress((GOLDEN / "models_state_
 FORWARD: Mapping[str, Any] = json.loads((GOLDEN / "models_forward.json").read_text())
 TRAINED: Mapping[str, Any] = FORWARD["train_mode"]["archs"]
 
-# The golden file's `fair_tolerance`: of logits relative to their largest value, of features to their standard deviation.
+# The golden file's `fair_tolerance`: of logits relative to their largest value, of features to their deviation.
 LOGITS_EVAL, LOGITS_TRAIN = 2e-4, 5e-4
 FEATURE_STATISTICS, FEATURE_VALUES = 1e-4, 5e-4
 

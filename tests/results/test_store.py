@@ -196,7 +196,7 @@ def test_damaged_records_are_quarantined_and_foreign_ones_stay(store: Store, cap
     assert len(store.records()) == 1
     assert {path.stem for path in (store.root / "damaged").iterdir()} == set(damaged)
     assert all((store.runs / f"{name}.json").read_bytes() == text for name, text in foreign.items())
-    quarantined = [message for message in caplog.messages if message.endswith("in damaged/: its trial runs again")]
+    quarantined = [message for message in caplog.messages if message.endswith("to damaged/: its trial runs again")]
     assert len(quarantined) == len(damaged)
     caplog.clear()
     assert len(store.records()) == 1

@@ -5,7 +5,7 @@ Methods that ask for nothing must train as if nobody else asked either, to the b
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -238,10 +238,16 @@ def test_a_view_with_other_parameters_is_another_view(tmp_path: Path) -> None:
 
 
 def test_what_nobody_asks_for_is_not_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    views, teachers, students = [], [], []
+    views: list[object] = []
+    teachers: list[object] = []
+    students: list[object] = []
 
-    def count(log: list[object], function: object) -> object:
-        return lambda *args, **kwargs: (log.append(args), function(*args, **kwargs))[1]  # type: ignore[operator]
+    def count(log: list[object], function: Callable[..., object]) -> Callable[..., object]:
+        def counted(*args: object, **kwargs: object) -> object:
+            log.append(args)
+            return function(*args, **kwargs)
+
+        return counted
 
     monkeypatch.setattr(Loader, "view", count(views, Loader.view))
     monkeypatch.setattr(Loader, "training_images", count(teachers, Loader.training_images))
