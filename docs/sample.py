@@ -1,4 +1,4 @@
-"""Writes docs/sample/: the study of the README on the embedded digits, its report and the README's picture.
+"""Write docs/sample/: the README's study on the embedded digits, with its report and the README's chart.
 
 python docs/sample.py
 """
@@ -23,9 +23,10 @@ KEPT = (
 
 
 def main() -> int:
+    """Run the study and copy what is kept. Returns the exit code."""
     with TemporaryDirectory() as folder:
-        words = ["--methods", "kd,crd,icd", "--pairs", "all", "--dataset", "digits", "--out", folder]
-        subprocess.run([sys.executable, "bench.py", *words], cwd=ROOT, check=True)
+        argv = ["--methods", "kd,crd,icd", "--pairs", "all", "--dataset", "digits", "--out", folder]
+        subprocess.run([sys.executable, "bench.py", *argv], cwd=ROOT, check=True)
         SAMPLE.mkdir(exist_ok=True)
         for name in KEPT:
             shutil.copy(Path(folder, name), SAMPLE / Path(name).name)

@@ -216,8 +216,9 @@ def test_a_step_without_the_network_has_the_same_losses() -> None:
         teacher_output = build("wrn_16_1", 4, 8)(batch.images)
     with_network, without_network = student(), student()
     without_network.network = marginal.ConstantOutput(without_network, batch.images)
-    for each in (with_network, without_network):
-        each.step(StepInputs(batch, (teacher_output,), {}, {}))
+    inputs = StepInputs(batch, (teacher_output,), {}, {})
+    with_network.step(inputs)
+    without_network.step(inputs)
     terms = without_network.end_epoch()
     assert with_network.end_epoch() == pytest.approx(terms)
     assert terms.keys() == {"ce", "discrepancy"}

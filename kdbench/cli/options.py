@@ -150,7 +150,7 @@ def console() -> Any:
         def on_broken_pipe(self) -> None:
             raise BrokenPipeError  # rich would exit with 1, which means something else here
 
-    found = Pipe()
-    if not found.is_terminal:
-        found.width = 120  # a file or a pipe has no edge to fold at
-    return found
+    pipe = Pipe()
+    if not pipe.is_terminal:
+        pipe.width = 120  # a file or a pipe has no edge to fold at
+    return pipe

@@ -192,12 +192,12 @@ def _teacher_files(args: argparse.Namespace, chosen: Sequence[Pair], data: DataI
         )
     from kdbench.models import find_checkpoint, load_checkpoint
 
-    found = {}
+    sources = {}
     for arch in archs:
         path = args.teacher or find_checkpoint(args.teacher_dir, arch)
         load_checkpoint(path, arch, data.classes, data.size)
-        found[arch] = TeacherSource(arch, file=str(path.resolve()), sha256=file_sha256(path))
-    return found
+        sources[arch] = TeacherSource(arch, file=str(path.resolve()), sha256=file_sha256(path))
+    return sources
 
 
 def _announce(plan: Plan, catalog: Catalog, resumed: int) -> None:

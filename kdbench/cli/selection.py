@@ -48,11 +48,11 @@ def choose(args: argparse.Namespace, records: Sequence[Record]) -> list[Record]:
 
         methods = {VANILLA, *(method.expression for method in parse(args.methods, build_catalog(None)))}
         groups = [group for group in groups if group.method in methods]
-    found = {record.trial.id: record for group in groups for record in group.done}
-    taught = {source.trial for record in found.values() for source in record.trial.teachers}
-    found |= {
+    networks = {record.trial.id: record for group in groups for record in group.done}
+    taught = {source.trial for record in networks.values() for source in record.trial.teachers}
+    networks |= {
         record.trial.id: record for record in records if record.trial.fingerprint in taught and record.status == "done"
     }
-    if not found:
+    if not networks:
         raise UserError(f"{args.out} holds no finished network of what was asked for")
-    return list(found.values())
+    return list(networks.values())

@@ -80,7 +80,9 @@ def main(args: argparse.Namespace) -> int:
     device = resolve_device(args.device)
     store.require_writable(FOLDER, "checkpoints", "tables")
     wanted: list[tuple[Dataset, list[LinearProbe]]] = []
-    for target, size in product(dict.fromkeys(args.to.split(",")), sorted({each.trial.data.size for each in sources})):
+    for target, size in product(
+        dict.fromkeys(args.to.split(",")), sorted({source.trial.data.size for source in sources})
+    ):
         images = prepare(data_request(args, target.strip(), size), args.data_dir or data_dir())
         precision = resolve_precision(args.precision, device, size)
         for name in dict.fromkeys(names):
@@ -97,16 +99,16 @@ def main(args: argparse.Namespace) -> int:
     before = kept.finished_at()
     completed = kept.completed()
     groups = [(images, todo) for images, of in wanted if (todo := [t for t in of if t.fingerprint not in completed])]
-    everything = [each for _, of in wanted for each in of]
+    everything = [probe for _, of in wanted for probe in of]
     waiting = sum(len(todo) for _, todo in groups)
     print(f"{len(everything)} transfers: {len(everything) - waiting} already there, {waiting} to train", flush=True)
     records = {record.trial.fingerprint: record for record in sources}
     checkpoints = Checkpoints(args.out / "checkpoints")
     store.remove_stale()
-    for each in everything:
-        if each.fingerprint in completed:
-            checkpoints.remove(each.id)
-    work = [Work(place, frozenset(each.fingerprint for each in todo)) for place, (_, todo) in enumerate(groups)]
+    for probe in everything:
+        if probe.fingerprint in completed:
+            checkpoints.remove(probe.id)
+    work = [Work(place, frozenset(probe.fingerprint for probe in todo)) for place, (_, todo) in enumerate(groups)]
     finished = finished_since(kept.find, before)
     with (
         Claims(args.out) as claims,
@@ -117,9 +119,9 @@ def main(args: argparse.Namespace) -> int:
             configure_torch(device, todo[0].precision, args.threads)
             described = describe_environment(device)
             for done in train_probes(
-                [each for each in todo if each.fingerprint in mine],
+                [probe for probe in todo if probe.fingerprint in mine],
                 images,
-                lambda each: store.weights(records[each.source.fingerprint]),
+                lambda probe: store.weights(records[probe.source.fingerprint]),
                 checkpoints,
                 device,
                 described,
@@ -136,7 +138,7 @@ def _show(args: argparse.Namespace, kept: ProbeStore, asked: Sequence[LinearProb
 
     records = kept.records()
     paths = write_transfers(records, args.out)
-    wanted = {each.fingerprint for each in asked}
+    wanted = {probe.fingerprint for probe in asked}
     mine = [record for record in records if record.probe.fingerprint in wanted]
     frame, to = table.transfers(mine), console()
     for part in render_transfers(frame, table.notes(frame), to.width):

@@ -116,7 +116,7 @@ class Trial:
     def variant(self) -> str:
         """Hash of everything but the seed that may change the result: only trials of one variant may be averaged.
 
-        Devices, folders, labels and the other trials of the cohort are left out, because they change no result.
+        The device, folders, labels and the other trials of the cohort do not enter it.
         """
         key = {
             "protocol": PROTOCOL,

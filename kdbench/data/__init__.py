@@ -1,4 +1,5 @@
-"""From images on disk to batches on the device.
+"""From image files to batches on the device.
 
-`catalog` names the data sets (and imports nothing heavy), `sources` reads them, `batches` serves them.
+`registry` names the data sets and imports nothing heavy, `sources` reads them, `subset` selects images, and `resident`
+serves batches. `views` holds the augmentations that methods may require.
 """

@@ -1,7 +1,7 @@
-"""Decoded data sets on disk, so that the second start takes seconds.
+"""A cache of decoded data sets, so that only the first start decodes.
 
-One safetensors file an entry, its name the hash of all that decides its content. A checksum over the tensors, the class
-names and the key lies in its header: what does not agree with it is not there. Nothing here can stop a run.
+One safetensors file per entry, named by a hash of everything that decides its content. Its header holds a checksum of
+tensors, class names and key; an entry that fails it counts as missing. Cache errors never abort a run.
 """
 
 from __future__ import annotations
@@ -22,31 +22,23 @@ from kdbench.data.dataset import Decoded, Source, Split, digest
 log = logging.getLogger("kdbench")
 
 DECODER = 1
-"""Raised whenever `pixels` or a reader turns the same files into other pixels or labels."""
+"""Version of the decoding. Increase it whenever `decode.py` or a source turns the same files into other images."""
 
-_FIELDS = ("train_images", "train_labels", "test_images", "test_labels")
+_TENSORS = ("train_images", "train_labels", "test_images", "test_labels")
 
 
-def decoded(source: Source, size: int, data_dir: Path) -> Decoded:
-    """The data set from the cache, else from its source. Raises UserError where the source cannot be decoded."""
+def load_or_decode(source: Source, size: int, data_dir: Path) -> Decoded:
+    """The data set at `size` pixels per side, from the cache if it is there. Raises UserError if decoding fails."""
     if not source.cached:
         return source.decode(size)
     key = digest(json.dumps([DECODER, sorted(source.files.items()), size, source.detail]))
     path = data_dir / "cache" / f"{key[:32]}.safetensors"
-    found = _load(path, key, size)
-    if found is None:
+    dataset = _load(path, key, size)
+    if dataset is None:
         log.info("decoding %s; the result is kept in %s", source.label, path)
-        found = source.decode(size)
-        _save(path, key, found)
-    return found
-
-
-def _split(images: Tensor, labels: Tensor, size: int, classes: Mapping[int, str]) -> Split:
-    """Raises ValueError if it is not what `decode` gives: anybody can make a file whose checksum agrees."""
-    good = images.dtype == torch.uint8 and images.shape == (len(labels), size, size, 3)
-    if not good or labels.dtype != torch.int64 or not set(labels.unique().tolist()) <= classes.keys():
-        raise ValueError("it does not hold images and their labels")
-    return Split(images, labels)
+        dataset = source.decode(size)
+        _save(path, key, dataset)
+    return dataset
 
 
 def _load(path: Path, key: str, size: int) -> Decoded | None:
@@ -55,28 +47,37 @@ def _load(path: Path, key: str, size: int) -> Decoded | None:
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            # Copies: the file is mapped into memory, and what another process does to it must not reach a run.
-            tensors = [file.get_tensor(name).clone() for name in _FIELDS]
+            # Cloned: the file is memory-mapped, and later changes to it by other processes must not reach a run.
+            tensors = [file.get_tensor(name).clone() for name in _TENSORS]
         names = header["names"]
         if header["sha256"] != digest(key, names, *tensors):
             raise ValueError("its checksum does not agree")
         classes = {int(number): str(name) for number, name in json.loads(names)}
-        train, test = (_split(tensors[place], tensors[place + 1], size, classes) for place in (0, 2))
+        train_images, train_labels, test_images, test_labels = tensors
+        train, test = _split(train_images, train_labels, size, classes), _split(test_images, test_labels, size, classes)
         return Decoded(train, test, classes)
-    except Exception as error:  # whatever is wrong with it, it can be built again
+    except Exception as error:  # whatever is wrong with the entry, it can be decoded again
         log.warning("%s is damaged (%s): it is built again", path, error)
         return None
 
 
-def _save(path: Path, key: str, content: Decoded) -> None:
-    names = json.dumps(list(content.names.items()))
-    train, test = content.train, content.test
+def _split(images: Tensor, labels: Tensor, size: int, classes: Mapping[int, str]) -> Split:
+    """A split, checked: a valid checksum does not prove that kdbench wrote the file. Raises ValueError."""
+    valid_images = images.dtype == torch.uint8 and images.shape == (len(labels), size, size, 3)
+    if not valid_images or labels.dtype != torch.int64 or not set(labels.unique().tolist()) <= classes.keys():
+        raise ValueError("it does not hold images and their labels")
+    return Split(images, labels)
+
+
+def _save(path: Path, key: str, dataset: Decoded) -> None:
+    names = json.dumps(list(dataset.names.items()))
+    train, test = dataset.train, dataset.test
     tensors: tuple[Tensor, ...] = (train.images, train.labels, test.images, test.labels)
     header = {"names": names, "sha256": digest(key, names, *tensors)}
     remove_stale(path.parent)
     try:
-        with atomic(path) as place:
-            save_file(dict(zip(_FIELDS, tensors, strict=True)), place, metadata=header)
+        with atomic(path) as temporary_path:
+            save_file(dict(zip(_TENSORS, tensors, strict=True)), temporary_path, metadata=header)
     except (DiskError, SafetensorError) as error:
-        why = error.__cause__ or error
-        log.warning("the decoded images cannot be kept in %s (%s): the next start decodes again", path.parent, why)
+        reason = error.__cause__ or error
+        log.warning("the decoded images cannot be kept in %s (%s): the next start decodes again", path.parent, reason)

@@ -1,4 +1,4 @@
-"""Encoded images of any mode and size -> square RGB pixels."""
+"""From encoded images of any mode and size to square RGB pixels."""
 
 from __future__ import annotations
 
@@ -19,75 +19,78 @@ from kdbench.core.errors import UserError
 Pixels = NDArray[np.uint8]
 
 WORKERS = min(16, os.cpu_count() or 1)
-"""Threads for reading and decoding; Pillow and hashlib work without the interpreter's lock."""
+"""Threads for reading and decoding; Pillow and hashlib release the GIL."""
 
-_CHUNK = 32  # images a task: handing over single small ones takes as long as decoding them
+_CHUNK = 32  # images per task: for small images, handing over single ones costs as much as decoding them
 
 
 def square(image: Image.Image, size: int) -> Pixels:
-    """RGB pixels [size, size, 3]: shorter side brought to `size`, then centre crop; transparency is dropped.
+    """RGB pixels [size, size, 3]: the shorter side is resized to `size`, the longer one center-cropped.
 
-    Bicubic: Pillow widens the filter when it shrinks, so nothing aliases. An image of the right size is left as it is.
+    Resizing is bicubic with antialiasing; an image of the right size keeps its pixels. Transparency is dropped. Raises
+    ValueError for pixel types without a known range.
     """
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise ValueError("floating-point pixels have no known range")
-    if image.mode.startswith("I"):  # 16-bit greyscale, which `convert` would clip at 255
-        grey = np.asarray(image).astype(np.int64)
-        if grey.min() < 0 or grey.max() > 65535:
+    if image.mode.startswith("I"):  # 16-bit grayscale, which `convert` would clip at 255
+        gray = np.asarray(image).astype(np.int64)
+        if gray.min() < 0 or gray.max() > 65535:
             raise ValueError("32-bit pixels have no known range")
-        image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
+        image = Image.fromarray(((gray + 128) // 257).astype(np.uint8))
     elif image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # the direct way warns
+        image = image.convert("RGBA")  # converting to RGB directly warns
     return np.asarray(ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC))
 
 
 def decode(where: str, encoded: bytes | Path, size: int, side: int | None = None) -> Pixels:
-    """One encoded image as pixels [size, size, 3]; `side` is what it must have a side, if anything.
+    """Decode one image to pixels [size, size, 3].
 
-    Raises UserError, which begins with `where`.
+    `side`, if given, is the number of pixels that each side of the encoded image must have. Raises UserError, whose
+    message begins with `where`.
     """
     limit = Image.MAX_IMAGE_PIXELS
     try:
         with Image.open(BytesIO(encoded) if isinstance(encoded, bytes) else encoded) as image:
             if side is not None and image.size != (side, side):
-                found = f"{image.width}x{image.height}"
-                raise UserError(f"{where}: has {found} pixels and not {side}x{side}; was the set changed?")
+                actual = f"{image.width}x{image.height}"
+                raise UserError(f"{where}: has {actual} pixels and not {side}x{side}; was the set changed?")
             if limit is None or image.width * image.height <= limit:
                 return square(image, size)
     except UserError:
         raise
     except Image.DecompressionBombError:
         pass
-    except Exception as error:  # Pillow's readers raise whatever a damaged file leads them to
+    except Exception as error:  # Pillow's readers may raise anything for a damaged file
         reason = "no known image format" if isinstance(error, UnidentifiedImageError) else error
         raise UserError(f"{where}: cannot be read as an image ({reason}); repair or remove it") from error
     raise UserError(f"{where}: has more than {limit:,} pixels, which may be an attack; shrink or remove it")
 
 
 def decode_all(encoded: Iterable[tuple[str, bytes | Path]], count: int, size: int, side: int | None = None) -> Pixels:
-    """`count` named encoded images, taken little by little, as pixels [count, size, size, 3]; see `decode`.
+    """Decode `count` images, given as (where, image), in parallel to pixels [count, size, size, 3]; see `decode`.
 
-    Raises UserError.
+    The iterable is read bit by bit, so that only a few encoded images are in memory. Raises UserError.
     """
-    pixels = _room(count, size)
+    pixels = _allocate(count, size)
 
-    def fill(start: int, chunk: list[tuple[str, bytes | Path]]) -> None:
-        for row, (where, data) in enumerate(chunk, start):
-            pixels[row] = decode(where, data, size, side)
+    def decode_chunk(start: int, chunk: list[tuple[str, bytes | Path]]) -> None:
+        for row, (where, image) in enumerate(chunk, start):
+            pixels[row] = decode(where, image, size, side)
 
-    source = iter(encoded)
+    images = iter(encoded)
     tasks: deque[Future[None]] = deque()
     with ThreadPoolExecutor(WORKERS) as pool:
         try:
             for start in range(0, count, _CHUNK):
-                chunk = list(islice(source, min(_CHUNK, count - start)))
-                if len(chunk) < min(_CHUNK, count - start):
+                expected = min(_CHUNK, count - start)
+                chunk = list(islice(images, expected))
+                if len(chunk) < expected:
                     raise UserError(
                         f"only {start + len(chunk)} of {count} images are there: were files changed just now?"
                     )
-                tasks.append(pool.submit(fill, start, chunk))
-                if len(tasks) > 2 * WORKERS:  # bounds what is held in memory
+                tasks.append(pool.submit(decode_chunk, start, chunk))
+                if len(tasks) > 2 * WORKERS:  # bounds the memory for encoded images
                     tasks.popleft().result()
             while tasks:
                 tasks.popleft().result()
@@ -98,21 +101,21 @@ def decode_all(encoded: Iterable[tuple[str, bytes | Path]], count: int, size: in
 
 
 def resize(images: Pixels, size: int) -> Pixels:
-    """Decoded RGB images [N, H, W, 3] as [N, size, size, 3]."""
+    """Decoded RGB images [N, H, W, 3] as [N, size, size, 3]; the same array if they have that size."""
     if images.shape[1:3] == (size, size):
         return images
-    pixels = _room(len(images), size)
+    pixels = _allocate(len(images), size)
     with ThreadPoolExecutor(WORKERS) as pool:
         for row, image in enumerate(pool.map(lambda image: square(Image.fromarray(image), size), images)):
             pixels[row] = image
     return pixels
 
 
-def _room(count: int, size: int) -> Pixels:
+def _allocate(count: int, size: int) -> Pixels:
     try:
         return np.empty((count, size, size, 3), dtype=np.uint8)
     except MemoryError as error:
-        need = count * size * size * 3 / 1e9
+        gigabytes = count * size * size * 3 / 1e9
         raise UserError(
-            f"{count:,} images of {size}x{size} pixels need {need:.1f} GB of memory: lower --size"
+            f"{count:,} images of {size}x{size} pixels need {gigabytes:.1f} GB of memory: lower --size"
         ) from error

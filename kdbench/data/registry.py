@@ -1,6 +1,6 @@
-"""The data sets by name; imports nothing heavy, so that lists and help stay instant.
+"""The data sets by name. Imports nothing heavy, so that lists and help appear at once.
 
-To add one: write `sources/FILE.py` with a function `find(request, data_dir) -> Source` and add a line here.
+To add a data set, write `sources/FILE.py` with a function `find(request, data_dir) -> Source` and add a line here.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from kdbench.core.errors import UserError, unknown_name
 
 @dataclass(frozen=True)
 class Entry:
-    """A data set, or a family of them that are told apart by a path."""
+    """A data set, or a kind of data set that takes a path."""
 
-    reader: str  # file in sources/
+    reader: str  # module in sources/
     summary: str
 
 
@@ -24,18 +24,18 @@ _ENTRIES = {
     "cifar100": Entry("cifar", "60,000 photographs of 32x32 pixels, 100 classes; downloaded when absent"),
     "stl10": Entry("stl10", "13,000 photographs of 96x96 pixels, 10 classes; downloaded when absent (2.6 GB)"),
     "tiny-imagenet": Entry("tiny_imagenet", "110,000 photographs of 64x64 pixels, 200 classes; downloaded when absent"),
-    "folder:PATH": Entry("folder", "your own images: train/ and test/ or val/, in each a folder a class"),
+    "folder:PATH": Entry("folder", "your own images: train/ and test/ or val/, with one folder per class"),
     "parquet:PATH": Entry("parquet", "image sets as shared on the Hugging Face hub: a folder of parquet files"),
 }
 
 
 def describe_datasets() -> dict[str, str]:
-    """Every data set with one line about it."""
+    """Data set -> one line about it."""
     return {name: entry.summary for name, entry in _ENTRIES.items()}
 
 
 def entry(source: str) -> Entry:
-    """The entry of a source as a person writes it: `digits`, `folder:~/pets`. Raises UserError."""
+    """The entry for a source as the user writes it, such as `digits` or `folder:~/pets`. Raises UserError."""
     kind, colon, path = source.partition(":")
     forms = {form.partition(":")[0]: form for form in _ENTRIES}
     if kind not in forms:

@@ -41,10 +41,10 @@ class _Parser:
         if self.place >= len(self.text):
             self.token, self.next = None, len(self.text)
             return
-        found = _TOKEN.match(self.text, self.next)
-        if not found:
+        match = _TOKEN.match(self.text, self.next)
+        if not match:
             raise self.error("an unexpected character")
-        self.token, self.next = found.group().strip(), found.end()
+        self.token, self.next = match.group().strip(), match.end()
 
     def error(self, problem: str) -> UserError:
         return UserError(f"--methods {self.text!r}: {problem} at character {self.place + 1}; {_LIST}")
@@ -92,20 +92,24 @@ class _Parser:
 def parse(text: str, catalog: Catalog) -> tuple[Method, ...]:
     """The methods that an expression list names, without repetition, `vanilla` first. Raises UserError."""
     parser = _Parser(text)
-    found = [_resolve(VANILLA, {}, False, catalog)]
+    methods = [_resolve(VANILLA, {}, False, catalog)]
     while True:
         name, settings, plus = parser.expression()
         if name == "all":
             if settings:
                 raise UserError(f"'all' takes no settings; {_LIST}")
             core = [info.name for info in catalog.methods.values() if info.group == "paper"]
-            found += [_resolve(each, {}, plus, catalog) for each in core if not (plus and _has_kd(catalog, each))]
+            methods += [
+                _resolve(core_name, {}, plus, catalog)
+                for core_name in core
+                if not (plus and _has_kd(catalog, core_name))
+            ]
         else:
-            found.append(_resolve(name, settings, plus, catalog))
+            methods.append(_resolve(name, settings, plus, catalog))
         if parser.token is None:
             break
         parser.take(",")
-    return tuple({method.expression: method for method in found}.values())
+    return tuple({method.expression: method for method in methods}.values())
 
 
 def _has_kd(catalog: Catalog, name: str) -> bool:

@@ -53,11 +53,11 @@ def parse(text: str, source: str) -> tuple[Pair, ...]:
     model := NAME [ ":pretrained" ]
     """
     named = sets(source)
-    found: list[Pair] = []
+    chosen: list[Pair] = []
     for word in (part.strip() for part in text.split(",")):
         models = _models(word)
         if word in named:
-            found.extend(named[word])
+            chosen.extend(named[word])
         elif len(models) == 1:
             raise unknown_name("pair", word, named, "write teacher:student, or see `python bench.py list pairs`")
         elif len(models) > 2 or not all(models):
@@ -68,8 +68,8 @@ def parse(text: str, source: str) -> tuple[Pair, ...]:
                 raise UserError(f"the pair {word!r} names an empty teacher: write teacher+teacher:student")
             if len(set(teachers)) < len(teachers):
                 raise UserError(f"the pair {word!r} names a teacher twice")
-            found.append(Pair(tuple(sorted(teachers)), models[1]))
-    return tuple(dict.fromkeys(found))
+            chosen.append(Pair(tuple(sorted(teachers)), models[1]))
+    return tuple(dict.fromkeys(chosen))
 
 
 def _models(word: str) -> list[str]:

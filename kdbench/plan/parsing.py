@@ -23,21 +23,21 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 
 def parse_interval(text: str) -> CheckpointInterval:
     """`5` means epochs, `10min` minutes."""
-    found = re.fullmatch(r"\s*(\d{1,6}|\d{1,6}\.\d{1,6}(?=\s*m))\s*(m|min|minutes?)?\s*", text)
-    if not found or not float(found[1]):
+    match = re.fullmatch(r"\s*(\d{1,6}|\d{1,6}\.\d{1,6}(?=\s*m))\s*(m|min|minutes?)?\s*", text)
+    if not match or not float(match[1]):
         raise UserError(f"--checkpoint-every {text!r} is neither a number of epochs (5) nor of minutes (10min)")
-    return CheckpointInterval(minutes=float(found[1])) if found[2] else CheckpointInterval(int(found[1]))
+    return CheckpointInterval(minutes=float(match[1])) if match[2] else CheckpointInterval(int(match[1]))
 
 
 def parse_classes(text: str) -> tuple[int, ...]:
     """`0-9`, `3,5,7` or `0-4,8`: label numbers, from 0."""
     chosen: set[int] = set()
     for word in text.split(","):
-        found = re.fullmatch(r"\s*(\d{1,7})\s*(?:-\s*(\d{1,7})\s*)?", word)
-        if not found:
+        match = re.fullmatch(r"\s*(\d{1,7})\s*(?:-\s*(\d{1,7})\s*)?", word)
+        if not match:
             raise UserError(f"--classes {text!r}: {word.strip()!r} is neither a label number (3) nor a range (0-9)")
-        first = int(found[1])
-        last = int(found[2] or first)
+        first = int(match[1])
+        last = int(match[2] or first)
         if last < first:
             raise UserError(f"--classes {text!r}: the range {word.strip()!r} runs backwards")
         chosen.update(range(first, last + 1))

@@ -172,7 +172,7 @@ def write_picture(figure: Figure, name: str, words: Sequence[str], out: Path) ->
 def _read_curves(
     selection: Selection, curve: Callable[[str], Sequence[EpochMetrics]]
 ) -> tuple[dict[str, Sequence[EpochMetrics]], int]:
-    found: dict[str, Sequence[EpochMetrics]] = {}
+    curves: dict[str, Sequence[EpochMetrics]] = {}
     wanted = dict.fromkeys(record.trial.id for group in selection.groups for record in group.done)
     for trial in wanted:
         try:
@@ -180,8 +180,8 @@ def _read_curves(
         except (OSError, ValueError, LookupError, TypeError, UserError):  # missing, torn or written by something else
             continue
         if epochs:
-            found[trial] = epochs
-    return found, len(wanted) - len(found)
+            curves[trial] = epochs
+    return curves, len(wanted) - len(curves)
 
 
 def _csv(frame: pd.DataFrame, decimals: int = 4) -> bytes:

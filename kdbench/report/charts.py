@@ -141,9 +141,9 @@ def curves_chart(
     """
     lines: dict[Pair, dict[str, list[Sequence[EpochMetrics]]]] = {}
     for group in _mine(groups, dataset, recipe):
-        found = [curves[record.trial.id] for record in group.done if curves.get(record.trial.id)]
-        if found:
-            lines.setdefault((group.teacher, group.student), {})[group.method] = found
+        seeds = [curves[record.trial.id] for record in group.done if curves.get(record.trial.id)]
+        if seeds:
+            lines.setdefault((group.teacher, group.student), {})[group.method] = seeds
     if not lines:
         return None
     rows = rows_of(frame, dataset, recipe)

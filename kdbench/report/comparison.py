@@ -60,7 +60,7 @@ class Study:
 
         Empty where there is one seed: nothing can be said then.
         """
-        found: set[tuple[Pair, str]] = set()
+        cells: set[tuple[Pair, str]] = set()
         for pair in {pair for of in self.values.values() for pair in of}:
             here = {m: of[pair] for m, of in self.values.items() if pair in of and m != VANILLA}
             first = max(here, key=lambda m: sum(here[m].values()) / len(here[m]), default=None)
@@ -69,8 +69,8 @@ class Study:
             for (method, test), p in zip(tests.items(), corrected, strict=True):
                 equal = test is not None and test.untestable and test.mean == 0
                 if equal or (p is not None and not _below(p)):
-                    found.add((pair, method))
-        return found
+                    cells.add((pair, method))
+        return cells
 
 
 def studies(records: Sequence[Record], baseline: str = "kd", asked: Collection[str] = ()) -> list[Study]:
@@ -98,47 +98,47 @@ def _study(dataset: str, recipe: str, groups: Sequence[Group], wanted: str) -> S
         for method, of in values.items():
             if method != baseline:
                 for pair, scores in of.items():
-                    if found := statistics.by_seed(scores, values[baseline].get(pair, {})):
-                        over_seeds[method, pair] = found
-                means = [found.mean for (name, _), found in over_seeds.items() if name == method]
+                    if difference := statistics.by_seed(scores, values[baseline].get(pair, {})):
+                        over_seeds[method, pair] = difference
+                means = [difference.mean for (name, _), difference in over_seeds.items() if name == method]
                 if total := statistics.difference(means):
                     over_pairs[method] = total
     corrected: dict[tuple[str, Pair | None], float | None] = {}
-    for family in (over_seeds, {(method, None): found for method, found in over_pairs.items()}):
-        corrected |= dict(zip(family, statistics.holm([found.p for found in family.values()]), strict=True))
+    for family in (over_seeds, {(method, None): difference for method, difference in over_pairs.items()}):
+        corrected |= dict(zip(family, statistics.holm([difference.p for difference in family.values()]), strict=True))
     left_out = tuple(method for method in values if method not in whole)
     return Study(dataset, recipe, baseline, values, over_seeds, over_pairs, corrected, ranked, left_out)
 
 
-def frame(found: Sequence[Study]) -> pd.DataFrame:
+def frame(studies: Sequence[Study]) -> pd.DataFrame:
     """The long form: a row for each method and pair, and one for each method over all pairs."""
     rows: list[dict[str, Any]] = []
-    for study in found:
+    for study in studies:
         if study.baseline is None:
             continue
         base, plain = study.means(study.baseline), study.means(VANILLA) if VANILLA in study.values else {}
-        for (method, pair), each in study.over_seeds.items():
-            rows.append(_row(study, method, pair, each, study.corrected[method, pair], None))
-        for method, each in study.over_pairs.items():
+        for (method, pair), difference in study.over_seeds.items():
+            rows.append(_row(study, method, pair, difference, study.corrected[method, pair], None))
+        for method, difference in study.over_pairs.items():
             own = study.means(method)
             gain = None if study.baseline == VANILLA else statistics.relative_improvement(own, base, plain)
-            rows.append(_row(study, method, ("", ""), each, study.corrected[method, None], gain))
+            rows.append(_row(study, method, ("", ""), difference, study.corrected[method, None], gain))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
 def _row(
-    study: Study, method: str, pair: Pair, each: Difference, corrected: float | None, gain: float | None
+    study: Study, method: str, pair: Pair, difference: Difference, corrected: float | None, gain: float | None
 ) -> dict[str, Any]:
     place = (study.dataset, study.recipe, *pair, method, study.baseline)
-    values = (each.n, each.mean, each.low, each.high, each.p, corrected, gain)
+    values = (difference.n, difference.mean, difference.low, difference.high, difference.p, corrected, gain)
     return dict(zip(COLUMNS, (*place, *values), strict=True))
 
 
-def ranks(found: Sequence[Study]) -> pd.DataFrame:
+def ranks(studies: Sequence[Study]) -> pd.DataFrame:
     """Average ranks: a row a method and table, with the p-value of Friedman's test over the whole table."""
     rows = [
         (study.dataset, study.recipe, method, rank, study.ranking.pairs, study.ranking.friedman)
-        for study in found
+        for study in studies
         if study.ranking
         for method, rank in study.ranking.ranks.items()
     ]
@@ -147,24 +147,26 @@ def ranks(found: Sequence[Study]) -> pd.DataFrame:
 
 def study_tables(study: Study) -> list[tuple[str, pd.DataFrame]]:
     """(title, table) of what a study has over its pairs: differences, average ranks, wins; all as text."""
-    found = []
+    tables = []
     if study.over_pairs:
         rows = {
             method: {
-                "points": f"{each.mean:+.2f}",
-                "95 % interval": MISSING if each.low is None else f"[{each.low:+.2f}, {each.high:+.2f}]",
+                "points": f"{difference.mean:+.2f}",
+                "95 % interval": MISSING
+                if difference.low is None
+                else f"[{difference.low:+.2f}, {difference.high:+.2f}]",
                 "p (Holm)": MISSING if (p := study.corrected[method, None]) is None else f"{p:.4f}",
-                "pairs": str(each.n),
+                "pairs": str(difference.n),
             }
-            for method, each in study.over_pairs.items()
+            for method, difference in study.over_pairs.items()
         }
-        found.append((f"Above {study.baseline}, over pairs", pd.DataFrame.from_dict(rows, orient="index")))
+        tables.append((f"Above {study.baseline}, over pairs", pd.DataFrame.from_dict(rows, orient="index")))
     if study.ranking:
         ranks_of = {method: [f"{rank:.2f}"] for method, rank in study.ranking.ranks.items()}
         title = f"over {study.ranking.pairs} pair{'s' * (study.ranking.pairs > 1)}"
-        found.append(("Average ranks", pd.DataFrame.from_dict(ranks_of, orient="index", columns=[title])))
-        found.append(("Pairs won / tied / lost, row against column", study.wins()))
-    return found
+        tables.append(("Average ranks", pd.DataFrame.from_dict(ranks_of, orient="index", columns=[title])))
+        tables.append(("Pairs won / tied / lost, row against column", study.wins()))
+    return tables
 
 
 def in_words(study: Study) -> list[str]:

@@ -54,8 +54,8 @@ def gains_chart(study: Study) -> Figure | None:
     methods = [method for method in study.methods if method != study.baseline]
     pairs = list(dict.fromkeys(pair for _, pair in study.over_seeds))
     table = np.full((len(methods), len(pairs)), np.nan)
-    for (method, pair), found in study.over_seeds.items():
-        table[methods.index(method), pairs.index(pair)] = found.mean
+    for (method, pair), difference in study.over_seeds.items():
+        table[methods.index(method), pairs.index(pair)] = difference.mean
     left = max(map(style.text_width, methods))
     names = [pair_label(*pair) for pair in pairs]
     below = max(map(style.text_width, names)) * 0.75
@@ -67,16 +67,16 @@ def gains_chart(study: Study) -> Figure | None:
     for row, column in np.ndindex(table.shape):
         value = table[row, column]
         if not np.isnan(value):
-            found = study.over_seeds[methods[row], pairs[column]]
+            difference = study.over_seeds[methods[row], pairs[column]]
             colour = "white" if abs(value) > 0.6 * limit else "black"
-            weight = "bold" if found.significant else "normal"
+            weight = "bold" if difference.significant else "normal"
             axes.text(column, row, f"{value:+.1f}", ha="center", va="center", color=colour, fontweight=weight)
     axes.set_yticks(range(len(methods)), methods)
     axes.set_xticks(range(len(pairs)), names, rotation=45, ha="right", rotation_mode="anchor")
     axes.tick_params(length=0)
     axes.grid(visible=False)
     figure.colorbar(shown, ax=axes, label="points")
-    if any(found.significant is not None for found in study.over_seeds.values()):
+    if any(difference.significant is not None for difference in study.over_seeds.values()):
         words = "bold: the 95 % interval leaves out zero (paired by seed, uncorrected)"
         figure.supxlabel(words, fontsize=style.FONT, x=0.01, ha="left")
     return figure
@@ -117,16 +117,16 @@ def pareto_points(
     """Method -> mean over its pairs of (times the plain student's seconds, points above the plain student)."""
     plain = {(row["teacher"], row["student"]): row["top1_mean"] for row in accuracy if row["method"] == VANILLA}
     times = {(row["teacher"], row["student"], row["method"]): row["times_vanilla"] for row in cost}
-    found: dict[str, list[tuple[float, float]]] = {}
+    points: dict[str, list[tuple[float, float]]] = {}
     for row in accuracy:
         base = plain.get((row["teacher"], row["student"]))
         spent = times.get((row["teacher"], row["student"], row["method"]))
         if row["method"] not in (TEACHER, VANILLA) and None not in (base, spent, row["top1_mean"]):
-            found.setdefault(row["method"], []).append((spent, row["top1_mean"] - base))  # type: ignore[arg-type]
-    most = max(map(len, found.values()), default=0)
+            points.setdefault(row["method"], []).append((spent, row["top1_mean"] - base))  # type: ignore[arg-type]
+    most = max(map(len, points.values()), default=0)
     return {
         method: (sum(x for x, _ in of) / len(of), sum(y for _, y in of) / len(of))
-        for method, of in found.items()
+        for method, of in points.items()
         if len(of) == most  # means over other pairs cannot be compared
     }
 

@@ -28,10 +28,10 @@ def apply_rule(records: Sequence[Record], rule: str) -> list[Record]:
     if rule == "last":
         return list(records)
     value = RULES[rule][0]
-    found = [replace(record, top1=value(record), top5=None) for record in records]
-    if records and all(record.top1 is None for record in found):
+    changed = [replace(record, top1=value(record), top5=None) for record in records]
+    if records and all(record.top1 is None for record in changed):
         raise UserError(f"--select {rule}: no record has {RULES[rule][1]}")
-    return found
+    return changed
 
 
 def rule_table(records: Sequence[Record], asked: Collection[str] = ()) -> pd.DataFrame:

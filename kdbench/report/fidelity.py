@@ -52,13 +52,13 @@ class Measured:
 def fidelity(measured: Sequence[Measured]) -> pd.DataFrame:
     """One row per (dataset, recipe, teacher, student, method): n, and mean and sd of each measure; absent: NaN."""
     groups: dict[tuple[str, ...], list[Measured]] = {}
-    for each in measured:
-        groups.setdefault(tuple(getattr(each, name) for name in _PLACE), []).append(each)
+    for item in measured:
+        groups.setdefault(tuple(getattr(item, name) for name in _PLACE), []).append(item)
     rows: list[dict[str, Any]] = []
     for place, of in sorted(groups.items(), key=lambda item: _order(item[0])):
         row: dict[str, Any] = dict(zip(_PLACE, place, strict=True)) | {"n": len(of)}
         for name in MEASURES:
-            known = [each.values[name] for each in of if name in each.values]
+            known = [item.values[name] for item in of if name in item.values]
             row[f"{name}_mean"] = fmean(known) if known else float("nan")
             row[f"{name}_sd"] = stdev(known) if len(known) > 1 else float("nan")
         rows.append(row)

@@ -42,8 +42,8 @@ def document(frame: pd.DataFrame) -> str:
 def _split(columns: Sequence[Column]) -> list[list[Column]]:
     """The paper's same-family pairs, then its others and all that it does not have; at most SAME in one table."""
     order = published.pairs()
-    first = [each for each in columns if order.get(each[:2], SAME) < SAME]
-    rest = [each for each in columns if each not in first]
+    first = [column for column in columns if order.get(column[:2], SAME) < SAME]
+    rest = [column for column in columns if column not in first]
     return [part for part in (first, *(rest[start : start + SAME] for start in range(0, len(rest), SAME))) if part]
 
 
@@ -51,11 +51,11 @@ def _table(caption: str, rows: Sequence[dict[str, Any]]) -> str:
     methods, columns = method_order(rows), list(dict.fromkeys(map(column, rows)))
     by_place, first, second = {place(row): row for row in rows}, best(rows), _second(rows)
     cells = {
-        (escape(each[0]), escape(each[1])): [
-            _cell(row, place(row) in first, place(row) in second) if (row := by_place.get((each, method))) else "--"
+        (escape(column[0]), escape(column[1])): [
+            _cell(row, place(row) in first, place(row) in second) if (row := by_place.get((column, method))) else "--"
             for method in methods
         ]
-        for each in columns
+        for column in columns
     }
     shown = pd.DataFrame(cells, index=[escape(row_label(method)) for method in methods], dtype="object")
     shown.columns = pd.MultiIndex.from_tuples(list(cells), names=["Teacher", "Student"])
@@ -68,7 +68,7 @@ def _table(caption: str, rows: Sequence[dict[str, Any]]) -> str:
         caption=escape(caption),
     )
     said = [f"{row['method']}, {column_label(column(row))}: {row['reason']}" for row in rows if row["status"] != "done"]
-    notes = "".join(f"\\par{{\\scriptsize {escape(each)}}}\n" for each in dict.fromkeys(said))
+    notes = "".join(f"\\par{{\\scriptsize {escape(fromkey)}}}\n" for fromkey in dict.fromkeys(said))
     return text.replace("\\end{tabular}\n", "\\end{tabular}\n" + notes)
 
 

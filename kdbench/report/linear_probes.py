@@ -33,8 +33,8 @@ def transfers(records: Sequence[ProbeRecord]) -> pd.DataFrame:
     for record in records:
         parts[record.probe.recipe_label, record.probe.data.label].append(_as_trained(record))
     frames = []
-    for (protocol, target), found in sorted(parts.items()):
-        frame = tables.accuracy(found, evaluated_on=target)
+    for (protocol, target), group in sorted(parts.items()):
+        frame = tables.accuracy(group, evaluated_on=target)
         if not published(protocol):
             frame = frame.assign(published=float("nan"), gap=float("nan"))
         frames.append(frame.assign(protocol=protocol, target=target))
@@ -78,9 +78,9 @@ def notes(frame: pd.DataFrame) -> list[str]:
     if not len(frame):
         return []
     names = {str(label).partition("@")[0].partition(",")[0].partition("+")[0] for label in frame["protocol"]}
-    found = [_MEANING, *(text for name, text in _PROTOCOLS.items() if name in names)]
+    lines = [_MEANING, *(text for name, text in _PROTOCOLS.items() if name in names)]
     if (frame["n"] == 1).any():
-        found.append("n = 1: no spread can be given (teachers are always one network).")
+        lines.append("n = 1: no spread can be given (teachers are always one network).")
     for row in frame[frame["reason"] != ""].to_dict("records"):
-        found.append(f"{row['method']}, {row['target']}, {row['protocol']}: {row['reason']}")
-    return found
+        lines.append(f"{row['method']}, {row['target']}, {row['protocol']}: {row['reason']}")
+    return lines

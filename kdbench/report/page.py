@@ -122,15 +122,15 @@ def _accuracy(
     lines = []
     for number, method in enumerate(tables.method_order(rows)):
         line = [Cell(tables.row_label(method), str(number))]
-        for each in columns:
-            row = by_place.get((each, method))
-            group = groups.get((*each[:2], method))
+        for pair_column in columns:
+            row = by_place.get((pair_column, method))
+            group = groups.get((*pair_column[:2], method))
             key = ""
             if group:
                 key = f"c{len(details)}"
-                details[key] = _details(f"{tables.column_label(each)}, {method} ({name})", group.records)
-            made = _accuracy_cell(row, (each, method) in best, key, study)
-            line.append(replace(made, text=made.text + tables.ALIKE) if (each, method) in alike else made)
+                details[key] = _details(f"{tables.column_label(pair_column)}, {method} ({name})", group.records)
+            made = _accuracy_cell(row, (pair_column, method) in best, key, study)
+            line.append(replace(made, text=made.text + tables.ALIKE) if (pair_column, method) in alike else made)
         lines.append(line)
     header = ["method", *map(tables.column_label, columns)]
     note = f"Top-1 %, {when}: mean ± sd (seeds). Click a cell for its trials; hover for the difference."
@@ -142,10 +142,10 @@ def _accuracy_cell(row: dict[str, Any] | None, best: bool, key: str, study: Stud
         return Cell(tables.MISSING)
     tip = [row["reason"]] if row["reason"] else []
     pair = (row["teacher"], row["student"])
-    if study and (found := study.over_seeds.get((row["method"], pair))):
-        text = f"{found.mean:+.2f} points to {study.baseline}, n = {found.n}"
-        if found.low is not None and found.high is not None:
-            text += f", 95 % [{found.low:+.2f}, {found.high:+.2f}]"
+    if study and (difference := study.over_seeds.get((row["method"], pair))):
+        text = f"{difference.mean:+.2f} points to {study.baseline}, n = {difference.n}"
+        if difference.low is not None and difference.high is not None:
+            text += f", 95 % [{difference.low:+.2f}, {difference.high:+.2f}]"
         tip.append(text)
     return Cell(tables.cell(row), _number(row["top1_mean"], 4), best, tables.beside(row), "; ".join(tip), details=key)
 
@@ -165,8 +165,8 @@ def _cost(rows: Sequence[dict[str, Any]]) -> Table:
     lines = []
     for number, method in enumerate(tables.method_order(rows)):
         line = [Cell(tables.row_label(method), str(number))]
-        for each in columns:
-            row = by_place.get((each, method))
+        for pair_column in columns:
+            row = by_place.get((pair_column, method))
             if row is None:
                 line.append(Cell(tables.MISSING))
                 continue
@@ -190,16 +190,16 @@ def further(
     transfers: Sequence[ProbeRecord], measured: pd.DataFrame | None, beside: pd.DataFrame, rules: pd.DataFrame
 ) -> list[tuple[tuple[str, str], Table]]:
     """What other commands found, as tables of the (dataset, recipe) of the networks' training."""
-    found = []
+    found_tables = []
     moved = linear_probes.transfers(transfers)
     for dataset, recipe, protocol in dict.fromkeys(moved[["dataset", "recipe", "protocol"]].itertuples(index=False)):
         rows = tables.rows_of(moved[moved["protocol"] == protocol], dataset, recipe)
         shown = tables.layout(rows, lambda row: " ".join(filter(None, (tables.cell(row), tables.beside(row)))))
-        found.append(((dataset, recipe), _text(f"Top-1 % after transfer, {protocol}", shown)))
+        found_tables.append(((dataset, recipe), _text(f"Top-1 % after transfer, {protocol}", shown)))
     if measured is not None:
         for pair in fidelity.pairs(measured):
             title = f"Fidelity and calibration: {tables.pair_label(*pair[2:])}"
-            found.append(
+            found_tables.append(
                 (pair[:2], _text(title, fidelity.wide(measured, pair), "method (n)", " ".join(fidelity.NOTES)))
             )
     for where in tables.tables(rules):
@@ -211,7 +211,9 @@ def further(
         }
         shown = pd.DataFrame.from_dict(lines, orient="index", columns=list(RULES))
         note = "; ".join(f"{rule}: {meaning}" for rule, (_, meaning) in RULES.items())
-        found.append((where, _text("Which epoch counts", shown, "pair: method", f"Mean top-1 % over seeds. {note}.")))
+        found_tables.append(
+            (where, _text("Which epoch counts", shown, "pair: method", f"Mean top-1 % over seeds. {note}."))
+        )
     for where in dict.fromkeys(beside[["dataset", "recipe"]].itertuples(index=False, name=None)):
         rows = tables.rows_of(beside, *where)
         cells = {
@@ -226,8 +228,8 @@ def further(
         }
         shown = pd.DataFrame.from_dict(cells, orient="index")
         note = f"Published: {rows[0]['source']}; the interval is that of our mean over seeds."
-        found.append((where, _text("Ours and published", shown, "pair: method", note)))
-    return found
+        found_tables.append((where, _text("Ours and published", shown, "pair: method", note)))
+    return found_tables
 
 
 def _interval(row: Mapping[str, Any]) -> str:
@@ -251,4 +253,4 @@ def _environment(records: Sequence[Record]) -> list[tuple[str, str]]:
     for record in records:
         for name, value in record.environment.items():
             values[name][str(value)] = None
-    return [(name, ", ".join(found)) for name, found in values.items() if name != "host"]  # reports are passed on
+    return [(name, ", ".join(names)) for name, names in values.items() if name != "host"]  # reports are passed on

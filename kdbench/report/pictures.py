@@ -22,7 +22,7 @@ Array = NDArray[np.float64]
 def correlation_chart(differences: Mapping[str, Array], caption: str) -> Figure:
     """A panel a method: |student - teacher| by true class and logit, [C, C]; one colour scale from 0 for all."""
     figure, panels = _panels(list(differences), "Difference to the teacher, standardised logits by class", caption, 0.7)
-    highest = max(float(each.max()) for each in differences.values()) or 1.0
+    highest = max(float(difference.max()) for difference in differences.values()) or 1.0
     for axes, (method, matrix) in zip(panels, differences.items(), strict=True):
         shown = axes.imshow(matrix, cmap="Blues", vmin=0, vmax=highest, interpolation="nearest")
         axes.set_title(f"{method}\nmean {matrix.mean():.3f}, max {matrix.max():.2f}", loc="left")

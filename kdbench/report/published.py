@@ -47,10 +47,10 @@ def numbers(evaluated_on: str = DATASET) -> Mapping[tuple[str, str, str], float]
 def entries(evaluated_on: str = DATASET) -> Mapping[tuple[str, str, str], Entry]:
     """`numbers` with all that is known of each."""
     source = SOURCE if evaluated_on == DATASET else TRANSFER_SOURCE
-    found = path()
-    if found is None:  # a report without the comparison is worth more than none
+    location = path()
+    if location is None:  # a report without the comparison is worth more than none
         return {}
-    with found.open(encoding="utf-8", newline="") as file:
+    with location.open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["source"] == source and row["evaluated_on"] == evaluated_on]
     own = {"student": VANILLA}
     return {

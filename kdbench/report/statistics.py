@@ -101,15 +101,15 @@ def ranking(means: Mapping[str, Mapping[str, float]]) -> Ranking | None:
 
 def _cliques(ordered: Sequence[str], apart: pd.DataFrame) -> tuple[tuple[str, ...], ...]:
     """Runs of methods in rank order whose ends cannot be told apart, each as long as it goes."""
-    found: list[tuple[str, ...]] = []
+    cliques: list[tuple[str, ...]] = []
     for first in range(len(ordered)):
         row = apart.loc[ordered[first]].to_dict()
         near = [n for n in range(first + 1, len(ordered)) if row[ordered[n]] > 1 - LEVEL]
         last = max(near, default=first)
         run = tuple(ordered[first : last + 1])
-        if len(run) > 1 and not any(set(run) <= set(other) for other in found):
-            found.append(run)
-    return tuple(found)
+        if len(run) > 1 and not any(set(run) <= set(other) for other in cliques):
+            cliques.append(run)
+    return tuple(cliques)
 
 
 def wins(left: Mapping[str, float], right: Mapping[str, float]) -> tuple[int, int, int]:

@@ -86,9 +86,9 @@ def text_width(text: str, size: float = FONT) -> float:
 
 def save(figure: Figure) -> dict[str, bytes]:
     """The figure as PNG and as SVG, without dates."""
-    found: dict[str, bytes] = {}
+    files: dict[str, bytes] = {}
     for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
         buffer = io.BytesIO()
         figure.savefig(buffer, format=kind, dpi=DPI, metadata=metadata)
-        found[kind] = buffer.getvalue()
-    return found
+        files[kind] = buffer.getvalue()
+    return files

@@ -169,11 +169,11 @@ def tables(frame: pd.DataFrame) -> list[tuple[str, str]]:
 
 def rows_of(frame: pd.DataFrame, dataset: str, recipe: str) -> list[dict[str, Any]]:
     """One table's rows as plain mappings; absent numbers are None."""
-    found = []
+    rows = []
     for row in frame.to_dict("records"):
         if (row["dataset"], row["recipe"]) == (dataset, recipe):
-            found.append({str(name): None if value != value else value for name, value in row.items()})
-    return found
+            rows.append({str(name): None if value != value else value for name, value in row.items()})
+    return rows
 
 
 Column = tuple[str, str, str]
@@ -220,18 +220,18 @@ def best(rows: Sequence[dict[str, Any]]) -> set[tuple[Column, str]]:
 
     A method of which a seed failed or diverged is passed over: the mean of its survivors is a chosen one.
     """
-    found: set[tuple[Column, str]] = set()
-    for each in dict.fromkeys(map(column, rows)):
+    cells: set[tuple[Column, str]] = set()
+    for pair_column in dict.fromkeys(map(column, rows)):
         means = {
             row["method"]: round(row["top1_mean"], 2)
             for row in rows
-            if column(row) == each
+            if column(row) == pair_column
             and row["method"] not in _ROW_LABELS
             and row["status"] == "done"
             and row["top1_mean"] is not None
         }
-        found |= {(each, method) for method, mean in means.items() if mean == max(means.values())}
-    return found
+        cells |= {(pair_column, method) for method, mean in means.items() if mean == max(means.values())}
+    return cells
 
 
 def wide(
@@ -261,8 +261,8 @@ def layout(rows: Sequence[dict[str, Any]], text: Callable[[dict[str, Any]], str]
     by_place = {place(row): row for row in rows}
     methods = method_order(rows)
     columns = {
-        column_label(each): [text(row) if (row := by_place.get((each, method))) else MISSING for method in methods]
-        for each in dict.fromkeys(map(column, rows))
+        column_label(pair): [text(row) if (row := by_place.get((pair, method))) else MISSING for method in methods]
+        for pair in dict.fromkeys(map(column, rows))
     }
     return pd.DataFrame(columns, index=[row_label(method) for method in methods], dtype="object")
 
@@ -332,9 +332,9 @@ def _mixtures(groups: Sequence[Group]) -> list[str]:
 
     # Threads change the order of sums on the processor only.
     on_cpu = [r for r in records if str(r.environment.get("device", "cpu")).startswith("cpu")]
-    found = {"torch": values("torch", records), "devices": values("device", records)}
-    found["thread counts"] = sorted(values("threads", on_cpu), key=lambda count: (len(count), count))
-    notes = [f"This table mixes {what} {_listed(of, 9)}." for what, of in found.items() if len(of) > 1]
+    mixed = {"torch": values("torch", records), "devices": values("device", records)}
+    mixed["thread counts"] = sorted(values("threads", on_cpu), key=lambda count: (len(count), count))
+    notes = [f"This table mixes {what} {_listed(of, 9)}." for what, of in mixed.items() if len(of) > 1]
     contents = {group.records[0].trial.data.content for group in groups}
     if len(contents) > 1:
         notes.append(f"This table mixes {len(contents)} versions of the images under one label.")
@@ -355,9 +355,9 @@ def _codes(groups: Sequence[Group]) -> list[str]:
     for group in groups:
         codes[group.records[0].trial.base][group.records[0].trial.code] = None
     return [
-        f"{base}: its rows were trained with {len(found)} versions of its code; run them again to compare them."
-        for base, found in codes.items()
-        if len(found) > 1
+        f"{base}: its rows were trained with {len(hashes)} versions of its code; run them again to compare them."
+        for base, hashes in codes.items()
+        if len(hashes) > 1
     ]
 
 

@@ -120,10 +120,10 @@ def _tables(
     by_place = {place(row): row for row in rows}
     first = [Text("method"), *(Text(row_label(method)) for method in methods)]
     columns: list[list[Text]] = []
-    for each in dict.fromkeys(map(column, rows)):
-        heading = column_label(each, " →\n")
-        cells = [text(row) if (row := by_place.get((each, method))) else Text(MISSING) for method in methods]
-        columns.append([Text(heading if each[0] else f"\n{heading}"), *cells])
+    for pair_column in dict.fromkeys(map(column, rows)):
+        heading = column_label(pair_column, " →\n")
+        cells = [text(row) if (row := by_place.get((pair_column, method))) else Text(MISSING) for method in methods]
+        columns.append([Text(heading if pair_column[0] else f"\n{heading}"), *cells])
     chunks = _chunks(columns, width - min(_wide(first), int(width * _LABEL)) - _EDGES - 1)
     parts: list[RenderableType] = []
     for number, chunk in enumerate(chunks, 1):

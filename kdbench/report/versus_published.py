@@ -25,16 +25,23 @@ def versus_published(records: Sequence[Record], rule: str = "last", asked: Colle
         entry = entries.get((group.teacher, group.student, group.method))
         if entry is None or not group.done:
             continue
-        found = statistics.difference([score - entry.top1 for score in group.top1])
-        assert found is not None  # there is a score
+        difference = statistics.difference([score - entry.top1 for score in group.top1])
+        assert difference is not None  # there is a score
         place = (group.dataset, group.recipe, group.teacher, group.student, group.method)
-        numbers = (found.n, found.mean + entry.top1, entry.top1, found.mean, found.low, found.high)
-        said = _verdict(group, found, rule, entry.selection)
+        numbers = (
+            difference.n,
+            difference.mean + entry.top1,
+            entry.top1,
+            difference.mean,
+            difference.low,
+            difference.high,
+        )
+        said = _verdict(group, difference, rule, entry.selection)
         rows.append((*place, *numbers, said, published.SOURCE, entry.origin, entry.selection, entry.seeds))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def _verdict(group: Group, found: statistics.Difference, rule: str, theirs: str) -> str:
+def _verdict(group: Group, difference: statistics.Difference, rule: str, theirs: str) -> str:
     trial = group.records[0].trial
     other = [
         word
@@ -47,6 +54,6 @@ def _verdict(group: Group, found: statistics.Difference, rule: str, theirs: str)
     ]
     if other:
         return f"not comparable: {', '.join(other)}"
-    if found.significant is None:
-        return "the same in all seeds: no test" if found.untestable else "one seed: no interval"
-    return "differs" if found.significant else "agrees"
+    if difference.significant is None:
+        return "the same in all seeds: no test" if difference.untestable else "one seed: no interval"
+    return "differs" if difference.significant else "agrees"

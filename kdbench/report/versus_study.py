@@ -32,10 +32,12 @@ def versus_study(here: Sequence[Record], there: Sequence[Record]) -> pd.DataFram
     for group in select(here).groups:
         match = other.get(_place(group))
         mine, theirs = _by_seed(group), _by_seed(match) if match else {}
-        if found := statistics.by_seed(mine, theirs):
+        if difference := statistics.by_seed(mine, theirs):
             both = mine.keys() & theirs.keys()
             means = (sum(of[seed] for seed in both) / len(both) for of in (mine, theirs))
-            rows.append(dict(zip(COLUMNS, (*_place(group), found.n, *means, *_numbers(found), None), strict=True)))
+            rows.append(
+                dict(zip(COLUMNS, (*_place(group), difference.n, *means, *_numbers(difference), None), strict=True))
+            )
     for row, p in zip(rows, statistics.holm([row["p"] for row in rows]), strict=True):
         row["p_holm"] = p
     return pd.DataFrame(rows, columns=list(COLUMNS))
@@ -49,8 +51,8 @@ def _by_seed(group: Group) -> dict[int, float]:
     return {record.trial.seed: record.top1 for record in group.done if record.top1 is not None}
 
 
-def _numbers(found: Difference) -> tuple[float | None, ...]:
-    return found.mean, found.low, found.high, found.p
+def _numbers(difference: Difference) -> tuple[float | None, ...]:
+    return difference.mean, difference.low, difference.high, difference.p
 
 
 def cell(row: dict[str, Any]) -> str:
@@ -66,17 +68,17 @@ def wide(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
 
 def notes(here: Sequence[Record], there: Sequence[Record]) -> list[str]:
     """In what the two folders differ beside their numbers."""
-    found = [NOTE]
+    lines = [NOTE]
     names = sorted({name for record in (*here, *there) for name in record.environment} - {"host"})
     for name in names:
         left, right = (sorted({str(r.environment[name]) for r in of if name in r.environment}) for of in (here, there))
         if left != right:
-            found.append(f"{name}: here {', '.join(left) or 'unknown'}; there {', '.join(right) or 'unknown'}.")
+            lines.append(f"{name}: here {', '.join(left) or 'unknown'}; there {', '.join(right) or 'unknown'}.")
     codes: dict[str, tuple[set[str], set[str]]] = {}
     for side, records in enumerate((here, there)):
         for record in records:
             codes.setdefault(record.trial.base, (set(), set()))[side].add(record.trial.code)
     changed = [base for base, (left, right) in codes.items() if left and right and left != right]
     if changed:
-        found.append(f"Other code of the method: {', '.join(sorted(changed))}.")
-    return found
+        lines.append(f"Other code of the method: {', '.join(sorted(changed))}.")
+    return lines

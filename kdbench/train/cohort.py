@@ -52,7 +52,7 @@ class CohortTrainer:
         self.cohort, self.dataset, self.device = cohort, dataset, device
         self.checkpoints, self.observer, self.stop = checkpoints, observer, stop
         requires = [registry.requirements(trial.base, trial.settings) for trial in cohort.trials]
-        extra = dict.fromkeys(name for each in requires for name in each.extra_teachers)
+        extra = dict.fromkeys(name for require in requires for name in require.extra_teachers)
         self.teachers = Teachers(cohort, weights, device, extra)
         networks = [*self.teachers.teachers, *self.teachers.extra.values()]
         archs = {*(trial.arch for trial in cohort.trials), *(teacher.arch for teacher in networks)}
@@ -62,7 +62,7 @@ class CohortTrainer:
             pad=cohort.recipe.pad,
             device=device,
             seed=cohort.seed,
-            normalizations=[each for arch in sorted(archs) if (each := info(arch).normalization)],
+            normalizations=[value for arch in sorted(archs) if (value := info(arch).normalization)],
             limit=limit,
         )
         self.inputs = SharedInputs(self.loader, self.teachers, device)
@@ -106,7 +106,7 @@ class CohortTrainer:
         inputs.begin_epoch(epoch, [student.requires for student in active], use_graph, start)
         for number in range(start, steps):
             step_inputs = inputs.advance()
-            for student in [each for each in active if each.steps == number]:
+            for student in [student for student in active if student.steps == number]:
                 try:
                     student.step(step_inputs)
                     if inputs.modified_in_place():

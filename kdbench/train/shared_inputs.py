@@ -56,10 +56,10 @@ class SharedInputs:
     def begin_epoch(self, epoch: int, requires: Collection[Requires], use_graph: bool, start: int = 0) -> None:
         """Prepare for an epoch from step `start` on, for students that require this."""
         self._epoch, self._step = epoch, start - 1
-        self._views = tuple(dict.fromkeys(view for each in requires for view in each.views))
-        self._extra = tuple(dict.fromkeys(name for each in requires for name in each.extra_teachers))
-        self._pre_activations = any(each.pre_activations for each in requires)
-        self._classifier = any(each.classifier for each in requires)
+        self._views = tuple(dict.fromkeys(view for require in requires for view in require.views))
+        self._extra = tuple(dict.fromkeys(name for require in requires for name in require.extra_teachers))
+        self._pre_activations = any(require.pre_activations for require in requires)
+        self._classifier = any(require.classifier for require in requires)
         self._batches = self.loader.epoch(epoch, start)
         self._static_batch = StaticBuffers[Batch]() if use_graph else None
         self._static_views = {view: StaticBuffers[ViewBatch]() for view in self._views} if use_graph else {}

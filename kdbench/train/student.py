@@ -198,7 +198,7 @@ class Student:
 
     def _clip(self, optimizer: torch.optim.Optimizer) -> Tensor:
         """The norm of all gradients, which are scaled down to the recipe's largest norm, if it has one."""
-        parameters = [each for group in optimizer.param_groups for each in group["params"] if each.grad is not None]
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
         if self.trial.recipe.max_grad_norm is not None:
             nn.utils.clip_grads_with_norm_(parameters, self.trial.recipe.max_grad_norm, norm)

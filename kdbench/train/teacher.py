@@ -116,7 +116,9 @@ class Teachers:
 
         def ensemble(batch: Batch) -> Tensor:
             logits = [teacher(batch).logits for teacher in self.teachers]
-            return logits[0] if len(logits) == 1 else torch.stack([each.softmax(dim=1) for each in logits]).mean(dim=0)
+            return (
+                logits[0] if len(logits) == 1 else torch.stack([logit.softmax(dim=1) for logit in logits]).mean(dim=0)
+            )
 
         accuracy = evaluate({"ensemble": ensemble}, batches, self.device)["ensemble"]
         if isinstance(accuracy, Exception):

@@ -191,7 +191,7 @@ class _Run:
     def _compare_gradients(self) -> None:
         arrays, zero = self.vectors.arrays, self.vectors.entry.get("mathematically_zero_gradients", [])
         gradients = {f"grad.{name}": tensor.grad for name, tensor in self.student_inputs.items()}
-        gradients |= {f"grad_param.{name}": each.grad for name, each in self.distiller.named_parameters()}
+        gradients |= {f"grad_param.{name}": parameter.grad for name, parameter in self.distiller.named_parameters()}
         for name, gradient in gradients.items():
             if name in arrays:
                 rtol = self.tolerance.gradient if name.startswith("grad.") else self.tolerance.parameter_gradient

@@ -45,8 +45,8 @@ class Vectors:
 
     @property
     def hyper(self) -> Mapping[str, Any]:
-        found: Mapping[str, Any] = self.entry.get("hyperparameters", {})
-        return found
+        hyperparameters: Mapping[str, Any] = self.entry.get("hyperparameters", {})
+        return hyperparameters
 
     @cached_property
     def arrays(self) -> dict[str, Tensor]:
@@ -59,16 +59,16 @@ class Vectors:
             raise UserError(f"{path} cannot be read as golden vectors ({reason})") from error
 
     def tolerance(self, precision: str) -> Tolerance:
-        found = self.entry["tolerance"][precision]
-        gradient = found.get("grad_rtol_of_max", 0.0)
+        values = self.entry["tolerance"][precision]
+        gradient = values.get("grad_rtol_of_max", 0.0)
         return Tolerance(
-            found.get("atol", 0.0), found["loss_rtol"], gradient, found.get("grad_param_rtol_of_max", gradient)
+            values.get("atol", 0.0), values["loss_rtol"], gradient, values.get("grad_param_rtol_of_max", gradient)
         )
 
     def calls(self) -> list[str]:
         """Endings of the input arrays of consecutive calls: `.call1`, ..., or one empty ending."""
-        found = {name.rpartition(".")[2] for name in self.arrays if name.startswith("in.")}
-        calls = sorted((word for word in found if word.startswith("call")), key=lambda word: int(word[4:]))
+        endings = {name.rpartition(".")[2] for name in self.arrays if name.startswith("in.")}
+        calls = sorted((word for word in endings if word.startswith("call")), key=lambda word: int(word[4:]))
         return [f".{word}" for word in calls] or [""]
 
 

@@ -1,4 +1,4 @@
-"""Where images come from, a file a family; `catalog` lists them."""
+"""The readers of data sets, one file per kind; `registry` lists them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kdbench.core.data import DataRequest
 from kdbench.core.errors import UserError
-from kdbench.data.cache import decoded
+from kdbench.data.cache import load_or_decode
 from kdbench.data.dataset import Dataset, Source, Split
 from kdbench.data.registry import entry
 from kdbench.data.subset import select
@@ -16,13 +16,13 @@ __all__ = ["Dataset", "Split", "prepare"]
 
 
 def prepare(request: DataRequest, data_dir: Path) -> Dataset:
-    """Find, decode and select what is asked for; downloads and decoded copies lie in `data_dir`. Raises UserError."""
+    """Find, decode and select the requested data; downloads and the cache are in `data_dir`. Raises UserError."""
     data_dir = data_dir.expanduser()
     reader = import_module(f"kdbench.data.sources.{entry(request.source).reader}")
     if request.label_column is not None and not request.source.startswith("parquet:"):
         raise UserError(f"--label-column {request.label_column!r} is for parquet:PATH; {request.source} has one label")
     try:
         source: Source = reader.find(request, data_dir)
-        return select(source, decoded(source, request.size, data_dir), request)
+        return select(source, load_or_decode(source, request.size, data_dir), request)
     except OSError as error:
         raise UserError(f"{request.source} cannot be read: {error}") from error

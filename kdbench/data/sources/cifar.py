@@ -31,13 +31,13 @@ def find(request: DataRequest, data_dir: Path) -> Source:
         except RuntimeError:
             return None
 
-    found = parts(data_dir)
-    if found is None:
+    members = parts(data_dir)
+    if members is None:
         archive = Archive(request.source, kind.url, kind.filename, kind.tgz_md5, kind.base_folder)
         obtain(archive, data_dir, lambda root: parts(root) is not None)
-        found = parts(data_dir)
-    assert found is not None  # `obtain` has looked
-    opened = found
+        members = parts(data_dir)
+    assert members is not None  # `obtain` has looked
+    opened = members
 
     def decode(size: int) -> Decoded:
         train, test = (

@@ -55,14 +55,14 @@ def find(request: DataRequest, data_dir: Path) -> Source:
         return Decoded(_split(train, size), _split(test, size), dict(enumerate(train)))
 
     digests = {
-        folder.name: _digest(folder, found) for folder, found in ((folders["train"], train), (test_folder, test))
+        folder.name: _digest(folder, files) for folder, files in ((folders["train"], train), (test_folder, test))
     }
     return Source(safe_label("folder", root.name), digests, decode)
 
 
 def _classes(split: Path) -> Files:
     """The folders that hold at least one image, at any depth."""
-    found: Files = {}
+    classes: Files = {}
     for folder in sorted(split.iterdir(), key=lambda path: path.name):
         if folder.name.startswith(".") or not folder.is_dir():
             continue
@@ -73,10 +73,10 @@ def _classes(split: Path) -> Files:
             if not name.startswith(".") and name.lower().endswith(_EXTENSIONS)
         ]
         if images:
-            found[folder.name] = sorted(images)
-    if not found:
+            classes[folder.name] = sorted(images)
+    if not classes:
         raise UserError(f"{split} holds no folder with images; {_LAYOUT}")
-    return found
+    return classes
 
 
 def _test_folder(root: Path, folders: dict[str, Path], train: Files) -> Path:
@@ -90,8 +90,8 @@ def _test_folder(root: Path, folders: dict[str, Path], train: Files) -> Path:
 
 
 def _compare(train_folder: Path, train: Files, test_folder: Path, test: Files) -> None:
-    for folder, found, other in ((test_folder, test, train), (train_folder, train, test)):
-        missing = [name for name in other if name not in found]
+    for folder, classes, other in ((test_folder, test, train), (train_folder, train, test)):
+        missing = [name for name in other if name not in classes]
         if missing:
             shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
             raise UserError(f"{folder} has no image of the class {shown}; both splits need the same class folders")
@@ -105,7 +105,7 @@ def _split(files: Files, size: int) -> Split:
 
 def _digest(split: Path, files: Files) -> str:
     """One SHA-256 over the relative paths and contents of all images."""
-    paths = [path for found in files.values() for path in found]
+    paths = [path for images in files.values() for path in images]
     combined = hashlib.sha256()
     for path, content in zip(paths, files_sha256(paths), strict=True):
         combined.update(os.fsencode(path.relative_to(split).as_posix()) + b"\0" + content.encode() + b"\n")

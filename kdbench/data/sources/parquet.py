@@ -109,7 +109,7 @@ def _splits(path: Path) -> dict[str, list[Path]]:
 
 def _by_folder(root: Path, patterns: Sequence[str]) -> dict[Path, dict[str, list[Path]]]:
     """Data sets by folder: train-00000-of-00001.parquet and train/0000.parquet both belong to the folder above."""
-    found: dict[Path, dict[str, list[Path]]] = {}
+    folders: dict[Path, dict[str, list[Path]]] = {}
     files = {file for pattern in patterns for file in root.glob(pattern) if file.is_file()}
     for file in sorted(files):
         if any(part.startswith(".") for part in file.relative_to(root).parts):
@@ -119,8 +119,8 @@ def _by_folder(root: Path, patterns: Sequence[str]) -> dict[Path, dict[str, list
         if split is None and folder != root and folder.name.lower() in (_TRAIN, *_TEST):
             split, folder = folder.name.lower(), folder.parent
         if split is not None:
-            found.setdefault(folder, {}).setdefault(split, []).append(file)
-    return found
+            folders.setdefault(folder, {}).setdefault(split, []).append(file)
+    return folders
 
 
 def _split_of(file: Path) -> str | None:
@@ -200,13 +200,15 @@ def _columns(file: Path, wanted: str | None) -> _Columns:
 def _image_column(file: Path, schema: pa.Schema) -> str:
     structs = [field for field in schema if pa.types.is_struct(field.type)]
     whole = [field.name for field in structs if _bytes_field(field.type)]
-    found = whole or [field.name for field in schema if _is_binary(field.type)]
-    if len(found) > 1:  # masks, depth maps
-        found = [name for name in found if name.lower() in ("image", "img")] or found
-    if len(found) == 1:
-        return str(found[0])
-    if found:
-        raise UserError(f"{file}: several columns may hold the image ({', '.join(found)}); name the right one `image`")
+    columns = whole or [field.name for field in schema if _is_binary(field.type)]
+    if len(columns) > 1:  # masks, depth maps
+        columns = [name for name in columns if name.lower() in ("image", "img")] or columns
+    if len(columns) == 1:
+        return str(columns[0])
+    if columns:
+        raise UserError(
+            f"{file}: several columns may hold the image ({', '.join(columns)}); name the right one `image`"
+        )
     for field in structs:
         if field.type.get_field_index("path") >= 0:
             raise UserError(

@@ -66,13 +66,13 @@ def _text(file: Path) -> str:
 
 
 def _train(folder: Path, numbers: Mapping[str, int]) -> Files:
-    found: Files = []
+    files: Files = []
     for wnid, number in numbers.items():
         images = _images(folder / wnid / "images") or _images(folder / wnid)
         if not images:
             raise UserError(f"{folder / wnid} has no image of a class that wnids.txt names; {_AGAIN}")
-        found += [(path, number) for path in images]
-    return found
+        files += [(path, number) for path in images]
+    return files
 
 
 def _validation(folder: Path, numbers: Mapping[str, int]) -> Files:
