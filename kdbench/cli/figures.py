@@ -1,4 +1,4 @@
-"""Pictures and measures of what the students of a results folder learned beside their teacher."""
+"""Compare the students of a results folder with their teachers: plots and measures."""
 
 from __future__ import annotations
 
@@ -27,9 +27,8 @@ if TYPE_CHECKING:
     from kdbench.data.sources import Dataset
 
 DESCRIPTION = """\
-Show what the students learned beside their teacher: differences of their logits by class (the paper's picture), t-SNE,
-reliability diagrams, and a table of agreement, KL, CKA, calibration error and likelihood. The images are those of the
-test split, so name the data as it was named in training.
+Compare students with their teacher on the test split: differences of logits by class (the paper's figure), t-SNE,
+reliability diagrams, and a table of agreement, KL, CKA, calibration error and likelihood. Name the data as in training.
 """
 
 
@@ -41,10 +40,12 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add_choice(parser)
-    parser.add_argument("--seed", type=int, help="of the pictures (default: the smallest); the table is over all seeds")
-    parser.add_argument("--samples", type=int, default=500, metavar="N", help="images of a t-SNE (default: 500)")
+    parser.add_argument(
+        "--seed", type=int, help="seed that is drawn (default: the smallest); the table is over all seeds"
+    )
+    parser.add_argument("--samples", type=int, default=500, metavar="N", help="images in a t-SNE (default: 500)")
     data = parser.add_argument_group("images, as in training")
-    data.add_argument("--dataset", help="default: the records' own, where that needs no path")
+    data.add_argument("--dataset", help="default: that of the records, if it needs no path")
     add_selection(data)
     add_validation(data)
     how = parser.add_argument_group("how and where")
@@ -80,26 +81,26 @@ def main(args: argparse.Namespace) -> int:
     device = resolve_device(args.device)
     configure_torch(device, mine[0].trial.precision, args.threads)
     networks, measured, paths = ModelLoader(store, images, device), [], []
-    for place, students in pairs.items():
+    for pair, students in pairs.items():
         seeds = sorted({record.trial.seed for record in students})
         seed = seeds[0] if args.seed is None else args.seed
         if seed not in seeds:
             known = ", ".join(map(str, seeds))
-            raise UserError(f"--seed {seed}: the students of {place[2]}:{place[3]} have the seeds {known}")
-        plain = [r for r in mine if not r.trial.teacher and (*table_of(r), r.trial.arch) == (*place[:2], place[3])]
+            raise UserError(f"--seed {seed}: the students of {pair[2]}:{pair[3]} have the seeds {known}")
+        plain = [r for r in mine if not r.trial.teacher and (*table_of(r), r.trial.arch) == (*pair[:2], pair[3])]
         try:
-            gallery = PairFigures(networks, place, [*plain, *students], seed)
+            pair_figures = PairFigures(networks, pair, [*plain, *students], seed)
         except ValueError as error:  # weights that are missing, damaged or changed
-            raise UserError(f"{error}; the command that trained it trains it again") from error
-        measured += gallery.measured
-        print(f"{place[2]} → {place[3]}, seed {seed}: drawing ...", flush=True)
+            raise UserError(f"{error}; run the command that trained it again") from error
+        measured += pair_figures.measured
+        print(f"{pair[2]} → {pair[3]}, seed {seed}: drawing ...", flush=True)
         with house_style():
-            for name, figure in gallery.draw(args.samples):
-                paths += write_picture(figure, name, (*place, f"s{seed}"), args.out)
+            for name, figure in pair_figures.draw(args.samples):
+                paths += write_picture(figure, name, (*pair, f"s{seed}"), args.out)
     frame, tables = write_fidelity(measured, args.out)
-    to = console()
+    output = console()
     for part in render_fidelity(frame):
-        to.print(part)
+        output.print(part)
     written([*tables, *paths])
     return 0
 
@@ -111,7 +112,7 @@ def _images(args: argparse.Namespace, chosen: Sequence[Record]) -> Dataset:
     taught = [record.trial.data for record in chosen if record.trial.teacher]
     labels = ", ".join(dict.fromkeys(data.label for data in taught))
     if not taught:
-        raise UserError(f"{args.out} holds no finished student of what was asked for")
+        raise UserError(f"{args.out} holds no finished student of the chosen methods and pairs")
     source = args.dataset or taught[0].label.partition("[")[0]
     if args.dataset is None and source not in describe_datasets():
         raise UserError(f"the records are of {labels}: name these images with --dataset, as in training")

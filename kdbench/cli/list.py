@@ -1,4 +1,4 @@
-"""Show what there is: methods, pairs, data sets, models, recipes."""
+"""List methods, pairs, data sets, models or recipes."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from kdbench.plan import pairs, recipes
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-NARROW = 110  # characters; below, a list leaves out what its entries' pages say too
+NARROW = 110  # characters; below this width, columns that the pages also show are left out
 DROPPED_WHEN_NARROW = ("group", "paper", "requires")
 
-DESCRIPTION = "Show what there is; `list methods NAME` shows the page of a method."
+DESCRIPTION = "List what is available; `list methods NAME` shows the page of a method."
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python bench.py list", description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument("what", choices=LISTS)
-    parser.add_argument("name", nargs="?", help="for methods: the one whose page is shown")
+    parser.add_argument("name", nargs="?", help="for methods: the method whose page is shown")
     parser.add_argument("--kind", choices=KINDS, help="for methods: only those of this kind")
     parser.add_argument("--dataset", default="cifar100", help="for pairs: the data set whose named sets are shown")
     return parser

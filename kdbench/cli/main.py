@@ -1,4 +1,4 @@
-"""The program: picks the command, and turns errors and interruptions into one sentence and an exit code."""
+"""The entry point: chooses the command, and turns errors and interruptions into one sentence and an exit code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kdbench.core.errors import Interrupted, UserError, plain
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The whole program. Returns the exit code."""
+    """Run a command. Returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = arguments[0] if arguments and arguments[0] in COMMANDS else ""
     logging.basicConfig(format="kdbench: %(message)s", level=logging.WARNING)
@@ -37,16 +37,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"kdbench: {plain(str(error))}", file=sys.stderr)
         return 2
     except BrokenPipeError:
-        sys.stderr.close()  # the reader (head, less) has left: nothing more to say
+        sys.stderr.close()  # the reader (head, less) has closed the pipe
         return 141
     except OSError as error:
-        print(f"kdbench: {error}; what was finished is kept, and the same command goes on", file=sys.stderr)
+        print(f"kdbench: {error}; finished work is kept, and the same command continues", file=sys.stderr)
         return 2
     except Interrupted:
-        print("kdbench: interrupted, nothing is lost; the same command goes on from this step", file=sys.stderr)
+        print("kdbench: interrupted, nothing is lost; the same command continues from this step", file=sys.stderr)
         return SIGNALS.code
     except KeyboardInterrupt:
-        print("\nkdbench: interrupted; the same command goes on from the last state that was kept", file=sys.stderr)
+        print("\nkdbench: interrupted; the same command continues from the last checkpoint", file=sys.stderr)
         return SIGNALS.code
 
 

@@ -1,4 +1,4 @@
-"""What several commands share."""
+"""Options and output that several commands share."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Parser(argparse.ArgumentParser):
-    """One clear sentence instead of the usage text, with the nearest option for a misspelt one."""
+    """Reports an error as one sentence, with a suggestion for a misspelled option."""
 
     def error(self, message: str) -> NoReturn:
         words = message.rpartition("unrecognized arguments: ")[2].split()
@@ -39,21 +39,21 @@ def add_results(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> No
 
 
 def add_selection(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    """Which images of a data set, and where it lies."""
+    """Options that select images of a data set, and the folder of downloads."""
     parser.add_argument("--classes", help="label numbers to keep: 0-9 or 3,5,7")
     parser.add_argument("--subset", type=int, metavar="N", help="keep N training images, stratified")
-    parser.add_argument("--label-column", help="parquet only: which column holds the labels")
+    parser.add_argument("--label-column", help="parquet only: the column that holds the labels")
     parser.add_argument("--data-dir", type=Path, help="downloads and decoded images (default: ~/.cache/kdbench)")
 
 
 def add_validation(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    help_text = "hold out this part of the training images, to choose an epoch by (0, the default, to below 1)"
+    help_text = "hold out this fraction of the training images to choose an epoch (0, the default, to below 1)"
     parser.add_argument("--val-fraction", type=float, metavar="F", help=help_text)
 
 
 def add_rules(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    """What tables show, and what they compare with."""
-    about = f"what methods are compared with (default: {BASELINE})"
+    """Options that decide what the tables show."""
+    about = f"the method that others are compared with (default: {BASELINE})"
     parser.add_argument("--baseline", default=BASELINE, metavar="METHOD", help=about)
     parser.add_argument("--select", default="last", choices=RULES, help="which epoch counts (default: last)")
 
@@ -61,11 +61,11 @@ def add_rules(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None
 def add_device(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
     parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp32"))
-    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice, one a physical core)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice, one per physical core)")
 
 
 def data_request(args: argparse.Namespace, source: str, size: int) -> DataRequest:
-    """From the words of `add_selection`. Raises UserError."""
+    """The data request from the options of `add_selection`. Raises UserError."""
     classes = parse_classes(args.classes) if args.classes else None
     held = getattr(args, "val_fraction", None) or 0.0
     return DataRequest(source, size, classes, args.subset, held, args.label_column)
@@ -78,14 +78,14 @@ def check_threads(args: argparse.Namespace) -> None:
 
 
 def data_dir() -> Path:
-    """Where data sets lie unless --data-dir says otherwise."""
+    """The default of --data-dir."""
     import platformdirs
 
     return platformdirs.user_cache_path("kdbench")
 
 
 def build_catalog(images: Dataset | None) -> Catalog:
-    """What the plan may ask of methods and models; without images no method has an incompatibility."""
+    """The methods and models as the plan sees them; without images, no method has an incompatibility."""
     from kdbench import models
     from kdbench.distill import Shapes, registry
 
@@ -102,29 +102,29 @@ def build_catalog(images: Dataset | None) -> Catalog:
 
 
 def show(args: argparse.Namespace, records: Sequence[Record], store: Store, shown: Sequence[Record]) -> None:
-    """Write everything that is derived from the folder's records; print the tables of those shown.
+    """Write the whole report of the folder's records; print the tables of the records in `shown`.
 
-    Raises UserError where `add_rules` asked for what is not there.
+    Raises UserError if --baseline or --select names something that the records lack.
     """
-    from kdbench.report import compare, cost, tables, write_report, write_transfers
+    from kdbench.report import compare, cost, footnotes, tables, write_report, write_transfers
     from kdbench.report.epoch_rules import apply_rule
     from kdbench.report.terminal import render, render_comparison, render_costs
     from kdbench.results import ProbeStore
 
     baseline = _baseline(args.baseline, records)
     transfers = ProbeStore(store.root).records()
-    asked = {record.trial.variant for record in shown}
-    paths = write_report(records, store.epochs, store.root, asked, baseline, transfers, args.select).paths
+    requested = {record.trial.variant for record in shown}
+    paths = write_report(records, store.epochs, store.root, requested, baseline, transfers, args.select).paths
     if transfers:
         paths += write_transfers(transfers, store.root)
-    to, shown = console(), apply_rule(shown, args.select)
-    notes = tables.footnotes(shown, rule=args.select)
+    output, shown = console(), apply_rule(shown, args.select)
+    notes = footnotes.footnotes(shown, rule=args.select)
     for part in (
-        *render_costs(cost.costs(shown), to.width),
+        *render_costs(cost.costs(shown), output.width),
         *render_comparison(compare(shown, baseline)),
-        *render(tables.accuracy(shown), notes, to.width),
+        *render(tables.accuracy(shown), notes, output.width),
     ):
-        to.print(part)
+        output.print(part)
     written(paths)
 
 
@@ -137,20 +137,20 @@ def _baseline(wanted: str, records: Sequence[Record]) -> str:
 
 
 def written(paths: Sequence[Path]) -> None:
-    """Say which folders now hold something new."""
+    """Print the folders that were written to."""
     for where in dict.fromkeys(path if path.suffix == ".html" else path.parent for path in paths):
         print(f"written: {where}{'' if where.suffix == '.html' else '/'}")
 
 
 def console() -> Any:
-    """Standard output, for tables."""
+    """A console on standard output; 120 columns where it is not a terminal."""
     from rich.console import Console
 
     class Pipe(Console):
         def on_broken_pipe(self) -> None:
-            raise BrokenPipeError  # rich would exit with 1, which means something else here
+            raise BrokenPipeError  # rich would exit with 1, which means a failed trial here
 
     pipe = Pipe()
     if not pipe.is_terminal:
-        pipe.width = 120  # a file or a pipe has no edge to fold at
+        pipe.width = 120
     return pipe

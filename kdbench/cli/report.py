@@ -1,4 +1,4 @@
-"""Rebuild tables and charts from the records."""
+"""Rebuild tables and charts from records."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_results(parser)
     add_rules(parser)
-    parser.add_argument("--against", type=Path, metavar="DIR", help="also the differences to another results folder")
+    parser.add_argument("--against", type=Path, metavar="DIR", help="also compare with another results folder")
     return parser
 
 
@@ -42,8 +42,8 @@ def main(args: argparse.Namespace) -> int:
         frame, notes, paths = write_versus_study(
             apply_rule(records, args.select), apply_rule(other, args.select), args.out
         )
-        to = console()
-        for part in render_versus_study(frame, notes, to.width):
-            to.print(part)
+        output = console()
+        for part in render_versus_study(frame, notes, output.width):
+            output.print(part)
         written(paths)
     return 0

@@ -1,4 +1,4 @@
-"""Train what a request lacks, and report."""
+"""Train the missing trials of a study and report."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ batches, from the same initial weights, over several seeds.
 other commands (each has --help):
   list methods|pairs|datasets|models|recipes
   report           rebuild tables and charts from the records of a results folder
-  transfer         linear classifiers for other images on the networks that were trained
-  figures          what the students learned beside their teacher: pictures, agreement, calibration
-  verify           compare the methods with values computed by their authors' code
+  transfer         train linear classifiers for another data set on the trained networks
+  figures          compare students with their teacher: plots, agreement, calibration
+  verify           check the methods against values computed with the authors' code
 """
 
 EXAMPLES = """\
@@ -54,7 +54,7 @@ examples:
   python bench.py --methods "kd,kd(kd_temperature=2),icd(alpha=0.1)+kd" --pairs resnet56:resnet20
   python bench.py --methods kd,icd --pairs resnet20:resnet8 --dataset parquet:PATH --subset 10000 --epochs 6
 
-The same command again goes on where it was stopped and trains only what is missing.
+The same command again continues where it stopped and trains only what is missing.
 Exit code 0: all done; 1: a trial failed or diverged; 2: bad input; 130/143: interrupted.
 """
 
@@ -74,12 +74,12 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_argument("--pairs", default="all", help="all, same, cross, or teacher:student,... (default: all)")
     what.add_argument("--seeds", default="3", help="how many (3, the default), or which (0,1,7)")
     what.add_argument("--recipe", help="training schedule (default: digits for digits, else paper)")
-    what.add_argument("--epochs", type=int, help="shorten or lengthen the recipe; its milestones move along")
+    what.add_argument("--epochs", type=int, help="shorten or lengthen the recipe; milestones are scaled with it")
     what.add_argument("--lr", type=float, help="initial learning rate of every network")
     what.add_argument("--max-grad-norm", type=float, metavar="N", help="scale larger gradients down to N (default: no)")
     data = parser.add_argument_group("images")
-    data.add_argument("--dataset", default="cifar100", help="as `list datasets` names it (default: cifar100)")
-    data.add_argument("--size", type=int, help="pixels a side (default: the recipe's)")
+    data.add_argument("--dataset", default="cifar100", help="a name from `list datasets` (default: cifar100)")
+    data.add_argument("--size", type=int, help="pixels per side (default: the recipe's)")
     add_selection(data)
     add_validation(data)
     teachers = parser.add_argument_group("teachers (default: trained once, with seed 0)")
@@ -90,9 +90,11 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--dry-run", action="store_true", help="show trials, cohorts and the estimated time; train nothing"
     )
-    about = "keep training states every so many epochs (1, the default) or minutes (10min)"
+    about = "save a checkpoint every N epochs (1, the default) or minutes (10min)"
     how.add_argument("--checkpoint-every", default="1", metavar="N", help=about)
-    how.add_argument("--rerun", metavar="STATUS", help="train again what ended as done, diverged or n/a (or all)")
+    how.add_argument(
+        "--rerun", metavar="STATUS", help="train trials of this status again: done, failed, diverged, n/a or all"
+    )
     add_device(how)
     add_rules(parser.add_argument_group("tables"))
     return parser
@@ -138,17 +140,17 @@ def main(args: argparse.Namespace) -> int:
     dataset = prepare(images, args.data_dir or data_dir())
     catalog = build_catalog(dataset)
     for arch in dict.fromkeys(arch for pair in chosen_pairs for arch in pair.archs):
-        models.features(arch, dataset.info.classes, dataset.info.size)  # or one sentence on what does not fit
+        models.features(arch, dataset.info.classes, dataset.info.size)  # raises UserError if the model does not fit
     files = _teacher_files(args, chosen_pairs, dataset.info)
-    finished_at = store.finished_at()  # first of all: what another process finishes from now on is not done again
+    finished_at = store.finished_at()  # read first: what another process finishes from now on is not trained again
     request = Request(dataset.info, recipe, methods, chosen_pairs, seeds, precision, files)
     completed = store.completed(rerun, needed=())
     plan = expand(request, catalog, completed)
-    if needed := plan.teachers & completed:  # these need their weights too
+    if needed := plan.teachers & completed:  # teachers need their weights too
         plan = expand(request, catalog, store.completed(rerun, needed))
     if not args.dry_run:
         for arch in dict.fromkeys(trial.arch for trial in plan.pending if trial.arch.endswith(PRETRAINED)):
-            print(f"weights of {arch}: taken from the cache, or fetched ...", flush=True)
+            print(f"weights of {arch}: loading from the cache, or downloading ...", flush=True)
             models.fetch(arch, dataset.info.classes, dataset.info.size)
     configure_torch(device, precision, args.threads)
     checkpoints = Checkpoints(args.out / "checkpoints", interval)
@@ -161,14 +163,14 @@ def main(args: argparse.Namespace) -> int:
         stop = SIGNALS.asked
         executor = LocalExecutor(dataset, device, checkpoints, stop=stop)
         environment = describe_environment(device)
-        with SIGNALS.patient(), progress(console(), plan) as observer:
+        with SIGNALS.orderly(), progress(console(), plan) as observer:
             run_plan(plan, store, executor, checkpoints, observer, environment, finished_at, stop)
     wanted = {trial.fingerprint for trial in plan.trials}
     records = store.records()
-    mine = [record for record in records if record.trial.fingerprint in wanted]
-    show(args, records, store, mine)
-    missing = wanted - {record.trial.fingerprint for record in mine}
-    return 1 if missing or any(record.status in ("failed", "diverged") for record in mine) else 0
+    requested = [record for record in records if record.trial.fingerprint in wanted]
+    show(args, records, store, requested)
+    missing = wanted - {record.trial.fingerprint for record in requested}
+    return 1 if missing or any(record.status in ("failed", "diverged") for record in requested) else 0
 
 
 def _rerun(text: str | None) -> frozenset[str]:
@@ -206,7 +208,7 @@ def _announce(plan: Plan, catalog: Catalog, resumed: int) -> None:
     print(
         f"{len(plan.trials)} trials: {len(plan.completed)} already there, {len(plan.pending)} to train in "
         f"{len(plan.cohorts)} cohorts, {len(plan.not_applicable)} not applicable"
-        + (f"; {resumed} go on from their checkpoints" if resumed else ""),
+        + (f"; {resumed} resume from checkpoints" if resumed else ""),
         flush=True,
     )
 
@@ -227,10 +229,10 @@ def _estimate(plan: Plan, dataset: Dataset, device: Any, out: Path) -> int:
         costs = measure_costs(plan, dataset, device)
         print(f"estimated time on this device: {format_duration(estimate_seconds(plan, costs))}")
         kept, checkpoint_bytes = estimate_disk(plan, costs)
-        place = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir())
-        free = shutil.disk_usage(place).free
+        existing = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir())
+        free = shutil.disk_usage(existing).free
         print(
             f"disk needed: {format_bytes(kept)} for results, up to {format_bytes(checkpoint_bytes)} for checkpoints; "
-            f"{format_bytes(free)} are free" + (": too little" if kept + checkpoint_bytes > free else "")
+            f"{format_bytes(free)} free" + (": too little" if kept + checkpoint_bytes > free else "")
         )
     return 0

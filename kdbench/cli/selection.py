@@ -1,4 +1,4 @@
-"""Which of the networks in a results folder a command is about."""
+"""Options that choose networks of a results folder."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ from kdbench.plan import pairs
 
 
 def add_choice(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--methods", help="of which methods (default: all that were trained)")
-    parser.add_argument("--pairs", help="of which pairs: teacher:student,... (default: all)")
+    parser.add_argument("--methods", help="only these methods (default: all that were trained)")
+    parser.add_argument("--pairs", help="only these pairs: teacher:student,... (default: all)")
     parser.add_argument(
-        "--from-dataset", metavar="LABEL", help="trained on which images, as tables name them (default: all)"
+        "--from-dataset",
+        metavar="LABEL",
+        help="only networks trained on this data set, as tables name it (default: all)",
     )
 
 
 def choose(args: argparse.Namespace, records: Sequence[Record]) -> list[Record]:
-    """The finished networks that the tables show, narrowed by `add_choice`: students, plain students and teachers.
+    """The finished networks that the tables show and the options of `add_choice` keep: students and teachers.
 
     Raises UserError if none is left.
     """
@@ -38,8 +40,8 @@ def choose(args: argparse.Namespace, records: Sequence[Record]) -> list[Record]:
                 f"--from-dataset {args.from_dataset!r}: the records are of {', '.join(labels) or 'no pair'}"
             )
     if args.pairs:
-        asked = {(pair.teacher, pair.student) for pair in pairs.parse(args.pairs, labels[0] if labels else "")}
-        groups = [group for group in groups if (group.teacher, group.student) in asked]
+        requested = {(pair.teacher, pair.student) for pair in pairs.parse(args.pairs, labels[0] if labels else "")}
+        groups = [group for group in groups if (group.teacher, group.student) in requested]
         if not groups:
             raise UserError(f"--pairs {args.pairs}: no student of these pairs was trained in {args.out}")
     if args.methods:
@@ -54,5 +56,5 @@ def choose(args: argparse.Namespace, records: Sequence[Record]) -> list[Record]:
         record.trial.id: record for record in records if record.trial.fingerprint in taught and record.status == "done"
     }
     if not networks:
-        raise UserError(f"{args.out} holds no finished network of what was asked for")
+        raise UserError(f"{args.out} holds no finished network of the chosen methods and pairs")
     return list(networks.values())

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a polite end where the work can be kept, an immediate one on the second try."""
+"""Ctrl-C and SIGTERM: an orderly stop while training, an immediate one on the second signal."""
 
 from __future__ import annotations
 
@@ -8,44 +8,44 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_WORDS = b"\nkdbench: finishing this step and keeping what is under way; once more ends at once\n"
+_NOTICE = b"\nkdbench: finishing this step and saving checkpoints; press again to stop at once\n"
 
 
 class Signals:
-    """What the user or the system asked for."""
+    """Whether, and by which signal, the process was asked to stop."""
 
     def __init__(self) -> None:
         self.number: int | None = None
-        self._patient = False
+        self._orderly = False
 
     def listen(self) -> None:
-        self.number, self._patient = None, False
+        self.number, self._orderly = None, False
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._heard)
+            signal.signal(number, self._handle)
 
-    def _heard(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         first, self.number = self.number is None, number
-        if not (first and self._patient):
+        if not (first and self._orderly):
             raise KeyboardInterrupt
-        os.write(2, _WORDS)  # a signal may come in the midst of a print
+        os.write(2, _NOTICE)  # print is not reentrant
 
     @contextmanager
-    def patient(self) -> Iterator[None]:
-        """While this lasts the first signal only makes `asked` true."""
-        self._patient = True
+    def orderly(self) -> Iterator[None]:
+        """Within this context the first signal only makes `asked` true."""
+        self._orderly = True
         try:
             yield
         finally:
-            self._patient = False
+            self._orderly = False
 
     def asked(self) -> bool:
         return self.number is not None
 
     @property
     def code(self) -> int:
-        """The exit code of a program that was ended so."""
+        """The exit code of a process that was ended by the signal."""
         return 128 + (self.number or signal.SIGINT)
 
 
 SIGNALS = Signals()
-"""Those of this process."""
+"""The signals of this process."""

@@ -1,4 +1,4 @@
-"""Train linear classifiers for other images on the networks of a results folder."""
+"""Train linear probes for other data sets on the networks of a results folder."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from kdbench.results import ProbeStore
 
 DESCRIPTION = """\
-Freeze the trunk of every network that was trained (students, plain students and teachers), train a linear classifier on
-it for other images, and tabulate its accuracy there.
+Freeze the backbone of every trained network (distilled students, vanilla students and teachers), train a linear
+classifier on it for another data set, and tabulate the accuracy on that data set.
 
 protocols:
 """ + "\n".join(f"  {name:8} {how.summary}" for name, how in PROTOCOLS.items())
@@ -46,9 +46,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_choice(parser)
     parser.add_argument("--protocol", default="frozen", help=f"{', '.join(PROTOCOLS)}, or both (default: frozen)")
-    parser.add_argument("--epochs", type=int, help="shorten or lengthen the protocol; its milestones move along")
+    parser.add_argument("--epochs", type=int, help="shorten or lengthen the protocol; milestones are scaled with it")
     parser.add_argument(
-        "--views", type=int, default=1, metavar="N", help="frozen only: the image, its mirror image, crops"
+        "--views",
+        type=int,
+        default=1,
+        metavar="N",
+        help="frozen only: fixed augmentations per image (itself, mirrored, shifted)",
     )
     add_selection(parser.add_argument_group("target images"))
     how = parser.add_argument_group("how and where")

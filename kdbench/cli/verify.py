@@ -1,4 +1,4 @@
-"""Compare the methods with values that their authors' code computed."""
+"""Check the methods against values computed with the authors' code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kdbench.cli.options import Parser, console
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python bench.py verify",
-        description="Compare the methods with values computed by their authors' code, in float64 and float32.",
+        description="Check the methods against values computed with the authors' code, in float64 and float32.",
         allow_abbrev=False,
     )
     parser.add_argument(

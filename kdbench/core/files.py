@@ -65,7 +65,7 @@ def atomic(path: Path) -> Iterator[Path]:
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise DiskError(
-            f"{path} could not be written ({reason}); what was finished is kept, and the same command goes on once "
+            f"{path} could not be written ({reason}); finished work is kept, and the same command continues once "
             "this is fixed"
         ) from error
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from kdbench.report.comparison import Study
+    from kdbench.report.comparison import Comparison
     from kdbench.report.fidelity import Measured
     from kdbench.report.groups import Selection
 
@@ -51,7 +51,7 @@ def write_report(
     records: Sequence[Record],
     curve: Callable[[str], Sequence[EpochMetrics]],
     out: Path,
-    asked: Collection[str] = (),
+    requested: Collection[str] = (),
     baseline: str = BASELINE,
     transfers: Sequence[ProbeRecord] = (),
     rule: str = "last",
@@ -61,54 +61,58 @@ def write_report(
     `curve` gives the epochs of a trial by its id; where it fails, the charts by epoch do without that trial.
     Where a row has several variants, one of `asked` is shown, else the newest. `rule` says which epoch counts.
     """
-    from kdbench.report import comparison, cost, latex, markdown, page, tables, versus_published
+    from kdbench.report import comparison, cost, footnotes, latex, markdown, page, tables, versus_published
     from kdbench.report import epoch_rules as rules
     from kdbench.report.groups import select
 
-    chosen_by_rule = rules.rule_table(records, asked)
-    records, when = rules.apply_rule(records, rule), rules.RULES[rule][1]
-    beside = versus_published.versus_published(records, rule, asked)
-    selection = select(records, asked)
-    frame = tables.accuracy(records, asked)
-    spent = cost.costs(records, asked)
-    studies = compare(records, baseline, asked)
-    alike = {((*pair, ""), method) for study in studies for pair, method in study.alike()}
-    notes = tables.footnotes(records, asked, rule)
-    if alike:
-        notes.append(tables.ALIKE_NOTE)
+    chosen_by_rule = rules.rule_table(records, requested)
+    records, epoch_rule = rules.apply_rule(records, rule), rules.RULES[rule][1]
+    versus = versus_published.versus_published(records, rule, requested)
+    selection = select(records, requested)
+    frame = tables.accuracy(records, requested)
+    cost_frame = cost.costs(records, requested)
+    comparisons = compare(records, baseline, requested)
+    ties = {((*pair, ""), method) for study in comparisons for pair, method in study.ties()}
+    notes = footnotes.footnotes(records, requested, rule)
+    if ties:
+        notes.append(tables.TIE_NOTE)
     curves, unread = _read_curves(selection, curve)
     if unread:
         notes.append(f"Charts by epoch do without {unread} finished trial{'s' * (unread > 1)}: no epochs to be read.")
     paths = [
         write_atomic(out / "tables" / "accuracy.csv", _csv(frame)),
-        write_atomic(out / "tables" / "cost.csv", _csv(spent)),
+        write_atomic(out / "tables" / "cost.csv", _csv(cost_frame)),
         write_atomic(out / "tables" / "selection.csv", _csv(chosen_by_rule)),
-        write_atomic(out / "tables" / "published.csv", _csv(beside)),
-        write_atomic(out / "tables" / "comparison.csv", _csv(comparison.frame(studies), decimals=8)),
-        write_atomic(out / "tables" / "ranks.csv", _csv(comparison.ranks(studies), decimals=8)),
-        write_atomic(out / "tables" / "accuracy.md", markdown.accuracy_document(frame, notes, alike).encode()),
-        write_atomic(out / "tables" / "cost.md", markdown.cost_document(spent).encode()),
-        write_atomic(out / "tables" / "comparison.md", markdown.comparison_document(studies).encode()),
+        write_atomic(out / "tables" / "published.csv", _csv(versus)),
+        write_atomic(out / "tables" / "comparison.csv", _csv(comparison.frame(comparisons), decimals=8)),
+        write_atomic(out / "tables" / "ranks.csv", _csv(comparison.ranks(comparisons), decimals=8)),
+        write_atomic(out / "tables" / "accuracy.md", markdown.accuracy_document(frame, notes, ties).encode()),
+        write_atomic(out / "tables" / "cost.md", markdown.cost_document(cost_frame).encode()),
+        write_atomic(out / "tables" / "comparison.md", markdown.comparison_document(comparisons).encode()),
         write_atomic(out / "tables" / "accuracy.tex", latex.document(frame).encode()),
     ]
     drawn: dict[tuple[str, str], dict[str, bytes]] = {}
     if selection.groups:
-        for table, kind, path, content in _charts(frame, spent, studies, selection, curves, out / "charts", when):
+        for table, kind, path, content in _charts(
+            frame, cost_frame, comparisons, selection, curves, out / "charts", epoch_rule
+        ):
             paths.append(write_atomic(path, content))
             if path.suffix == ".png":
                 drawn.setdefault(table, {})[kind] = content
-    others = page.further(transfers, _fidelity(out), beside, chosen_by_rule)
-    html = page.page(records, selection.groups, frame, spent, studies, notes, drawn, alike, others, when)
+    other_tables = page.further_tables(transfers, _fidelity(out), versus, chosen_by_rule)
+    html = page.page(
+        records, selection.groups, frame, cost_frame, comparisons, notes, drawn, ties, other_tables, epoch_rule
+    )
     paths.append(write_atomic(out / "report.html", html.encode()))
     return Report(frame, tuple(notes), tuple(paths))
 
 
-def compare(records: Sequence[Record], baseline: str = BASELINE, asked: Collection[str] = ()) -> list[Study]:
-    """`comparison.studies`, or none with a warning where the libraries of the tests are not installed."""
+def compare(records: Sequence[Record], baseline: str = BASELINE, requested: Collection[str] = ()) -> list[Comparison]:
+    """`comparison.comparisons`, or none with a warning where the libraries of the tests are not installed."""
     from kdbench.report import comparison
 
     try:
-        return comparison.studies(records, baseline, asked)
+        return comparison.comparisons(records, baseline, requested)
     except ImportError as error:
         log.warning("the comparison is left out of the report: %s", error)
         return []
@@ -198,24 +202,24 @@ Drawn = tuple[tuple[str, str], str, Path, bytes]
 
 def _charts(
     frame: pd.DataFrame,
-    spent: pd.DataFrame,
-    studies: Sequence[Study],
+    cost_frame: pd.DataFrame,
+    comparisons: Sequence[Comparison],
     selection: Selection,
     curves: dict[str, Sequence[EpochMetrics]],
     folder: Path,
-    when: str,
+    epoch_rule: str,
 ) -> Iterator[Drawn]:
     from kdbench.report import charts, comparison_charts, style, tables
 
-    by_table = {(study.dataset, study.recipe): study for study in studies}
+    by_table = {(study.dataset, study.recipe): study for study in comparisons}
     taken: set[str] = set()
     for dataset, recipe in tables.tables(frame):
         name = _file_name(dataset, recipe, taken)
         with style.house_style():
             figures = {
-                "accuracy": charts.accuracy_chart(frame, selection.groups, dataset, recipe, when),
+                "accuracy": charts.accuracy_chart(frame, selection.groups, dataset, recipe, epoch_rule),
                 "curves": charts.curves_chart(frame, selection.groups, curves, dataset, recipe),
-                "cost": comparison_charts.cost_chart(frame, spent, dataset, recipe),
+                "cost": comparison_charts.cost_chart(frame, cost_frame, dataset, recipe),
             }
             if study := by_table.get((dataset, recipe)):
                 figures["gains"] = comparison_charts.gains_chart(study)

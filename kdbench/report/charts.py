@@ -27,7 +27,7 @@ Pair = tuple[str, str]
 
 
 def accuracy_chart(
-    frame: pd.DataFrame, groups: Sequence[Group], dataset: str, recipe: str, when: str = "the last epoch"
+    frame: pd.DataFrame, groups: Sequence[Group], dataset: str, recipe: str, epoch_rule: str = "the last epoch"
 ) -> Figure | None:
     """A panel per pair: mean ± sd of each method, its seeds as dots, teacher and vanilla as lines; None if it is empty.
 
@@ -39,11 +39,11 @@ def accuracy_chart(
     methods = method_order([row for row in rows if row["method"] not in (TEACHER, VANILLA)])
     if not any(row["n"] and row["method"] in methods for row in rows):
         return None
-    seeds = {(group.teacher, group.student, group.method): group.top1 for group in _mine(groups, dataset, recipe)}
+    seeds = {(group.teacher, group.student, group.method): group.top1 for group in _of_table(groups, dataset, recipe)}
     pairs = list(dict.fromkeys((row["teacher"], row["student"]) for row in rows))
     labels = max(style.text_width(method) for method in methods)
     height = 0.75 + _ROW * (len(methods) + 0.6)
-    title = f"{dataset}, {recipe}: accuracy, {when}"
+    title = f"{dataset}, {recipe}: accuracy, {epoch_rule}"
     figure, panels = _panels(pairs, title, labels, height, legend_width=0.0, legend_height=0.5, xlabel=TOP1)
     for pair, axes in panels:
         mine = {row["method"]: row for row in rows if (row["teacher"], row["student"]) == pair}
@@ -59,7 +59,7 @@ def accuracy_chart(
     return figure
 
 
-def _mine(groups: Sequence[Group], dataset: str, recipe: str) -> list[Group]:
+def _of_table(groups: Sequence[Group], dataset: str, recipe: str) -> list[Group]:
     return [group for group in groups if (group.dataset, group.recipe) == (dataset, recipe)]
 
 
@@ -69,18 +69,18 @@ def _point(axes: Axes, place: int, row: Mapping[str, Any] | None, seeds: Sequenc
     if row["top1_mean"] is None:  # a word where there is no number
         box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
         where = axes.get_yaxis_transform()
-        axes.text(0.03, place, row["status"], transform=where, va="center", color=style.GREY, style="italic", bbox=box)
+        axes.text(0.03, place, row["status"], transform=where, va="center", color=style.GRAY, style="italic", bbox=box)
         return
-    colour, marker = _kind(row["method"])
+    color, marker = _kind(row["method"])
     if len(seeds) > 1:
-        axes.plot(seeds, [place] * len(seeds), ".", color=style.GREY, markersize=3.5, zorder=4)
-    face = colour if row["status"] == "done" else "white"  # hollow: some seeds did not get this far
+        axes.plot(seeds, [place] * len(seeds), ".", color=style.GRAY, markersize=3.5, zorder=4)
+    face = color if row["status"] == "done" else "white"  # hollow: some seeds did not get this far
     axes.errorbar(
         row["top1_mean"],
         place,
         xerr=row["top1_sd"],
         fmt=marker,
-        color=colour,
+        color=color,
         markerfacecolor=face,
         markersize=5,
         capsize=2.5,
@@ -90,7 +90,7 @@ def _point(axes: Axes, place: int, row: Mapping[str, Any] | None, seeds: Sequenc
 
 
 def _kind(method: str) -> tuple[str, str]:
-    """Plain methods and their `+kd` forms differ in colour and in marker."""
+    """Plain methods and their `+kd` forms differ in color and in marker."""
     index = 1 if method.endswith(PLUS) else 0
     return style.PALETTE[index], style.MARKERS[index]
 
@@ -113,12 +113,12 @@ def _accuracy_keys(rows: Sequence[Mapping[str, Any]], methods: Sequence[str]) ->
     keys: list[Line2D | Patch] = []
     for label, wanted in (("method", False), (f"method {PLUS}", True)):
         if any(method in kinds and method.endswith(PLUS) == wanted for method in methods):
-            colour, marker = _kind(label)
+            color, marker = _kind(label)
             spread = any(row["top1_sd"] is not None and row["method"] in methods for row in shown)
             text = f"{label}: mean ± sd" if spread else label
-            keys.append(Line2D([], [], color=colour, marker=marker, markersize=5, linewidth=1.1, label=text))
+            keys.append(Line2D([], [], color=color, marker=marker, markersize=5, linewidth=1.1, label=text))
     if any(row["n"] > 1 and row["method"] in methods for row in shown):
-        keys.append(Line2D([], [], color=style.GREY, marker=".", markersize=3.5, linestyle="none", label="one seed"))
+        keys.append(Line2D([], [], color=style.GRAY, marker=".", markersize=3.5, linestyle="none", label="one seed"))
     if any(row["status"] != "done" and row["method"] in methods for row in shown):
         label = "hollow: a seed failed or diverged"
         hollow = Line2D([], [], color="black", marker="o", markerfacecolor="white", linestyle="none", label=label)
@@ -140,7 +140,7 @@ def curves_chart(
     `curves` holds the epochs by trial id; trials without are left out. None if nothing is left.
     """
     lines: dict[Pair, dict[str, list[Sequence[EpochMetrics]]]] = {}
-    for group in _mine(groups, dataset, recipe):
+    for group in _of_table(groups, dataset, recipe):
         seeds = [curves[record.trial.id] for record in group.done if curves.get(record.trial.id)]
         if seeds:
             lines.setdefault((group.teacher, group.student), {})[group.method] = seeds
@@ -183,8 +183,16 @@ def _floor(lines: Iterable[Sequence[Sequence[EpochMetrics]]]) -> float | None:
 
 
 def _line_key(method: str, index: int) -> Line2D:
-    look = style.look(index)
-    return Line2D([], [], color=look.colour, linestyle=look.dashes, marker=look.marker, markersize=4, label=method)
+    line_style = style.line_style(index)
+    return Line2D(
+        [],
+        [],
+        color=line_style.color,
+        linestyle=line_style.dashes,
+        marker=line_style.marker,
+        markersize=4,
+        label=method,
+    )
 
 
 def _draw_lines(axes: Axes, lines: Mapping[str, Sequence[Sequence[EpochMetrics]]], methods: Sequence[str]) -> None:
@@ -196,25 +204,25 @@ def _draw_lines(axes: Axes, lines: Mapping[str, Sequence[Sequence[EpochMetrics]]
         columns = [[of_seed[epoch] for of_seed in values] for epoch in epochs]
         mean = [sum(column) / len(column) for column in columns]
         if method == VANILLA:
-            colour: str = "black"
-            axes.plot(epochs, mean, color=colour, linewidth=2, zorder=4)
+            color: str = "black"
+            axes.plot(epochs, mean, color=color, linewidth=2, zorder=4)
         else:
             index = methods.index(method)
-            look = style.look(index)
-            colour, step = look.colour, max(1, len(epochs) // 6)
+            line_style = style.line_style(index)
+            color, step = line_style.color, max(1, len(epochs) // 6)
             axes.plot(
                 epochs,
                 mean,
-                color=colour,
-                linestyle=look.dashes,
-                marker=look.marker,
+                color=color,
+                linestyle=line_style.dashes,
+                marker=line_style.marker,
                 markersize=4,
                 markevery=(index % step, step),  # neighbours' markers fall on different epochs
                 zorder=3,
             )
         if len(values) > 1:
             low, high = [min(column) for column in columns], [max(column) for column in columns]
-            axes.fill_between(epochs, low, high, color=colour, alpha=0.12, linewidth=0, zorder=2, rasterized=True)
+            axes.fill_between(epochs, low, high, color=color, alpha=0.12, linewidth=0, zorder=2, rasterized=True)
 
 
 def _panels(

@@ -25,7 +25,7 @@ Pair = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Study:
+class Comparison:
     """One table's accuracies: method -> pair -> seed -> top-1."""
 
     dataset: str
@@ -55,7 +55,7 @@ class Study:
 
         return pd.DataFrame({column: [cell(row, column) for row in means] for column in means}, index=list(means))
 
-    def alike(self) -> set[tuple[Pair, str]]:
+    def ties(self) -> set[tuple[Pair, str]]:
         """Cells that cannot be told apart from their column's best distillation method, seeds paired, Holm-corrected.
 
         Empty where there is one seed: nothing can be said then.
@@ -73,16 +73,16 @@ class Study:
         return cells
 
 
-def studies(records: Sequence[Record], baseline: str = "kd", asked: Collection[str] = ()) -> list[Study]:
+def comparisons(records: Sequence[Record], baseline: str = "kd", requested: Collection[str] = ()) -> list[Comparison]:
     """One for each (dataset, recipe) that has a pair."""
     tables: dict[tuple[str, str], list[Group]] = {}
-    for group in select(records, asked).groups:
+    for group in select(records, requested).groups:
         if group.teacher and group.done:
             tables.setdefault((group.dataset, group.recipe), []).append(group)
-    return [_study(*table, groups, baseline) for table, groups in tables.items()]
+    return [_compare_table(*table, groups, baseline) for table, groups in tables.items()]
 
 
-def _study(dataset: str, recipe: str, groups: Sequence[Group], wanted: str) -> Study:
+def _compare_table(dataset: str, recipe: str, groups: Sequence[Group], wanted: str) -> Comparison:
     values: dict[str, dict[Pair, dict[int, float]]] = {}
     for group in sorted(groups, key=lambda group: method_key(group.method)):
         scores = {record.trial.seed: record.top1 for record in group.done if record.top1 is not None}
@@ -90,7 +90,7 @@ def _study(dataset: str, recipe: str, groups: Sequence[Group], wanted: str) -> S
     baseline = next((method for method in (wanted, VANILLA) if method in values), None)
     pairs = list(dict.fromkeys((group.teacher, group.student) for group in groups))
     whole = [method for method, of in values.items() if len(of) == len(pairs)]
-    bare = Study(dataset, recipe, baseline, values)
+    bare = Comparison(dataset, recipe, baseline, values)
     ranked = statistics.ranking({method: bare.means(method) for method in whole})
     over_seeds: dict[tuple[str, Pair], Difference] = {}
     over_pairs: dict[str, Difference] = {}
@@ -107,103 +107,104 @@ def _study(dataset: str, recipe: str, groups: Sequence[Group], wanted: str) -> S
     for family in (over_seeds, {(method, None): difference for method, difference in over_pairs.items()}):
         corrected |= dict(zip(family, statistics.holm([difference.p for difference in family.values()]), strict=True))
     left_out = tuple(method for method in values if method not in whole)
-    return Study(dataset, recipe, baseline, values, over_seeds, over_pairs, corrected, ranked, left_out)
+    return Comparison(dataset, recipe, baseline, values, over_seeds, over_pairs, corrected, ranked, left_out)
 
 
-def frame(studies: Sequence[Study]) -> pd.DataFrame:
+def frame(comparisons: Sequence[Comparison]) -> pd.DataFrame:
     """The long form: a row for each method and pair, and one for each method over all pairs."""
     rows: list[dict[str, Any]] = []
-    for study in studies:
-        if study.baseline is None:
+    for comparison in comparisons:
+        if comparison.baseline is None:
             continue
-        base, plain = study.means(study.baseline), study.means(VANILLA) if VANILLA in study.values else {}
-        for (method, pair), difference in study.over_seeds.items():
-            rows.append(_row(study, method, pair, difference, study.corrected[method, pair], None))
-        for method, difference in study.over_pairs.items():
-            own = study.means(method)
-            gain = None if study.baseline == VANILLA else statistics.relative_improvement(own, base, plain)
-            rows.append(_row(study, method, ("", ""), difference, study.corrected[method, None], gain))
+        base = comparison.means(comparison.baseline)
+        plain = comparison.means(VANILLA) if VANILLA in comparison.values else {}
+        for (method, pair), difference in comparison.over_seeds.items():
+            rows.append(_row(comparison, method, pair, difference, comparison.corrected[method, pair], None))
+        for method, difference in comparison.over_pairs.items():
+            own = comparison.means(method)
+            gain = None if comparison.baseline == VANILLA else statistics.relative_improvement(own, base, plain)
+            rows.append(_row(comparison, method, ("", ""), difference, comparison.corrected[method, None], gain))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
 def _row(
-    study: Study, method: str, pair: Pair, difference: Difference, corrected: float | None, gain: float | None
+    comparison: Comparison, method: str, pair: Pair, difference: Difference, corrected: float | None, gain: float | None
 ) -> dict[str, Any]:
-    place = (study.dataset, study.recipe, *pair, method, study.baseline)
+    place = (comparison.dataset, comparison.recipe, *pair, method, comparison.baseline)
     values = (difference.n, difference.mean, difference.low, difference.high, difference.p, corrected, gain)
     return dict(zip(COLUMNS, (*place, *values), strict=True))
 
 
-def ranks(studies: Sequence[Study]) -> pd.DataFrame:
+def ranks(comparisons: Sequence[Comparison]) -> pd.DataFrame:
     """Average ranks: a row a method and table, with the p-value of Friedman's test over the whole table."""
     rows = [
-        (study.dataset, study.recipe, method, rank, study.ranking.pairs, study.ranking.friedman)
-        for study in studies
-        if study.ranking
-        for method, rank in study.ranking.ranks.items()
+        (comparison.dataset, comparison.recipe, method, rank, comparison.ranking.pairs, comparison.ranking.friedman)
+        for comparison in comparisons
+        if comparison.ranking
+        for method, rank in comparison.ranking.ranks.items()
     ]
     return pd.DataFrame(rows, columns=["dataset", "recipe", "method", "average_rank", "pairs", "friedman_p"])
 
 
-def study_tables(study: Study) -> list[tuple[str, pd.DataFrame]]:
-    """(title, table) of what a study has over its pairs: differences, average ranks, wins; all as text."""
+def comparison_tables(comparison: Comparison) -> list[tuple[str, pd.DataFrame]]:
+    """(title, table) of what a comparison has over its pairs: differences, average ranks, wins; all as text."""
     tables = []
-    if study.over_pairs:
+    if comparison.over_pairs:
         rows = {
             method: {
                 "points": f"{difference.mean:+.2f}",
                 "95 % interval": MISSING
                 if difference.low is None
                 else f"[{difference.low:+.2f}, {difference.high:+.2f}]",
-                "p (Holm)": MISSING if (p := study.corrected[method, None]) is None else f"{p:.4f}",
+                "p (Holm)": MISSING if (p := comparison.corrected[method, None]) is None else f"{p:.4f}",
                 "pairs": str(difference.n),
             }
-            for method, difference in study.over_pairs.items()
+            for method, difference in comparison.over_pairs.items()
         }
-        tables.append((f"Above {study.baseline}, over pairs", pd.DataFrame.from_dict(rows, orient="index")))
-    if study.ranking:
-        ranks_of = {method: [f"{rank:.2f}"] for method, rank in study.ranking.ranks.items()}
-        title = f"over {study.ranking.pairs} pair{'s' * (study.ranking.pairs > 1)}"
+        tables.append((f"Above {comparison.baseline}, over pairs", pd.DataFrame.from_dict(rows, orient="index")))
+    if comparison.ranking:
+        ranks_of = {method: [f"{rank:.2f}"] for method, rank in comparison.ranking.ranks.items()}
+        title = f"over {comparison.ranking.pairs} pair{'s' * (comparison.ranking.pairs > 1)}"
         tables.append(("Average ranks", pd.DataFrame.from_dict(ranks_of, orient="index", columns=[title])))
-        tables.append(("Pairs won / tied / lost, row against column", study.wins()))
+        tables.append(("Pairs won / tied / lost, row against column", comparison.wins()))
     return tables
 
 
-def in_words(study: Study) -> list[str]:
+def sentences(comparison: Comparison) -> list[str]:
     """What the numbers allow to be said, and what they do not, as plain sentences."""
-    if study.baseline is None:
+    if comparison.baseline is None:
         return ["No baseline: neither the method asked for nor the plain student was trained."]
-    others = [method for method in study.methods if method not in (study.baseline, VANILLA)]
+    others = [method for method in comparison.methods if method not in (comparison.baseline, VANILLA)]
     if not others:
-        return [f"Nothing to compare with {study.baseline}."]
-    pairs = {pair for of in study.values.values() for pair in of}
+        return [f"Nothing to compare with {comparison.baseline}."]
+    pairs = {pair for of in comparison.values.values() for pair in of}
     said = []
     if len(pairs) > 1:
-        compared = {m: d for m, d in study.over_pairs.items() if m in others}
-        significant = {m: d for m, d in compared.items() if _below(study.corrected[m, None])}
+        compared = {m: d for m, d in comparison.over_pairs.items() if m in others}
+        significant = {m: d for m, d in compared.items() if _below(comparison.corrected[m, None])}
         for way, word in ((1, "better"), (-1, "worse")):
             named = [
                 f"{m} ({d.mean:+.2f} [{d.low:+.2f}, {d.high:+.2f}])" for m, d in significant.items() if d.mean * way > 0
             ]
             if named:
-                said.append(f"Over {len(pairs)} pairs, {word} than {study.baseline}: {', '.join(named)}.")
+                said.append(f"Over {len(pairs)} pairs, {word} than {comparison.baseline}: {', '.join(named)}.")
         if not significant:
             said.append(
-                f"Over {len(pairs)} pairs no method can be told apart from {study.baseline} "
+                f"Over {len(pairs)} pairs no method can be told apart from {comparison.baseline} "
                 f"({statistics.LEVEL:.0%}, Holm-corrected)."
             )
         if untested := [method for method, test in compared.items() if test.untestable]:
             said.append(f"No test over pairs for {', '.join(untested)}: the difference is the same in every pair.")
     else:
         said.append("One pair: nothing can be said of other pairs.")
-    seeds = max(d.n for d in study.over_seeds.values()) if study.over_seeds else 0
+    seeds = max(d.n for d in comparison.over_seeds.values()) if comparison.over_seeds else 0
     if seeds < 2:
         said.append("One seed: differences within a pair have no interval, and no p-value is given.")
     else:
-        cells = [(m, p, d) for (m, p), d in study.over_seeds.items() if m in others]
-        apart = sum(_below(study.corrected[m, p]) for m, p, _ in cells)
+        cells = [(m, p, d) for (m, p), d in comparison.over_seeds.items() if m in others]
+        apart = sum(_below(comparison.corrected[m, p]) for m, p, _ in cells)
         said.append(
-            f"Within pairs, {apart} of {len(cells)} differences to {study.baseline} are significant "
+            f"Within pairs, {apart} of {len(cells)} differences to {comparison.baseline} are significant "
             f"(paired by seed, {statistics.LEVEL:.0%}, Holm-corrected)."
         )
         if untested_cells := sum(test.untestable for _, _, test in cells):
@@ -211,7 +212,7 @@ def in_words(study: Study) -> list[str]:
                 f"{untested_cells} of them {'is' if untested_cells == 1 else 'are'} the same in all seeds: "
                 "without variance there is no test."
             )
-    ranking = study.ranking
+    ranking = comparison.ranking
     if ranking and ranking.friedman is not None:
         first, rank = next(iter(ranking.ranks.items()))
         verdict = "ranks differ" if _below(ranking.friedman) else "ranks cannot be told apart"
@@ -219,8 +220,8 @@ def in_words(study: Study) -> list[str]:
             f"Best average rank over {ranking.pairs} pairs: {first} ({rank:.2f} of {len(ranking.ranks)}); "
             f"{verdict} (Friedman, p = {ranking.friedman:.2g})."
         )
-    if study.unranked:
-        said.append(f"Not ranked, because they lack a pair: {', '.join(study.unranked)}.")
+    if comparison.unranked:
+        said.append(f"Not ranked, because they lack a pair: {', '.join(comparison.unranked)}.")
     return said
 
 

@@ -12,12 +12,12 @@ from matplotlib.lines import Line2D
 
 from kdbench.core.trial import VANILLA
 from kdbench.report import style
-from kdbench.report.comparison import Study
+from kdbench.report.comparison import Comparison
 from kdbench.report.groups import TEACHER
 from kdbench.report.tables import pair_label, rows_of
 
 
-def rank_chart(study: Study) -> Figure | None:
+def rank_chart(study: Comparison) -> Figure | None:
     """A critical-difference diagram (Demšar 2006): average ranks, with bars over methods that cannot be told apart.
 
     None where there are fewer than three methods or two pairs.
@@ -32,12 +32,12 @@ def rank_chart(study: Study) -> Figure | None:
     title = f"{study.dataset}, {study.recipe}: average ranks over {ranking.pairs} pairs"
     figure = style.blank(3.6 + 2 * side, 1.1 + 0.17 * len(names), title)
     axes = figure.subplots()
-    colours = dict.fromkeys(names, "black")
+    colors = dict.fromkeys(names, "black")
     scikit_posthocs.critical_difference_diagram(
         dict(ranking.ranks),
         ranking.nemenyi,
         ax=axes,
-        color_palette=colours,
+        color_palette=colors,
         label_props={"fontsize": style.FONT},
         crossbar_props={"color": style.PALETTE[0], "linewidth": 3},
     )
@@ -47,7 +47,7 @@ def rank_chart(study: Study) -> Figure | None:
     return figure
 
 
-def gains_chart(study: Study) -> Figure | None:
+def gains_chart(study: Comparison) -> Figure | None:
     """A heat map: points gained over the baseline, a row a method and a column a pair; None without any."""
     if not study.over_seeds:
         return None
@@ -68,9 +68,9 @@ def gains_chart(study: Study) -> Figure | None:
         value = table[row, column]
         if not np.isnan(value):
             difference = study.over_seeds[methods[row], pairs[column]]
-            colour = "white" if abs(value) > 0.6 * limit else "black"
+            color = "white" if abs(value) > 0.6 * limit else "black"
             weight = "bold" if difference.significant else "normal"
-            axes.text(column, row, f"{value:+.1f}", ha="center", va="center", color=colour, fontweight=weight)
+            axes.text(column, row, f"{value:+.1f}", ha="center", va="center", color=color, fontweight=weight)
     axes.set_yticks(range(len(methods)), methods)
     axes.set_xticks(range(len(pairs)), names, rotation=45, ha="right", rotation_mode="anchor")
     axes.tick_params(length=0)
@@ -95,7 +95,7 @@ def cost_chart(accuracy: pd.DataFrame, cost: pd.DataFrame, dataset: str, recipe:
     front = pareto_front(points)
     for method, (times, gain) in points.items():
         on = method in front
-        axes.plot(times, gain, "o" if on else "s", color=style.PALETTE[0] if on else style.GREY, markersize=5)
+        axes.plot(times, gain, "o" if on else "s", color=style.PALETTE[0] if on else style.GRAY, markersize=5)
         axes.annotate(method, (times, gain), textcoords="offset points", xytext=(5, 3), fontsize=style.FONT)
     line = [points[method] for method in front]
     axes.step([x for x, _ in line], [y for _, y in line], where="post", color=style.PALETTE[0], linewidth=1)
@@ -105,7 +105,7 @@ def cost_chart(accuracy: pd.DataFrame, cost: pd.DataFrame, dataset: str, recipe:
     axes.margins(x=0.12, y=0.12)
     keys = [
         Line2D([], [], linestyle="none", marker="o", color=style.PALETTE[0], label="nothing is better and cheaper"),
-        Line2D([], [], linestyle="none", marker="s", color=style.GREY, label="another method is better and cheaper"),
+        Line2D([], [], linestyle="none", marker="s", color=style.GRAY, label="another method is better and cheaper"),
     ]
     figure.legend(handles=keys, loc="outside lower left", ncols=2)
     return figure

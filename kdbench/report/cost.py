@@ -26,13 +26,13 @@ NOTE = (
 )
 
 
-def costs(records: Sequence[Record], asked: Collection[str] = ()) -> pd.DataFrame:
+def costs(records: Sequence[Record], requested: Collection[str] = ()) -> pd.DataFrame:
     """One row per (dataset, recipe, teacher, student, method) that was trained, with the columns COLUMNS.
 
     Seconds of different devices, threads or precisions are never averaged: those of the newest record count.
     `times_vanilla` compares with the plain student on the same device, and is NaN where there is none.
     """
-    groups = select(records, asked).groups
+    groups = select(records, requested).groups
     plain = {_column(group): group for group in groups if group.method == VANILLA}
     rows = [row for group in groups if (row := _row(group, plain.get(_column(group))))]
     return pd.DataFrame({name: pd.Series([row[name] for row in rows], dtype=of) for name, of in COLUMNS.items()})
@@ -63,23 +63,25 @@ def _row(group: Group, plain: Group | None) -> dict[str, Any] | None:
     if not timed:
         return None
     latest = newest(timed)
-    alike = [record for record in timed if _conditions(record) == _conditions(latest)]
-    seconds = _median(record.seconds_per_epoch for record in alike)
-    beside = [record for record in _timed(plain) if _conditions(record) == _conditions(latest)] if plain else []
-    vanilla = _median(record.seconds_per_epoch for record in beside)
+    comparable = [record for record in timed if _conditions(record) == _conditions(latest)]
+    seconds = _median(record.seconds_per_epoch for record in comparable)
+    vanilla_records = (
+        [record for record in _timed(plain) if _conditions(record) == _conditions(latest)] if plain else []
+    )
+    vanilla = _median(record.seconds_per_epoch for record in vanilla_records)
     return {
         **dict(zip(("dataset", "recipe", "teacher", "student"), _column(group), strict=True)),
         "method": group.method,
         "device": str(latest.environment.get("device", "")),
         "precision": latest.trial.precision,
-        "n": len(alike),
+        "n": len(comparable),
         "seconds_per_epoch": seconds,
         "times_vanilla": seconds / vanilla if seconds and vanilla else None,
-        "student_seconds": _median(record.student_seconds for record in alike),
-        "shared_seconds": _median(record.shared_seconds for record in alike),
+        "student_seconds": _median(record.student_seconds for record in comparable),
+        "shared_seconds": _median(record.shared_seconds for record in comparable),
         "images_per_second": latest.trial.data.train / seconds if seconds else None,
         **{
-            name: _median(record.cost.get(name) for record in alike)
+            name: _median(record.cost.get(name) for record in comparable)
             for name in ("extra_parameters", "extra_mib", "peak_mib", "cohort_size")
         },
     }

@@ -34,12 +34,12 @@ def apply_rule(records: Sequence[Record], rule: str) -> list[Record]:
     return changed
 
 
-def rule_table(records: Sequence[Record], asked: Collection[str] = ()) -> pd.DataFrame:
+def rule_table(records: Sequence[Record], requested: Collection[str] = ()) -> pd.DataFrame:
     """A row for each (dataset, recipe, teacher, student, method): its mean under every rule; absent: NaN."""
     import pandas as pd
 
     rows = []
-    for group in select(records, asked).groups:
+    for group in select(records, requested).groups:
         place = (group.dataset, group.recipe, group.teacher, group.student, group.method)
         means = []
         for value, _ in RULES.values():

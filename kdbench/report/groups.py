@@ -84,18 +84,18 @@ def newest(records: Iterable[Record]) -> Record:
     return max(records, key=lambda record: (finished(record), record.trial.id))
 
 
-def _chosen(records: Sequence[Record], asked: Collection[str]) -> Trial:
+def _chosen(records: Sequence[Record], requested: Collection[str]) -> Trial:
     """The newest trial of a variant that was asked for, else the newest of all."""
-    return newest([record for record in records if record.trial.variant in asked] or records).trial
+    return newest([record for record in records if record.trial.variant in requested] or records).trial
 
 
-def _current(records: Sequence[Record], asked: Collection[str]) -> tuple[Record, ...]:
+def _current(records: Sequence[Record], requested: Collection[str]) -> tuple[Record, ...]:
     """The seeds of the variant that was asked for, else of the one that was finished last."""
-    variant = _chosen(records, asked).variant
+    variant = _chosen(records, requested).variant
     return tuple(sorted((r for r in records if r.trial.variant == variant), key=lambda record: record.trial.seed))
 
 
-def select(records: Sequence[Record], asked: Collection[str] = ()) -> Selection:
+def select(records: Sequence[Record], requested: Collection[str] = ()) -> Selection:
     """Sort records into groups. Within a table only the newest protocol is kept: protocols are never mixed.
 
     Where a row has several variants, one of `asked` (`Trial.variant`s) is shown, else the one finished last.
@@ -109,7 +109,7 @@ def select(records: Sequence[Record], asked: Collection[str] = ()) -> Selection:
     for table in sorted(tables):
         protocol = max(record.protocol for record in tables[table])
         mine = [record for record in tables[table] if record.protocol == protocol]
-        shown = _groups(table, mine, asked)
+        shown = _groups(table, mine, requested)
         groups += shown
         used = {record.trial.id for group in shown for record in group.records}
         students = {group.student for group in shown}
@@ -127,9 +127,9 @@ def _teacher_keys(trial: Trial) -> list[str]:
     return [source.key for source in trial.teachers]
 
 
-def _groups(table: tuple[str, str], records: Sequence[Record], asked: Collection[str]) -> list[Group]:
+def _groups(table: tuple[str, str], records: Sequence[Record], requested: Collection[str]) -> list[Group]:
     pairs_first = [record for record in records if record.trial.teacher] or records
-    images = _chosen(pairs_first, asked).data.content  # other images under the same label are another table
+    images = _chosen(pairs_first, requested).data.content  # other images under the same label are another table
     distilled: defaultdict[tuple[str, str, str], list[Record]] = defaultdict(list)
     vanilla: defaultdict[str, list[Record]] = defaultdict(list)
     pupils: defaultdict[tuple[str, str], list[Record]] = defaultdict(list)
@@ -142,20 +142,22 @@ def _groups(table: tuple[str, str], records: Sequence[Record], asked: Collection
         else:
             pupils[trial.teacher, trial.arch].append(record)
     for column, taught in pupils.items():
-        keys = _teacher_keys(_chosen(taught, asked))  # a column compares what the same teachers taught
+        keys = _teacher_keys(_chosen(taught, requested))  # a column compares what the same teachers taught
         for record in taught:
             if _teacher_keys(record.trial) == keys:
                 distilled[*column, record.trial.method].append(record)
-    groups = [Group(*table, *row, _current(of_row, asked)) for row, of_row in distilled.items()]
+    groups = [Group(*table, *row, _current(of_row, requested)) for row, of_row in distilled.items()]
     pairs = {(group.teacher, group.student) for group in groups}
     for teacher, student in pairs:
         of_pair = [r for group in groups if (group.teacher, group.student) == (teacher, student) for r in group.records]
         wanted = conditions(newest(of_pair).trial)
         fitting = [record for record in vanilla.get(student, ()) if conditions(record.trial) == wanted]
         if fitting:
-            groups.append(Group(*table, teacher, student, VANILLA, _current(fitting, asked)))
+            groups.append(Group(*table, teacher, student, VANILLA, _current(fitting, requested)))
     in_pairs = {arch for teacher, student in pairs for arch in (*teacher.split("+"), student)}
     groups += [
-        Group(*table, "", arch, VANILLA, _current(of, asked)) for arch, of in vanilla.items() if arch not in in_pairs
+        Group(*table, "", arch, VANILLA, _current(of, requested))
+        for arch, of in vanilla.items()
+        if arch not in in_pairs
     ]
     return sorted(groups, key=lambda group: (pair_key(group.teacher, group.student), method_key(group.method)))

@@ -13,10 +13,10 @@ from kdbench.report.tables import (
     Column,
     best,
     cell,
+    cell_key,
     column,
     column_label,
     method_order,
-    place,
     row_label,
     rows_of,
     tables,
@@ -49,10 +49,12 @@ def _split(columns: Sequence[Column]) -> list[list[Column]]:
 
 def _table(caption: str, rows: Sequence[dict[str, Any]]) -> str:
     methods, columns = method_order(rows), list(dict.fromkeys(map(column, rows)))
-    by_place, first, second = {place(row): row for row in rows}, best(rows), _second(rows)
+    by_cell, first, second = {cell_key(row): row for row in rows}, best(rows), _second(rows)
     cells = {
         (escape(column[0]), escape(column[1])): [
-            _cell(row, place(row) in first, place(row) in second) if (row := by_place.get((column, method))) else "--"
+            _cell(row, cell_key(row) in first, cell_key(row) in second)
+            if (row := by_cell.get((column, method)))
+            else "--"
             for method in methods
         ]
         for column in columns
@@ -74,7 +76,7 @@ def _table(caption: str, rows: Sequence[dict[str, Any]]) -> str:
 
 def _second(rows: Sequence[dict[str, Any]]) -> set[tuple[Column, str]]:
     winners = best(rows)
-    return best([row for row in rows if place(row) not in winners])
+    return best([row for row in rows if cell_key(row) not in winners])
 
 
 def _cell(row: dict[str, Any], first: bool, second: bool) -> str:

@@ -17,13 +17,14 @@ COLUMNS = (
 """The columns of the long form and of transfer.csv; `dataset` and `recipe` are those of the networks' training."""
 
 _MEANING = (
-    "Cells: top-1 accuracy (%) on the test split of the target, of a linear classifier on the trunk of a network "
-    "that was trained on other images; mean ± sample standard deviation (ddof = 1) over seeds (number of seeds)."
+    "Cells: top-1 accuracy (%) on the test split of the target, of a linear classifier on the frozen backbone of a "
+    "network that was trained on other images; mean ± sample standard deviation (ddof = 1) over seeds (number of "
+    "seeds)."
 )
 _PROTOCOLS = {
-    "authors": "authors: batch norms work in training mode, so that their running statistics move; weight decay 5e-4; "
-    "images cropped and mirrored at random.",
-    "frozen": "frozen: the network is in evaluation mode and nothing of it moves; no weight decay; fixed images.",
+    "authors": "authors: batch-norm layers are in training mode, so that their running statistics change; "
+    "weight decay 5e-4; random crops and flips.",
+    "frozen": "frozen: the network is in evaluation mode and does not change; no weight decay; fixed augmentations.",
 }
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 import pandas as pd
 
 from kdbench.report import cost, fidelity, linear_probes, versus_study
-from kdbench.report.comparison import Study, in_words, study_tables
+from kdbench.report.comparison import Comparison, comparison_tables, sentences
 from kdbench.report.tables import Column, layout, rows_of, tables, wide
 
 EMPTY = "No results yet: no trial has been recorded."
@@ -21,11 +21,11 @@ def escape(text: str) -> str:
     return re.sub(r"[\\`*\[\]|~#$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\\g<0>", line)
 
 
-def accuracy_document(frame: pd.DataFrame, notes: Sequence[str], alike: Collection[tuple[Column, str]] = ()) -> str:
+def accuracy_document(frame: pd.DataFrame, notes: Sequence[str], ties: Collection[tuple[Column, str]] = ()) -> str:
     """The accuracy tables and their notes; `alike` are the places that cannot be told apart from the best."""
 
     def table(dataset: str, recipe: str) -> pd.DataFrame:
-        return wide(frame, dataset, recipe, bold=lambda text: f"**{text}**", second="<br>", alike=alike)
+        return wide(frame, dataset, recipe, bold=lambda text: f"**{text}**", second="<br>", ties=ties)
 
     return _document("Top-1 accuracy (%)", frame, table, notes)
 
@@ -58,13 +58,13 @@ def fidelity_document(frame: pd.DataFrame) -> str:
     return "\n".join([*lines, "## Notes", "", *(f"- {escape(note)}" for note in fidelity.NOTES), ""])
 
 
-def comparison_document(studies: Sequence[Study]) -> str:
+def comparison_document(studies: Sequence[Comparison]) -> str:
     """What can be said of each study, its differences to the baseline, average ranks and wins."""
     lines = ["# Comparison", ""]
     for study in studies:
         lines += [f"## {escape(study.dataset)}, {escape(study.recipe)}", ""]
-        lines += [*(f"- {escape(words)}" for words in in_words(study)), ""]
-        for title, table in study_tables(study):
+        lines += [*(f"- {escape(words)}" for words in sentences(study)), ""]
+        for title, table in comparison_tables(study):
             lines += [f"### {escape(title)}", "", *_lines(table), ""]
     return "\n".join(lines if studies else [*lines, EMPTY, ""])
 

@@ -16,7 +16,7 @@ from jinja2 import Environment, StrictUndefined
 from kdbench.core.record import ProbeRecord, Record
 from kdbench.report import comparison, cost, fidelity, linear_probes, tables
 from kdbench.report.commands import command
-from kdbench.report.comparison import Study
+from kdbench.report.comparison import Comparison
 from kdbench.report.epoch_rules import RULES
 from kdbench.report.groups import Group, finished
 
@@ -60,34 +60,34 @@ def page(
     records: Sequence[Record],
     groups: Sequence[Group],
     frame: pd.DataFrame,
-    spent: pd.DataFrame,
-    studies: Sequence[Study],
+    cost_frame: pd.DataFrame,
+    studies: Sequence[Comparison],
     notes: Sequence[str],
     charts: Mapping[tuple[str, str], Mapping[str, bytes]],
-    alike: Collection[tuple[tables.Column, str]] = (),
-    others: Sequence[tuple[tuple[str, str], Table]] = (),
-    when: str = "the last epoch",
+    ties: Collection[tuple[tables.Column, str]] = (),
+    other_tables: Sequence[tuple[tuple[str, str], Table]] = (),
+    epoch_rule: str = "the last epoch",
 ) -> str:
     """The page. `charts` are PNG files by table and name, `alike` places that cannot be told apart from the best,
     `when` the epoch that counts."""
-    by_place = {(study.dataset, study.recipe): study for study in studies}
+    by_cell = {(study.dataset, study.recipe): study for study in studies}
     details: dict[str, Any] = {}
     sections = []
     for table in tables.tables(frame):
-        study, name = by_place.get(table), ", ".join(table)
+        study, name = by_cell.get(table), ", ".join(table)
         rows = tables.rows_of(frame, *table)
         mine = {(g.teacher, g.student, g.method): g for g in groups if (g.dataset, g.recipe) == table}
-        shown = [_accuracy(name, rows, mine, study, alike, details, when)]
-        if costs := tables.rows_of(spent, *table):
+        shown = [_accuracy(name, rows, mine, study, ties, details, epoch_rule)]
+        if costs := tables.rows_of(cost_frame, *table):
             shown.append(_cost(costs))
         if study:
-            shown += [_text(title, of) for title, of in comparison.study_tables(study)]
-        shown += [each for where, each in others if where == table]
+            shown += [_text(title, of) for title, of in comparison.comparison_tables(study)]
+        shown += [each for where, each in other_tables if where == table]
         pictures = [
             {"name": f"{kind}: {name}", "data": base64.b64encode(content).decode()}
             for kind, content in charts.get(table, {}).items()
         ]
-        words = comparison.in_words(study) if study else ["No pair of teacher and student has been trained."]
+        words = comparison.sentences(study) if study else ["No pair of teacher and student has been trained."]
         sections.append(Section(name, words, shown, pictures))
     newest = max((finished(record) for record in records), default=None)
     subtitle = f"{len(records)} trials" + (f", the newest of {newest:%Y-%m-%d}" if newest else "")
@@ -112,32 +112,32 @@ def _accuracy(
     name: str,
     rows: Sequence[dict[str, Any]],
     groups: Mapping[tuple[str, str, str], Group],
-    study: Study | None,
-    alike: Collection[tuple[tables.Column, str]],
+    study: Comparison | None,
+    ties: Collection[tuple[tables.Column, str]],
     details: dict[str, Any],
-    when: str,
+    epoch_rule: str,
 ) -> Table:
-    best, by_place = tables.best(rows), {tables.place(row): row for row in rows}
+    best, by_cell = tables.best(rows), {tables.cell_key(row): row for row in rows}
     columns = list(dict.fromkeys(map(tables.column, rows)))
     lines = []
     for number, method in enumerate(tables.method_order(rows)):
         line = [Cell(tables.row_label(method), str(number))]
         for pair_column in columns:
-            row = by_place.get((pair_column, method))
+            row = by_cell.get((pair_column, method))
             group = groups.get((*pair_column[:2], method))
             key = ""
             if group:
                 key = f"c{len(details)}"
                 details[key] = _details(f"{tables.column_label(pair_column)}, {method} ({name})", group.records)
             made = _accuracy_cell(row, (pair_column, method) in best, key, study)
-            line.append(replace(made, text=made.text + tables.ALIKE) if (pair_column, method) in alike else made)
+            line.append(replace(made, text=made.text + tables.TIE) if (pair_column, method) in ties else made)
         lines.append(line)
     header = ["method", *map(tables.column_label, columns)]
-    note = f"Top-1 %, {when}: mean ± sd (seeds). Click a cell for its trials; hover for the difference."
+    note = f"Top-1 %, {epoch_rule}: mean ± sd (seeds). Click a cell for its trials; hover for the difference."
     return Table("Accuracy", header, lines, note)
 
 
-def _accuracy_cell(row: dict[str, Any] | None, best: bool, key: str, study: Study | None) -> Cell:
+def _accuracy_cell(row: dict[str, Any] | None, best: bool, key: str, study: Comparison | None) -> Cell:
     if row is None:
         return Cell(tables.MISSING)
     tip = [row["reason"]] if row["reason"] else []
@@ -147,7 +147,9 @@ def _accuracy_cell(row: dict[str, Any] | None, best: bool, key: str, study: Stud
         if difference.low is not None and difference.high is not None:
             text += f", 95 % [{difference.low:+.2f}, {difference.high:+.2f}]"
         tip.append(text)
-    return Cell(tables.cell(row), _number(row["top1_mean"], 4), best, tables.beside(row), "; ".join(tip), details=key)
+    return Cell(
+        tables.cell(row), _number(row["top1_mean"], 4), best, tables.published_note(row), "; ".join(tip), details=key
+    )
 
 
 def _details(title: str, records: Sequence[Record]) -> dict[str, Any]:
@@ -161,12 +163,12 @@ def _details(title: str, records: Sequence[Record]) -> dict[str, Any]:
 
 
 def _cost(rows: Sequence[dict[str, Any]]) -> Table:
-    by_place, columns = {tables.place(row): row for row in rows}, list(dict.fromkeys(map(tables.column, rows)))
+    by_cell, columns = {tables.cell_key(row): row for row in rows}, list(dict.fromkeys(map(tables.column, rows)))
     lines = []
     for number, method in enumerate(tables.method_order(rows)):
         line = [Cell(tables.row_label(method), str(number))]
         for pair_column in columns:
-            row = by_place.get((pair_column, method))
+            row = by_cell.get((pair_column, method))
             if row is None:
                 line.append(Cell(tables.MISSING))
                 continue
@@ -186,15 +188,15 @@ def _text(title: str, frame: pd.DataFrame, corner: str = "method", note: str = "
     return Table(title, [corner, *map(str, frame.columns)], lines, note)
 
 
-def further(
-    transfers: Sequence[ProbeRecord], measured: pd.DataFrame | None, beside: pd.DataFrame, rules: pd.DataFrame
+def further_tables(
+    transfers: Sequence[ProbeRecord], measured: pd.DataFrame | None, published_note: pd.DataFrame, rules: pd.DataFrame
 ) -> list[tuple[tuple[str, str], Table]]:
     """What other commands found, as tables of the (dataset, recipe) of the networks' training."""
     found_tables = []
     moved = linear_probes.transfers(transfers)
     for dataset, recipe, protocol in dict.fromkeys(moved[["dataset", "recipe", "protocol"]].itertuples(index=False)):
         rows = tables.rows_of(moved[moved["protocol"] == protocol], dataset, recipe)
-        shown = tables.layout(rows, lambda row: " ".join(filter(None, (tables.cell(row), tables.beside(row)))))
+        shown = tables.layout(rows, lambda row: " ".join(filter(None, (tables.cell(row), tables.published_note(row)))))
         found_tables.append(((dataset, recipe), _text(f"Top-1 % after transfer, {protocol}", shown)))
     if measured is not None:
         for pair in fidelity.pairs(measured):
@@ -214,8 +216,8 @@ def further(
         found_tables.append(
             (where, _text("Which epoch counts", shown, "pair: method", f"Mean top-1 % over seeds. {note}."))
         )
-    for where in dict.fromkeys(beside[["dataset", "recipe"]].itertuples(index=False, name=None)):
-        rows = tables.rows_of(beside, *where)
+    for where in dict.fromkeys(published_note[["dataset", "recipe"]].itertuples(index=False, name=None)):
+        rows = tables.rows_of(published_note, *where)
         cells = {
             f"{tables.pair_label(row['teacher'], row['student'])}: {row['method']}": {
                 "ours (n)": f"{row['ours']:.2f} ({row['n']})",

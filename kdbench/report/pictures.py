@@ -20,7 +20,7 @@ Array = NDArray[np.float64]
 
 
 def correlation_chart(differences: Mapping[str, Array], caption: str) -> Figure:
-    """A panel a method: |student - teacher| by true class and logit, [C, C]; one colour scale from 0 for all."""
+    """A panel a method: |student - teacher| by true class and logit, [C, C]; one color scale from 0 for all."""
     figure, panels = _panels(list(differences), "Difference to the teacher, standardised logits by class", caption, 0.7)
     highest = max(float(difference.max()) for difference in differences.values()) or 1.0
     for axes, (method, matrix) in zip(panels, differences.items(), strict=True):
@@ -36,21 +36,23 @@ def correlation_chart(differences: Mapping[str, Array], caption: str) -> Figure:
 def scatter_chart(
     points: Mapping[str, Array], labels: NDArray[np.int64], names: Sequence[str], what: str, caption: str
 ) -> Figure:
-    """A panel a network: t-SNE points [N, 2], the same images in each, a colour and a marker a class."""
+    """A panel a network: t-SNE points [N, 2], the same images in each, a color and a marker a class."""
     keys = [shorten(name, 18, placeholder="…") for name in names]
     legend = max(style.text_width(key) for key in keys) + 0.5
     figure, panels = _panels(list(points), f"t-SNE of the {what}", caption, legend)
     for axes, (network, where) in zip(panels, points.items(), strict=True):
         for number in range(len(names)):
-            look, mine = style.look(number), where[labels == number]
-            axes.scatter(mine[:, 0], mine[:, 1], s=9, color=look.colour, marker=look.marker, alpha=0.7, linewidths=0)
+            line, of_class = style.line_style(number), where[labels == number]
+            axes.scatter(
+                of_class[:, 0], of_class[:, 1], s=9, color=line.color, marker=line.marker, alpha=0.7, linewidths=0
+            )
         axes.set_title(network, loc="left")
         axes.set_xticks([])
         axes.set_yticks([])
         axes.grid(visible=False)
     handles = [
-        Line2D([], [], linestyle="none", color=look.colour, marker=look.marker, markersize=5, label=key)
-        for key, look in ((key, style.look(number)) for number, key in enumerate(keys))
+        Line2D([], [], linestyle="none", color=line_style.color, marker=line_style.marker, markersize=5, label=key)
+        for key, line_style in ((key, style.line_style(number)) for number, key in enumerate(keys))
     ]
     figure.legend(handles=handles, loc="outside right upper")
     return figure
@@ -60,7 +62,7 @@ def reliability_chart(curves: Mapping[str, tuple[Array, Array, float]], caption:
     """A panel a network: accuracy by confidence, and the expected calibration error in per cent."""
     figure, panels = _panels(list(curves), "Reliability: accuracy by confidence", caption, 0.0)
     for axes, (network, (confidence, accuracy, error)) in zip(panels, curves.items(), strict=True):
-        axes.plot([0, 1], [0, 1], color=style.GREY, linestyle="--", linewidth=1)
+        axes.plot([0, 1], [0, 1], color=style.GRAY, linestyle="--", linewidth=1)
         axes.fill_between(confidence, confidence, accuracy, color=style.PALETTE[1], alpha=0.2, linewidth=0)
         axes.plot(confidence, accuracy, color=style.PALETTE[0], marker="o", markersize=3.5)
         axes.set_title(f"{network}\nECE {error:.1f} %", loc="left")
@@ -71,13 +73,13 @@ def reliability_chart(curves: Mapping[str, tuple[Array, Array, float]], caption:
     return figure
 
 
-def _panels(names: Sequence[str], title: str, caption: str, beside: float) -> tuple[Figure, list[Axes]]:
+def _panels(names: Sequence[str], title: str, caption: str, legend_width: float) -> tuple[Figure, list[Axes]]:
     """A grid of square panels with the caption below; `beside`: inches on the right."""
     across = min(len(names), 4)
     down = ceil(len(names) / across)
-    width = across * (_PANEL + 0.45) + beside
+    width = across * (_PANEL + 0.45) + legend_width
     figure = style.blank(width, down * (_PANEL + 0.75) + 0.4 + _CAPTION, title, 0.0)
-    figure.supxlabel(caption, x=0.01, ha="left", fontsize=style.FONT, color=style.GREY, wrap=True)
+    figure.supxlabel(caption, x=0.01, ha="left", fontsize=style.FONT, color=style.GRAY, wrap=True)
     grid = figure.subplots(down, across, squeeze=False)
     panels = list(grid.flat)
     for spare in panels[len(names) :]:

@@ -1,7 +1,7 @@
-"""The house style of all charts, in one place: colours, markers, sizes.
+"""The house style of all charts, in one place: colors, markers, sizes.
 
 The palette is Okabe and Ito's, without its yellow, which is too light for lines on white, and its black, which is kept
-for references. No two neighbours share a marker, so that charts can be read in greyscale and without colour vision.
+for references. No two neighbours share a marker, so that charts can be read in grayscale and without color vision.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (3, 1, 1, 1)), (0, (1, 1)))
-GREY = "#6b6b6b"
+GRAY = "#6b6b6b"
 FONT = 8.0  # points
 TITLE = 9.0
 DPI = 150
@@ -49,16 +49,16 @@ SETTINGS: Any = {  # rcParams; their type has changed between releases of matplo
 
 
 @dataclass(frozen=True)
-class Look:
-    colour: str
+class LineStyle:
+    color: str
     marker: str
     dashes: Any
 
 
-def look(index: int) -> Look:
-    """The line of the index-th method: colour, marker and dashes together are different for the first 120."""
+def line_style(index: int) -> LineStyle:
+    """The line of the index-th method: color, marker and dashes together are different for the first 120."""
     dashes = DASHES[index // len(PALETTE) % len(DASHES)]
-    return Look(PALETTE[index % len(PALETTE)], MARKERS[index % len(MARKERS)], dashes)
+    return LineStyle(PALETTE[index % len(PALETTE)], MARKERS[index % len(MARKERS)], dashes)
 
 
 @contextmanager

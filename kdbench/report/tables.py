@@ -11,10 +11,9 @@ from typing import Any
 import pandas as pd
 
 from kdbench.core.record import Record
-from kdbench.core.trial import VANILLA, Trial
+from kdbench.core.trial import VANILLA
 from kdbench.report import published
-from kdbench.report.epoch_rules import RULES
-from kdbench.report.groups import TEACHER, Group, Selection, finished, method_key, newest, select, table_of
+from kdbench.report.groups import TEACHER, Group, Selection, method_key, newest, select
 
 TEXT = ("dataset", "recipe", "teacher", "student", "method", "status", "reason")
 COLUMNS = (
@@ -24,12 +23,12 @@ COLUMNS = (
 """The columns of the long form and of accuracy.csv."""
 
 MISSING = "–"
-ALIKE = " ≈"
-ALIKE_NOTE = (
+TIE = " ≈"
+TIE_NOTE = (
     "≈: cannot be told apart from the best method of its column (paired by seed, 5 %, Holm-corrected in the column)."
 )
 WORST = ("failed", "diverged", "n/a")
-_ROW_LABELS = {TEACHER: "Teacher", VANILLA: "Student"}
+ROW_LABELS = {TEACHER: "Teacher", VANILLA: "Student"}
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class _Row:
 
 
 def accuracy(
-    records: Sequence[Record], asked: Collection[str] = (), evaluated_on: str = published.DATASET
+    records: Sequence[Record], requested: Collection[str] = (), evaluated_on: str = published.DATASET
 ) -> pd.DataFrame:
     """The long form: one row per (dataset, recipe, teacher, student, method), with the columns COLUMNS.
 
@@ -62,7 +61,7 @@ def accuracy(
     they are; the teacher's row shows the one network that taught. Variants are never averaged (see `groups`).
     `evaluated_on` chooses the published numbers.
     """
-    return _frame(_rows(select(records, asked), records, evaluated_on))
+    return _frame(accuracy_rows(select(records, requested), records, evaluated_on))
 
 
 def _frame(rows: Sequence[_Row]) -> pd.DataFrame:
@@ -71,20 +70,20 @@ def _frame(rows: Sequence[_Row]) -> pd.DataFrame:
     return pd.DataFrame(series)
 
 
-def _rows(selection: Selection, records: Sequence[Record], evaluated_on: str = published.DATASET) -> list[_Row]:
+def accuracy_rows(selection: Selection, records: Sequence[Record], evaluated_on: str = published.DATASET) -> list[_Row]:
     by_fingerprint = {record.trial.fingerprint: record for record in records}
     rows: list[_Row] = []
-    for groups in _by_pair(selection.groups).values():
+    for groups in by_pair(selection.groups).values():
         column = _teacher_row(groups, by_fingerprint) if groups[0].teacher else []
         column += [_row(group) for group in groups]
         trial = groups[0].records[0].trial
         if trial.data.label == published.DATASET and trial.recipe.published():
-            column = [_beside_published(row, evaluated_on) for row in column]
+            column = [_with_published(row, evaluated_on) for row in column]
         rows += column
     return rows
 
 
-def _by_pair(groups: Iterable[Group]) -> dict[tuple[str, str, str, str], list[Group]]:
+def by_pair(groups: Iterable[Group]) -> dict[tuple[str, str, str, str], list[Group]]:
     columns: defaultdict[tuple[str, str, str, str], list[Group]] = defaultdict(list)
     for group in groups:
         columns[group.dataset, group.recipe, group.teacher, group.student].append(group)
@@ -96,7 +95,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return fmean(known) if known else None
 
 
-def _beside_published(row: _Row, evaluated_on: str) -> _Row:
+def _with_published(row: _Row, evaluated_on: str) -> _Row:
     """With the published number and our distance from it, in points."""
     number = published.numbers(evaluated_on).get((row.teacher, row.student, row.method))
     gap = None if number is None or row.top1_mean is None else row.top1_mean - number
@@ -137,16 +136,16 @@ def _teacher_row(groups: Sequence[Group], vanilla: dict[str, Record]) -> list[_R
     if value is None and status == "done":
         return []
     first = groups[0]
-    place = (first.dataset, first.recipe, first.teacher, first.student, TEACHER)
-    return [_Row(*place, status, int(value is not None), value, reason=reason)]
+    cell_key = (first.dataset, first.recipe, first.teacher, first.student, TEACHER)
+    return [_Row(*cell_key, status, int(value is not None), value, reason=reason)]
 
 
-def _seeds(records: Sequence[Record]) -> str:
+def seed_list(records: Sequence[Record]) -> str:
     numbers = ", ".join(str(record.trial.seed) for record in records)
     return f"seed{'s' if len(records) > 1 else ''} {numbers}"
 
 
-def _one_line(reason: str | None) -> str:
+def one_line(reason: str | None) -> str:
     return " ".join((reason or "no reason was recorded").split())
 
 
@@ -155,10 +154,10 @@ def _reason(records: Sequence[Record]) -> str:
     ends: defaultdict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in records:
         if record.status != "done":
-            ends[record.status, _one_line(record.reason)].append(record)
+            ends[record.status, one_line(record.reason)].append(record)
     parts = sorted(ends.items(), key=lambda end: WORST.index(end[0][0]))
     return "; ".join(
-        reason if status == "n/a" else f"{_seeds(of)} {status}: {reason}" for (status, reason), of in parts
+        reason if status == "n/a" else f"{seed_list(of)} {status}: {reason}" for (status, reason), of in parts
     )
 
 
@@ -196,7 +195,7 @@ def pair_label(teacher: str, student: str) -> str:
 
 
 def row_label(method: str) -> str:
-    return _ROW_LABELS.get(method, method)
+    return ROW_LABELS.get(method, method)
 
 
 def cell(row: dict[str, Any]) -> str:
@@ -208,7 +207,7 @@ def cell(row: dict[str, Any]) -> str:
     return f"{row['top1_mean']:.2f}{spread} ({row['n']}){word}"
 
 
-def beside(row: dict[str, Any]) -> str:
+def published_note(row: dict[str, Any]) -> str:
     """`publ. 74.92 (-0.31)`: the published number and our distance from it; empty where nothing was published."""
     if row["published"] is None:
         return ""
@@ -226,7 +225,7 @@ def best(rows: Sequence[dict[str, Any]]) -> set[tuple[Column, str]]:
             row["method"]: round(row["top1_mean"], 2)
             for row in rows
             if column(row) == pair_column
-            and row["method"] not in _ROW_LABELS
+            and row["method"] not in ROW_LABELS
             and row["status"] == "done"
             and row["top1_mean"] is not None
         }
@@ -240,7 +239,7 @@ def wide(
     recipe: str,
     bold: Callable[[str], str] = str,
     second: str | None = None,
-    alike: Collection[tuple[Column, str]] = (),
+    ties: Collection[tuple[Column, str]] = (),
 ) -> pd.DataFrame:
     """The paper's layout as text: rows Teacher, Student, methods; a column a pair.
 
@@ -250,24 +249,24 @@ def wide(
     winners = best(rows)
 
     def text(row: dict[str, Any]) -> str:
-        own = bold(cell(row)) if place(row) in winners else cell(row) + ALIKE * (place(row) in alike)
-        return own + second + beside(row) if second is not None and beside(row) else own
+        own = bold(cell(row)) if cell_key(row) in winners else cell(row) + TIE * (cell_key(row) in ties)
+        return own + second + published_note(row) if second is not None and published_note(row) else own
 
     return layout(rows, text)
 
 
 def layout(rows: Sequence[dict[str, Any]], text: Callable[[dict[str, Any]], str]) -> pd.DataFrame:
     """One table's rows as text: a row a method, a column a pair (and a target)."""
-    by_place = {place(row): row for row in rows}
+    by_cell = {cell_key(row): row for row in rows}
     methods = method_order(rows)
     columns = {
-        column_label(pair): [text(row) if (row := by_place.get((pair, method))) else MISSING for method in methods]
+        column_label(pair): [text(row) if (row := by_cell.get((pair, method))) else MISSING for method in methods]
         for pair in dict.fromkeys(map(column, rows))
     }
     return pd.DataFrame(columns, index=[row_label(method) for method in methods], dtype="object")
 
 
-def place(row: dict[str, Any]) -> tuple[Column, str]:
+def cell_key(row: dict[str, Any]) -> tuple[Column, str]:
     """Where a row stands in its table: its column and its method."""
     return column(row), row["method"]
 
@@ -275,117 +274,3 @@ def place(row: dict[str, Any]) -> tuple[Column, str]:
 def method_order(rows: Sequence[dict[str, Any]]) -> list[str]:
     """The methods of some rows in the order of tables."""
     return sorted(dict.fromkeys(str(row["method"]) for row in rows), key=method_key)
-
-
-def footnotes(records: Sequence[Record], asked: Collection[str] = (), rule: str = "last") -> list[str]:
-    """All that a reader must know beside the cells, as plain sentences."""
-    if not records:
-        return []
-    selection = select(records, asked)
-    rows = _rows(selection, records)
-    notes = [
-        f"Cells: top-1 accuracy (%) on the test split, {RULES[rule][1]}, mean ± sample standard deviation "
-        "(ddof = 1) over seeds (number of seeds).",
-        "accuracy.csv: top1_best_mean takes each seed's best epoch, chosen on the test split: optimistic.",
-    ]
-    if any(row.method == TEACHER for row in rows):
-        notes.append("Teacher: the one network that taught the pair's students, n = 1.")
-    if any(row.method not in _ROW_LABELS for row in rows):
-        notes.append(
-            "Bold: the best mean of a distillation method in its column; "
-            "one with a failed or diverged seed is passed over."
-        )
-    if any(row.published is not None for row in rows):
-        notes.append(f"Published numbers: {published.SOURCE}; gap = ours - published, in points.")
-    several = len({table_of(record) for record in records}) > 1
-    for table in dict.fromkeys((row.dataset, row.recipe) for row in rows):
-        prefix = f"{table[0]}, {table[1]}: " if several else ""
-        groups = [group for group in selection.groups if (group.dataset, group.recipe) == table]
-        counts = {row.n for row in rows if (row.dataset, row.recipe) == table and row.method != TEACHER and row.n}
-        sentences = [*_spread(counts), *_mixtures(groups), *_codes(groups)]
-        sentences += _ends(groups, [record for record in selection.teachers if table_of(record) == table])
-        sentences += _superseded([record for record in selection.superseded if table_of(record) == table])
-        notes += [prefix + sentence for sentence in sentences]
-    return notes
-
-
-def _spread(counts: set[int]) -> list[str]:
-    notes = ["n = 1: no spread can be given."] if 1 in counts else []
-    if len(counts) > 1:
-        notes.append(f"n differs between cells: from {min(counts)} to {max(counts)} seeds.")
-    return notes
-
-
-def _listed(words: Iterable[str], most: int = 3, separator: str = ", ") -> str:
-    distinct = list(dict.fromkeys(words))
-    if len(distinct) > most + 1:
-        distinct = [*distinct[:most], f"{len(distinct) - most} more"]
-    return " and ".join([separator.join(distinct[:-1]), distinct[-1]] if len(distinct) > 1 else distinct)
-
-
-def _mixtures(groups: Sequence[Group]) -> list[str]:
-    """Records of one table that were not made alike. n/a records were not made at all."""
-    records = [record for group in groups for record in group.records if record.status != "n/a"]
-
-    def values(name: str, of: Sequence[Record]) -> list[str]:
-        return sorted({str(r.environment[name]).split(":")[0] for r in of if r.environment.get(name) is not None})
-
-    # Threads change the order of sums on the processor only.
-    on_cpu = [r for r in records if str(r.environment.get("device", "cpu")).startswith("cpu")]
-    mixed = {"torch": values("torch", records), "devices": values("device", records)}
-    mixed["thread counts"] = sorted(values("threads", on_cpu), key=lambda count: (len(count), count))
-    notes = [f"This table mixes {what} {_listed(of, 9)}." for what, of in mixed.items() if len(of) > 1]
-    contents = {group.records[0].trial.data.content for group in groups}
-    if len(contents) > 1:
-        notes.append(f"This table mixes {len(contents)} versions of the images under one label.")
-    if any(len({_schedule(group.records[0].trial) for group in of}) > 1 for of in _by_pair(groups).values()):
-        notes.append("This table mixes different training schedules or learning rates within a column.")
-    return notes
-
-
-def _schedule(trial: Trial) -> tuple[object, ...]:
-    recipe = trial.recipe
-    fixed = (recipe.epochs, recipe.batch_size, recipe.momentum, recipe.weight_decay, recipe.milestones, recipe.gamma)
-    return *fixed, recipe.size, recipe.pad, trial.lr
-
-
-def _codes(groups: Sequence[Group]) -> list[str]:
-    """Forms of one method that were trained before and after an edit of its file."""
-    codes: defaultdict[str, dict[str, None]] = defaultdict(dict)
-    for group in groups:
-        codes[group.records[0].trial.base][group.records[0].trial.code] = None
-    return [
-        f"{base}: its rows were trained with {len(hashes)} versions of its code; run them again to compare them."
-        for base, hashes in codes.items()
-        if len(hashes) > 1
-    ]
-
-
-def _ends(groups: Sequence[Group], teachers: Sequence[Record]) -> list[str]:
-    """Each distinct reason once, with the cells that it concerns."""
-    places: defaultdict[tuple[str, str], dict[str, dict[str, Record]]] = defaultdict(dict)
-    shown = [record for group in groups for record in group.records]
-    for record in (*shown, *teachers):  # a vanilla record may come more than once
-        if record.status != "done":
-            cells = places[record.status, _one_line(record.reason)]
-            cells.setdefault(_described(record), {})[record.trial.id] = record
-    notes = []
-    for (status, reason), cells in sorted(places.items(), key=lambda item: WORST.index(item[0][0])):
-        seeds = {place: "" if status == "n/a" else f", {_seeds(list(of.values()))}" for place, of in cells.items()}
-        notes.append(f"{status}: {reason} ({_listed((place + seeds[place] for place in cells), separator='; ')})")
-    return notes
-
-
-def _described(record: Record) -> str:
-    return f"{record.trial.method}, {pair_label(record.trial.teacher, record.trial.arch)}"
-
-
-def _superseded(records: Sequence[Record]) -> list[str]:
-    if not records:
-        return []
-    ordered = sorted(records, key=lambda record: (finished(record), record.trial.id))
-    many = len(records) > 1
-    return [
-        f"{len(records)} superseded record{'s' if many else ''} left out: made with other code, settings, teacher, "
-        f"data or protocol than the newest ({_listed(map(_described, ordered), separator='; ')})."
-    ]

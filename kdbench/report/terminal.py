@@ -13,17 +13,17 @@ from rich.table import Table
 from rich.text import Text
 
 from kdbench.report import cost, fidelity, linear_probes, versus_study
-from kdbench.report.comparison import Study, in_words
+from kdbench.report.comparison import Comparison, sentences
 from kdbench.report.tables import (
     MISSING,
     Column,
-    beside,
     best,
     cell,
+    cell_key,
     column,
     column_label,
     method_order,
-    place,
+    published_note,
     row_label,
     rows_of,
     tables,
@@ -56,12 +56,12 @@ def render_costs(frame: pd.DataFrame, width: int = WIDTH) -> list[RenderableType
     return parts + _notes([cost.NOTE] if parts else [])
 
 
-def render_comparison(studies: Sequence[Study]) -> list[RenderableType]:
+def render_comparison(studies: Sequence[Comparison]) -> list[RenderableType]:
     """What can be said of each study, in words."""
     parts: list[RenderableType] = []
     for study in studies:
         parts.append(Text(f"{study.dataset}, {study.recipe}: comparison", style="bold", overflow="fold"))
-        parts += _notes(in_words(study))
+        parts += _notes(sentences(study))
     return parts
 
 
@@ -117,12 +117,12 @@ def _tables(
     title: str, rows: Sequence[dict[str, Any]], width: int, text: Callable[[dict[str, Any]], Text]
 ) -> list[RenderableType]:
     methods = method_order(rows)
-    by_place = {place(row): row for row in rows}
+    by_cell = {cell_key(row): row for row in rows}
     first = [Text("method"), *(Text(row_label(method)) for method in methods)]
     columns: list[list[Text]] = []
     for pair_column in dict.fromkeys(map(column, rows)):
         heading = column_label(pair_column, " →\n")
-        cells = [text(row) if (row := by_place.get((pair_column, method))) else Text(MISSING) for method in methods]
+        cells = [text(row) if (row := by_cell.get((pair_column, method))) else Text(MISSING) for method in methods]
         columns.append([Text(heading if pair_column[0] else f"\n{heading}"), *cells])
     chunks = _chunks(columns, width - min(_wide(first), int(width * _LABEL)) - _EDGES - 1)
     parts: list[RenderableType] = []
@@ -139,9 +139,9 @@ def _tables(
 
 
 def _cell(row: dict[str, Any], winners: Collection[tuple[Column, str]]) -> Text:
-    text = Text(cell(row) + _BEST, style="bold") if place(row) in winners else Text(cell(row))
-    if beside(row):
-        text.append(f"\n{beside(row)}", style="not bold")
+    text = Text(cell(row) + _BEST, style="bold") if cell_key(row) in winners else Text(cell(row))
+    if published_note(row):
+        text.append(f"\n{published_note(row)}", style="not bold")
     return text
 
 

@@ -17,11 +17,11 @@ COLUMNS = (
 """Of published.csv in tables/: `difference` is ours - published, with the interval of our mean where n > 1."""
 
 
-def versus_published(records: Sequence[Record], rule: str = "last", asked: Collection[str] = ()) -> pd.DataFrame:
+def versus_published(records: Sequence[Record], rule: str = "last", requested: Collection[str] = ()) -> pd.DataFrame:
     """A row for each (dataset, recipe, teacher, student, method) that was published; `rule` made our numbers."""
     entries = published.entries()
     rows = []
-    for group in select(records, asked).groups:
+    for group in select(records, requested).groups:
         entry = entries.get((group.teacher, group.student, group.method))
         if entry is None or not group.done:
             continue

@@ -1,4 +1,4 @@
-"""Training states on disk, one file a trial, so that a killed run goes on where its last state was kept."""
+"""Checkpoints on disk, one file per trial, so that a killed run continues from its last checkpoint."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def in_one_sentence(printed: str, reason: str) -> None:
     assert last.startswith("kdbench: ")
     assert "could not be written" in last
     assert reason in last
-    assert "the same command goes on" in last
+    assert "the same command continues" in last
 
 
 def goes_on(study: Study, undisturbed: Study) -> None:

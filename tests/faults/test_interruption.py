@@ -13,20 +13,20 @@ from kdbench.cli.signals import Signals
 from tests.faults.laboratory import Study
 
 WORDS = ["--methods", "kd", "--pairs", "wrn_16_2:resnet8", "--dataset", "digits", "--seeds", "1"]
-POLITE = "kdbench: finishing this step and keeping what is under way; once more ends at once"
+POLITE = "kdbench: finishing this step and saving checkpoints; press again to stop at once"
 
 
 def test_polite_first_and_at_once_then() -> None:
     signals = Signals()
-    with signals.patient():
-        signals._heard(signal.SIGTERM, None)
+    with signals.orderly():
+        signals._handle(signal.SIGTERM, None)
         assert signals.asked()
         assert signals.code == 143
         with pytest.raises(KeyboardInterrupt):
-            signals._heard(signal.SIGINT, None)
+            signals._handle(signal.SIGINT, None)
     assert signals.code == 130
     with pytest.raises(KeyboardInterrupt):
-        Signals()._heard(signal.SIGINT, None)
+        Signals()._handle(signal.SIGINT, None)
 
 
 def _training(study: Study) -> subprocess.Popen[str]:
@@ -54,14 +54,14 @@ def test_an_interrupted_study_goes_on(tmp_path: Path, undisturbed: Study, number
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == code
     said = [line for line in printed.splitlines() if line.startswith("kdbench:") and "decoding" not in line]
-    assert said == [POLITE, "kdbench: interrupted, nothing is lost; the same command goes on from this step"]
+    assert said == [POLITE, "kdbench: interrupted, nothing is lost; the same command continues from this step"]
     assert not study.finished_at()
     assert list(study.out.glob("checkpoints/*.pt"))
     assert not list(study.out.glob("claims/*.json"))
 
     again = study.run()
     assert "3 to train" in again
-    assert "go on from their checkpoints" in again
+    assert "resume from checkpoints" in again
     assert study.trials() == undisturbed.trials()
     assert study.files() == undisturbed.files()
 
@@ -77,6 +77,6 @@ def test_a_second_ctrl_c_ends_at_once_and_safely(tmp_path: Path) -> None:
     assert time.monotonic() - started < 3
     assert process.returncode == 130
     assert "Traceback" not in printed
-    assert "the same command goes on" in printed
+    assert "the same command continues" in printed
     assert "to train in" in study.run(None, "--dry-run")
     assert not [name for name in study.files() if name.endswith(".tmp")]

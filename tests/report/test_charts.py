@@ -155,9 +155,9 @@ def test_svg_is_the_same_each_time(draw: Draw) -> None:
 
 
 def test_looks_differ() -> None:
-    looks = [style.look(index) for index in range(120)]
-    assert len({(look.colour, look.marker, str(look.dashes)) for look in looks}) == 120
-    assert all(a.marker != b.marker and a.colour != b.colour for a, b in pairwise(looks))
+    looks = [style.line_style(index) for index in range(120)]
+    assert len({(line_style.color, line_style.marker, str(line_style.dashes)) for line_style in looks}) == 120
+    assert all(a.marker != b.marker and a.color != b.color for a, b in pairwise(looks))
 
 
 def test_settings_outside_are_left_alone() -> None:

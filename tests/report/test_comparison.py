@@ -30,7 +30,7 @@ def known(seeds: int = 5, pairs: int = 4, noise: float = 0.2) -> list[Record]:
 
 
 def test_the_right_winner_is_found() -> None:
-    (study,) = comparison.studies(known())
+    (study,) = comparison.comparisons(known())
     assert study.baseline == "kd"
     assert study.methods == [VANILLA, "kd", "crd", "icd"]
     icd, crd, plain = (study.over_pairs[method] for method in ("icd", "crd", VANILLA))
@@ -43,7 +43,7 @@ def test_the_right_winner_is_found() -> None:
     assert study.ranking is not None
     assert next(iter(study.ranking.ranks)) == "icd"
     assert all(found.n == 5 for found in study.over_seeds.values())
-    words = " ".join(comparison.in_words(study))
+    words = " ".join(comparison.sentences(study))
     assert "Over 4 pairs, better than kd: icd (+1." in words
     assert "Best average rank over 4 pairs: icd (1.00 of 4)" in words
     frame = comparison.frame([study])
@@ -58,14 +58,14 @@ def test_differences_that_are_the_same_in_all_seeds_are_called_untested() -> Non
     records = [trained(VANILLA, 70.0 + seed, seed, pair=("", "resnet20")) for seed in range(3)]
     for method, gain in (("kd", 1.0), ("icd", 1.5), ("crd", 1.0)):
         records += [trained(method, 70.0 + seed + gain, seed, pair=PAIRS[0]) for seed in range(3)]
-    (study,) = comparison.studies(records)
+    (study,) = comparison.comparisons(records)
     assert [study.over_seeds[method, PAIRS[0]].untestable for method in (VANILLA, "icd", "crd")] == [True] * 3
-    words = " ".join(comparison.in_words(study))
+    words = " ".join(comparison.sentences(study))
     assert "Within pairs, 0 of 2 differences to kd are significant" in words
     assert "2 of them are the same in all seeds: without variance there is no test." in words
     frame = comparison.frame([study])
     assert frame[frame["method"] == "icd"][["p", "low", "high"]].isna().all(axis=None)
-    assert (PAIRS[0], "kd") not in study.alike()  # half a point below the best in every seed, untested
+    assert (PAIRS[0], "kd") not in study.ties()  # half a point below the best in every seed, untested
 
 
 def test_pairs_with_equal_gains_give_no_test_over_pairs() -> None:
@@ -76,18 +76,18 @@ def test_pairs_with_equal_gains_give_no_test_over_pairs() -> None:
             noise = (0.1, -0.1) if method == "icd" else (0.0, 0.0)
             pair = (teacher, student)
             records += [trained(method, 70.0 + seed + gain + noise[seed], seed, pair=pair) for seed in range(2)]
-    (study,) = comparison.studies(records)
-    words = " ".join(comparison.in_words(study))
+    (study,) = comparison.comparisons(records)
+    words = " ".join(comparison.sentences(study))
     assert "No test over pairs for icd: the difference is the same in every pair." in words
 
 
 def test_one_seed_and_one_pair_say_what_they_cannot() -> None:
-    (study,) = comparison.studies(known(seeds=1, pairs=1))
+    (study,) = comparison.comparisons(known(seeds=1, pairs=1))
     assert all(found.p is None for found in (*study.over_seeds.values(), *study.over_pairs.values()))
     assert set(study.corrected.values()) == {None}
     assert study.ranking is not None
     assert study.ranking.friedman is None
-    words = comparison.in_words(study)
+    words = comparison.sentences(study)
     assert "One pair: nothing can be said of other pairs." in words
     assert any(word.startswith("One seed: differences within a pair have no interval") for word in words)
     assert not any("p =" in word for word in words)
@@ -98,20 +98,20 @@ def test_missing_cells_and_other_baselines() -> None:
     records = [record for record in known() if not (record.trial.method == "crd" and record.trial.arch == "vgg8")]
     records += [trained("fsp", None, pair=PAIRS[0], status="n/a", reason="other sizes")]
     records += [trained("icd", None, 7, pair=PAIRS[0], status="failed", reason="out of memory")]
-    (study,) = comparison.studies(records)
+    (study,) = comparison.comparisons(records)
     assert study.unranked == ("crd",)
     assert study.over_pairs["crd"].n == 3
     assert "fsp" not in study.methods
-    assert "Not ranked, because they lack a pair: crd." in comparison.in_words(study)
-    assert comparison.studies(records, "icd")[0].baseline == "icd"
-    assert comparison.studies(records, "nothing")[0].baseline == VANILLA
-    assert comparison.studies([r for r in records if r.trial.method == VANILLA]) == []
+    assert "Not ranked, because they lack a pair: crd." in comparison.sentences(study)
+    assert comparison.comparisons(records, "icd")[0].baseline == "icd"
+    assert comparison.comparisons(records, "nothing")[0].baseline == VANILLA
+    assert comparison.comparisons([r for r in records if r.trial.method == VANILLA]) == []
 
 
 def test_charts_show_what_there_is() -> None:
     records = known()
-    (study,) = comparison.studies(records)
-    (single,) = comparison.studies(known(seeds=1, pairs=1))
+    (study,) = comparison.comparisons(records)
+    (single,) = comparison.comparisons(known(seeds=1, pairs=1))
     frame, spent = tables.accuracy(records), cost.costs(records)
     with style.house_style():
         assert comparison_charts.rank_chart(single) is None

@@ -10,8 +10,9 @@ from rich.console import Console
 from kdbench.core.record import Record
 from kdbench.core.trial import VANILLA
 from kdbench.report import published
+from kdbench.report.footnotes import footnotes
 from kdbench.report.markdown import accuracy_document, escape
-from kdbench.report.tables import accuracy, footnotes
+from kdbench.report.tables import accuracy
 from kdbench.report.terminal import render
 from tests.report.factory import CIFAR10, SHORT, study, trained
 

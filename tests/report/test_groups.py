@@ -3,12 +3,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from kdbench.core.trial import VANILLA, TeacherSource
-from kdbench.report.tables import accuracy, footnotes
+from kdbench.report.footnotes import footnotes
+from kdbench.report.tables import accuracy
 from tests.report.factory import CIFAR10, trained
 
 
-def shown(records: list, asked: set[str] | None = None) -> dict[str, float]:  # type: ignore[type-arg]
-    frame = accuracy(records, asked or set())
+def shown(records: list, requested: set[str] | None = None) -> dict[str, float]:  # type: ignore[type-arg]
+    frame = accuracy(records, requested or set())
     return dict(zip(frame["method"], frame["top1_mean"], strict=True))
 
 
@@ -17,9 +18,9 @@ def test_a_column_compares_what_one_teacher_taught() -> None:
     own = [trained("kd", 70.0), trained("icd", 71.0)]
     other = [trained("kd", 60.0, teachers=(file,), teacher_top1=50.0, finished="2026-02-01T00:00:00Z")]
     assert shown([*own, *other]) == {"teacher": 50.0, "kd": 60.0}
-    asked = {record.trial.variant for record in own}
-    assert shown([*own, *other], asked) == {"teacher": 72.5, "kd": 70.0, "icd": 71.0}
-    assert any("1 superseded record left out" in note for note in footnotes([*own, *other], asked))
+    requested = {record.trial.variant for record in own}
+    assert shown([*own, *other], requested) == {"teacher": 72.5, "kd": 70.0, "icd": 71.0}
+    assert any("1 superseded record left out" in note for note in footnotes([*own, *other], requested))
 
 
 def test_a_table_is_of_one_set_of_images() -> None:

@@ -54,11 +54,11 @@ def browser() -> Iterator[Any]:
 
 def test_in_a_browser(page: Path, browser: Any) -> None:
     said: list[str] = []
-    asked: list[str] = []
+    requested: list[str] = []
     tab = browser.new_page(viewport={"width": 390, "height": 800})
     tab.on("console", lambda message: said.append(message.text))
     tab.on("pageerror", lambda error: said.append(str(error)))
-    tab.on("request", lambda request: asked.append(request.url))
+    tab.on("request", lambda request: requested.append(request.url))
     tab.goto(page.as_uri())
     assert tab.evaluate("document.documentElement.scrollWidth") <= 390  # a telephone scrolls tables, not the page
 
@@ -97,7 +97,7 @@ def test_in_a_browser(page: Path, browser: Any) -> None:
     tab.reload()
     assert tab.evaluate(ground) != light
     assert said == []
-    assert {url.split(":")[0] for url in asked} <= {"file", "data"}
+    assert {url.split(":")[0] for url in requested} <= {"file", "data"}
 
 
 def test_the_command_that_trains_a_cell_again() -> None:

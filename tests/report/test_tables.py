@@ -9,8 +9,9 @@ from kdbench.core.data import DataInfo
 from kdbench.core.record import Record
 from kdbench.core.trial import VANILLA, Recipe, TeacherSource
 from kdbench.report import published
+from kdbench.report.footnotes import footnotes
 from kdbench.report.groups import method_key, select
-from kdbench.report.tables import COLUMNS, accuracy, footnotes, wide
+from kdbench.report.tables import COLUMNS, accuracy, wide
 from tests.report.factory import CIFAR10, CIFAR100, PAIR, PAPER, PART, SHORT, trained
 
 
@@ -144,9 +145,9 @@ def test_variants_are_never_averaged() -> None:
     assert any(note.startswith("2 superseded records left out") for note in footnotes([*old, *new]))
     assert not any("superseded" in note for note in footnotes(new))
     # An edit that was taken back: the rows that were asked for are shown, not the ones that were finished last.
-    asked = {old[0].trial.variant}
-    assert accuracy([*old, *new], asked)["top1_mean"].dropna().tolist()[-1] == 60.0
-    assert any(note.startswith("1 superseded record left out") for note in footnotes([*old, *new], asked))
+    requested = {old[0].trial.variant}
+    assert accuracy([*old, *new], requested)["top1_mean"].dropna().tolist()[-1] == 60.0
+    assert any(note.startswith("1 superseded record left out") for note in footnotes([*old, *new], requested))
 
 
 def test_forms_of_one_method_from_before_and_after_an_edit_are_marked() -> None:
