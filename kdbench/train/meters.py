@@ -17,13 +17,13 @@ class Timer:
     """Seconds that regions of code take on a device, without stopping it; on CUDA by events that are read once."""
 
     def __init__(self, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
+        self.device = device
         self._seconds: list[float] = []
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        if self._cuda:
+        if self.device.type == "cuda":
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             start.record()
             yield
@@ -44,7 +44,7 @@ class Timer:
         return sum(self._collect())
 
     def _collect(self) -> list[float]:
-        if self._cuda:
+        if self.device.type == "cuda":
             torch.cuda.synchronize()
             self._seconds = [start.elapsed_time(end) / 1000 for start, end in self._events]
         seconds, self._seconds, self._events = self._seconds, [], []

@@ -25,9 +25,9 @@ from kdbench.train.cuda_graph import CudaGraphStep
 from kdbench.train.device import on_device, seed_default_generator
 from kdbench.train.evaluate import autocast
 from kdbench.train.failures import Diverged, NonfiniteGradient, epoch_name
-from kdbench.train.meters import EpochTimer, LossMeter
 from kdbench.train.optim import learning_rate, sgd
 from kdbench.train.shared_inputs import StepInputs
+from kdbench.train.stages import EpochState, PretrainingStage
 
 TIMED_STEPS = 24
 """Steps of an epoch with CUDA graphs in which students take turns and are timed; after these they run concurrently."""
@@ -39,30 +39,6 @@ def to_float32(tensor: Tensor) -> Tensor:
     if wide.ndim == 4 and wide.requires_grad:
         wide.register_hook(partial(Tensor.contiguous, memory_format=torch.channels_last))
     return wide
-
-
-class PretrainingStage:
-    """A student's pretraining: what it trains, and how far it is."""
-
-    def __init__(self, backbone: list[nn.Module], optimizer: torch.optim.SGD, epochs: int) -> None:
-        self.backbone, self.optimizer, self.epochs = backbone, optimizer, epochs
-        self.losses: list[float] = []  # mean of each finished epoch
-
-    def state(self) -> dict[str, Any]:
-        return {"losses": self.losses, "optimizer": self.optimizer.state_dict()}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.losses = list(state["losses"])
-
-
-class EpochState:
-    """An epoch under way. Pretraining epochs are -1, -2, ..."""
-
-    def __init__(self, epoch: int, lr: float, dropout_seed: int, device: torch.device) -> None:
-        self.epoch, self.lr, self.dropout_seed, self.steps = epoch, lr, dropout_seed, 0
-        self.meter, self.timer = LossMeter(device), EpochTimer(device)
-        self.graph: CudaGraphStep[None] | None = None
 
 
 class Student:
@@ -117,7 +93,7 @@ class Student:
             self.current.graph = CudaGraphStep(self.trial.method, self._train_step, self.device)
         self.distiller.generator.manual_seed(derive_seed("draws", *self._stream, epoch))
         if self._saved_epoch and self._saved_epoch["epoch"] == epoch:
-            self._resume_epoch(self._saved_epoch)
+            self.current.load_state(self._saved_epoch, self.distiller.generator)
         self._saved_epoch = None
         self.distiller.train()
         if epoch > 0:
@@ -294,6 +270,7 @@ class Student:
 
     def state(self) -> dict[str, Any]:
         """Everything needed to resume training."""
+        generator = self.distiller.generator
         under_way = self.current is not None and self.steps > 0 and self.is_next(self.current.epoch)
         return {
             "fingerprint": self.trial.fingerprint,
@@ -302,7 +279,7 @@ class Student:
             "distiller": self.distiller.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "pretraining": self.pretraining.state() if self.pretraining else None,
-            "epoch_under_way": self._state_of_epoch() if under_way else self._saved_epoch,
+            "epoch_under_way": self.current.state(generator) if self.current and under_way else self._saved_epoch,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -316,20 +293,3 @@ class Student:
         if self.pretraining:
             self.pretraining.load_state(state["pretraining"])
         self.epochs, self._saved_epoch = epochs, state["epoch_under_way"]
-
-    def _state_of_epoch(self) -> dict[str, Any]:
-        state = self._epoch_state()
-        return {
-            "epoch": state.epoch,
-            "steps": state.steps,
-            "seconds": self.seconds(),
-            "meter": state.meter.state(),
-            "generator": self.distiller.generator.get_state(),
-        }
-
-    def _resume_epoch(self, saved: dict[str, Any]) -> None:
-        state = self._epoch_state()
-        state.steps = saved["steps"]
-        state.timer = EpochTimer(self.device, saved["seconds"], saved["steps"])
-        state.meter.load_state(saved["meter"])
-        self.distiller.generator.set_state(saved["generator"])

@@ -6,7 +6,6 @@ in shards; images as struct<bytes, path> or plain bytes; class names in the sche
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -27,6 +26,7 @@ from kdbench.core.data import DataRequest
 from kdbench.core.errors import UserError
 from kdbench.data.dataset import Decoded, Source, Split, files_sha256
 from kdbench.data.decode import decode_all
+from kdbench.data.sources.parquet_columns import Columns, choose_columns
 from kdbench.data.subset import safe_label
 
 _TRAIN, _TEST = "train", ("test", "val", "valid", "validation")
@@ -36,16 +36,6 @@ _LAYOUT = "expected files such as train-00000-of-00001.parquet and test-00000-of
 _ROWS = 1024  # encoded images read at a time
 _MOST_ROWS = 2**26  # of one file; ImageNet-21k has 2**24 images in all
 _LARGEST_GROUP = 2**33  # bytes of a group of rows once it is decompressed
-
-
-@dataclass(frozen=True)
-class _Columns:
-    """Which columns hold what, as the first training file has it."""
-
-    image: str
-    nested: bool  # struct<bytes, ...> rather than plain bytes
-    label: str
-    names: tuple[str, ...] | None  # class names, if the schema has them
 
 
 @dataclass(frozen=True)
@@ -61,7 +51,10 @@ def find(request: DataRequest, data_dir: Path) -> Source:
     path = Path(os.path.abspath(Path(request.source.partition(":")[2]).expanduser()))
     root = path if path.is_dir() else path.parent
     splits = _splits(path)
-    columns = _columns(splits[_TRAIN][0], request.label_column)
+    first = splits[_TRAIN][0]
+    with _reading(first), _open(first) as opened:
+        schema = opened.schema_arrow
+    columns = choose_columns(first, schema, request.label_column)
     train = _part(splits[_TRAIN], columns)
     name, test = _labelled_test(path, splits, columns)
     if columns.names is None:
@@ -174,84 +167,14 @@ def _open(file: Path) -> Any:
     return opened
 
 
-def _columns(file: Path, wanted: str | None) -> _Columns:
-    with _reading(file), _open(file) as opened:
-        schema = opened.schema_arrow
-    image = _image_column(file, schema)
-    labels = _label_columns(schema)
-    integers = [field.name for field in schema if pa.types.is_integer(field.type)]
-    if wanted is not None:
-        if wanted not in integers:
-            known = ", ".join(integers) or "none"
-            raise UserError(f"{file}: --label-column {wanted!r} is no column of integers; those are: {known}")
-        label = wanted
-    else:
-        candidates = list(labels) or integers
-        if not candidates:
-            raise UserError(f"{file}: has no label column; expected a column of integers beside {image!r}")
-        if len(candidates) > 1:
-            raise UserError(
-                f"{file}: several columns may hold the label; choose --label-column {' or '.join(candidates)}"
-            )
-        label = candidates[0]
-    return _Columns(image, pa.types.is_struct(schema.field(image).type), label, labels.get(label))
-
-
-def _image_column(file: Path, schema: pa.Schema) -> str:
-    structs = [field for field in schema if pa.types.is_struct(field.type)]
-    whole = [field.name for field in structs if _bytes_field(field.type)]
-    columns = whole or [field.name for field in schema if _is_binary(field.type)]
-    if len(columns) > 1:  # masks, depth maps
-        columns = [name for name in columns if name.lower() in ("image", "img")] or columns
-    if len(columns) == 1:
-        return str(columns[0])
-    if columns:
-        raise UserError(
-            f"{file}: several columns may hold the image ({', '.join(columns)}); name the right one `image`"
-        )
-    for field in structs:
-        if field.type.get_field_index("path") >= 0:
-            raise UserError(
-                f"{file}: column {field.name!r} holds paths, not the images themselves; save the set with them embedded"
-            )
-    raise UserError(
-        f"{file}: has no image column; expected struct<bytes, path> or bytes among {', '.join(schema.names) or 'none'}"
-    )
-
-
-def _is_binary(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-
-def _bytes_field(kind: pa.DataType) -> bool:
-    index = kind.get_field_index("bytes")
-    return index >= 0 and _is_binary(kind.field(index).type)
-
-
-def _label_columns(schema: pa.Schema) -> dict[str, tuple[str, ...]]:
-    """The columns that the hub's metadata calls class labels, with the names of their classes."""
-    try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return {
-            name: tuple(str(word) for word in feature["names"])
-            for name, feature in features.items()
-            if isinstance(feature, dict)
-            and feature.get("_type") == "ClassLabel"
-            and feature.get("names")
-            and pa.types.is_integer(schema.field(name).type)
-        }
-    except (KeyError, TypeError, ValueError, AttributeError):  # none, or somebody else's
-        return {}
-
-
 # Rows ----------------------------------------------------------------------------------------------------------------
 
 
-def _part(files: Sequence[Path], columns: _Columns) -> _Part:
+def _part(files: Sequence[Path], columns: Columns) -> _Part:
     return _Part(files, [_labels(file, columns) for file in files])
 
 
-def _labels(file: Path, columns: _Columns) -> NDArray[np.int64]:
+def _labels(file: Path, columns: Columns) -> NDArray[np.int64]:
     """[rows]; -1 where there is none."""
     with _reading(file), _open(file) as opened:
         schema = opened.schema_arrow
@@ -265,7 +188,7 @@ def _labels(file: Path, columns: _Columns) -> NDArray[np.int64]:
         return np.asarray(pc.fill_null(column.cast(pa.int64()), -1).to_numpy(), dtype=np.int64)
 
 
-def _labelled_test(path: Path, splits: dict[str, list[Path]], columns: _Columns) -> tuple[str, _Part]:
+def _labelled_test(path: Path, splits: dict[str, list[Path]], columns: Columns) -> tuple[str, _Part]:
     present = [name for name in _TEST if name in splits]
     if not present:
         raise UserError(f"{path} has no test or validation split; {_LAYOUT}")
@@ -278,7 +201,7 @@ def _labelled_test(path: Path, splits: dict[str, list[Path]], columns: _Columns)
     )
 
 
-def _check_labels(split: str, part: _Part, columns: _Columns, names: dict[int, str]) -> None:
+def _check_labels(split: str, part: _Part, columns: Columns, names: dict[int, str]) -> None:
     if not any(len(labels) for labels in part.labels):
         raise UserError(f"{part.files[0]}: the {split} split has no rows")
     known = np.array(sorted(names), dtype=np.int64)
@@ -292,12 +215,12 @@ def _check_labels(split: str, part: _Part, columns: _Columns, names: dict[int, s
             raise UserError(f"{file}: row {row} (from 0) has {what} in column {columns.label!r}; correct or remove it")
 
 
-def _decode(part: _Part, columns: _Columns, size: int) -> Split:
+def _decode(part: _Part, columns: Columns, size: int) -> Split:
     labels: Tensor = torch.from_numpy(np.concatenate(part.labels))
     return Split(torch.from_numpy(decode_all(_pictures(part, columns), len(labels), size)), labels)
 
 
-def _pictures(part: _Part, columns: _Columns) -> Iterator[tuple[str, bytes]]:
+def _pictures(part: _Part, columns: Columns) -> Iterator[tuple[str, bytes]]:
     wanted = f"{columns.image}.bytes" if columns.nested else columns.image
     for file in part.files:
         row = 0

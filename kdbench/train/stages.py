@@ -1,0 +1,52 @@
+"""How far a student is: its pretraining stage, and the epoch that it is in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from kdbench.train.cuda_graph import CudaGraphStep
+from kdbench.train.meters import EpochTimer, LossMeter
+
+
+class PretrainingStage:
+    """A student's pretraining: what it trains, and how far it is."""
+
+    def __init__(self, backbone: list[nn.Module], optimizer: torch.optim.SGD, epochs: int) -> None:
+        self.backbone, self.optimizer, self.epochs = backbone, optimizer, epochs
+        self.losses: list[float] = []  # mean of each finished epoch
+
+    def state(self) -> dict[str, Any]:
+        return {"losses": self.losses, "optimizer": self.optimizer.state_dict()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.losses = list(state["losses"])
+
+
+class EpochState:
+    """An epoch under way. Pretraining epochs are -1, -2, ..."""
+
+    def __init__(self, epoch: int, lr: float, dropout_seed: int, device: torch.device) -> None:
+        self.epoch, self.lr, self.dropout_seed, self.steps = epoch, lr, dropout_seed, 0
+        self.meter, self.timer = LossMeter(device), EpochTimer(device)
+        self.graph: CudaGraphStep[None] | None = None
+
+    def state(self, generator: torch.Generator) -> dict[str, Any]:
+        """How far the epoch is, with the student's generator; waits for the device."""
+        return {
+            "epoch": self.epoch,
+            "steps": self.steps,
+            "seconds": self.timer.seconds(self.steps),
+            "meter": self.meter.state(),
+            "generator": generator.get_state(),
+        }
+
+    def load_state(self, state: dict[str, Any], generator: torch.Generator) -> None:
+        """Go on from `state()`."""
+        self.steps = state["steps"]
+        self.timer = EpochTimer(self.timer.device, state["seconds"], state["steps"])
+        self.meter.load_state(state["meter"])
+        generator.set_state(state["generator"])
