@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from kdbench.methods.crd import EPS, CRDHyper
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
@@ -28,6 +27,7 @@ from kdbench.data.dataset import Dataset
 from kdbench.distill import Batch, Context, Distiller, Output, Requires, Step, registry
 from kdbench.distill.memory_bank import initial_memory, smallest_pool
 from kdbench.distill.objective import objective
+from kdbench.methods.crd import EPS, CRDHyper
 from kdbench.models import build, features, info
 
 CONTRASTIVE = "crd"

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from kdbench.methods.crd import CRD, CRDHyper
-from kdbench.methods.kd import KD
 
 from benchmarks import compare, conventional, marginal, precision, probes
 from kdbench.core.record import Record
 from kdbench.core.trial import VANILLA
 from kdbench.distill import Batch, Context, Output, Requires, Shapes, Step, View
+from kdbench.methods.crd import CRD, CRDHyper
+from kdbench.methods.kd import KD
 from kdbench.models import FeatureShapes, build, features, info
 from kdbench.train.shared_inputs import StepInputs
 from kdbench.train.student import Student
@@ -110,7 +110,7 @@ def test_both_contrastive_losses_agree() -> None:
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, dtype=torch.float64, generator=generator)
 
-    def pooled(embedding: torch.Tensor) -> Output:
+    def output_with_embedding(embedding: torch.Tensor) -> Output:
         return Output(embedding.new_zeros(len(embedding), 2), (), embedding)
 
     labels, indices = torch.arange(30) % 3, torch.tensor([4, 11, 0, 23])
@@ -126,7 +126,7 @@ def test_both_contrastive_losses_agree() -> None:
     rows = torch.cat([indices[:, None], negatives], dim=1)
     batch = conventional.ContrastiveBatch(torch.empty(4, 0), labels[indices], indices, rows=rows)
     for _ in range(2):  # the second step reads what the first one wrote
-        step = Step(batch, pooled(draw(4, 5)), (pooled(draw(4, 6)),), epoch=1, epochs=1)
+        step = Step(batch, output_with_embedding(draw(4, 5)), (output_with_embedding(draw(4, 6)),), epoch=1, epochs=1)
         losses = []
         for method in (gathered, crd):
             method.zero_grad()

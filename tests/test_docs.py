@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from kdbench.core.trial import Pair
-from tests.methods.laboratory import METHODS
+from tests.methods.expectations import METHODS
 
 ROOT = Path(__file__).resolve().parents[1]
 

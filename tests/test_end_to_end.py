@@ -108,22 +108,24 @@ def test_an_edited_loss_trains_again_and_nothing_else(study: Path, tmp_path: Pat
 
 
 def test_a_new_file_is_a_new_method(tmp_path: Path) -> None:
-    """The example of CONTRIBUTING.md, in one new file."""
+    """The example of CONTRIBUTING.md: a file, and its test."""
     text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
-    example, *_ = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    example = "\n".join(line.removeprefix("   ") for line in example.splitlines()) + "\n"
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[:2]
+    example, its_test = ("\n".join(line.removeprefix("   ") for line in block.splitlines()) + "\n" for block in blocks)
     package = tmp_path / "their_methods"
     package.mkdir()
     (package / "embedding.py").write_text(example, "utf-8")
-    runner = tmp_path / "bench.py"
-    runner.write_text(
+    found = (
         f"import sys; sys.path[:0] = [{str(ROOT)!r}]\n"
         f"import kdbench.methods; kdbench.methods.__path__.append({str(package)!r})\n"
-        "from kdbench.cli.main import main\nsys.exit(main())\n"
     )
+    command = "from kdbench.cli.main import main\nsys.exit(main())\n"
+    (tmp_path / "bench.py").write_text(found + command)
+    tested = tmp_path / "tested.py"
+    tested.write_text(f"{found}{its_test}\ntest_embedding_by_hand()\n{command}")
     out = tmp_path / "out"
     listed = subprocess.run(
-        [sys.executable, str(runner), "list", "methods"], capture_output=True, text=True, check=True, cwd=ROOT
+        [sys.executable, str(tested), "list", "methods"], capture_output=True, text=True, check=True, cwd=ROOT
     ).stdout
     assert re.search(r"^embedding +2026 +features +own +arXiv:0000.00000 .*Embedding matching", listed, re.MULTILINE)
     bench("--methods", "embedding", *COMMON[:-1], "1", out=out, cwd=tmp_path)

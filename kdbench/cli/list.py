@@ -73,12 +73,12 @@ def _requirements(info: MethodInfo) -> str:
     from kdbench.distill import registry
 
     requires = registry.requirements(info.name, {})
-    words = [view.name for view in requires.views]
+    words = [f"{view.name} view" for view in requires.views]
     flags = ("pre_activations", "classifier", "teacher_embeddings", "teacher_class_means", "teacher_batch_norms")
     words += [flag.replace("_", " ") for flag in flags if getattr(requires, flag)]
     words += [f"{name} teacher" for name in requires.extra_teachers]
     if requires.min_teachers > 1:
-        words.append(f"{requires.min_teachers} teachers")
+        words.append(f"at least {requires.min_teachers} teachers")
     return ", ".join(words)
 
 
@@ -90,6 +90,8 @@ def _method_page(name: str, catalog: Catalog) -> Iterator[RenderableType]:
     from kdbench.distill import registry
 
     info = catalog.methods.get(name)
+    if info is None and (reason := catalog.broken.get(f"{registry.PACKAGE}.{name}")):
+        raise UserError(f"the method {name!r} failed to import: {reason}")
     if info is None:
         raise unknown_name("method", name, catalog.methods, "see `python bench.py list methods`")
     summary, *body = registry.docstring(name).splitlines()

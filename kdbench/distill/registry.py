@@ -25,7 +25,7 @@ PACKAGE = "kdbench.methods"
 """The package of our own methods, and the entry-point group of others."""
 
 _METHODS: dict[str, type[Distiller[Any]]] = {}
-_FACTS: dict[str, tuple[int | None, str, str]] = {}  # name -> year, kind, group
+_METADATA: dict[str, tuple[int | None, str, str]] = {}  # name -> year, kind, group
 
 
 def register(
@@ -65,7 +65,7 @@ def register(
             if value not in known:
                 raise ValueError(f"{name!r}: {value!r} is not one of {', '.join(known)}")
         cls.name, cls.hyper_type, cls.paper = name, hyper, paper
-        _METHODS[name], _FACTS[name] = cls, (year, kind, group)
+        _METHODS[name], _METADATA[name] = cls, (year, kind, group)
         return cls
 
     return add
@@ -147,7 +147,7 @@ def _info(name: str, cls: type[Distiller[Any]]) -> MethodInfo:
         return None
 
     summary = docstring(name).splitlines()
-    year, kind, group = _FACTS[name]
+    year, kind, group = _METADATA[name]
     return MethodInfo(
         name=name,
         paper=cls.paper,
@@ -199,14 +199,15 @@ def missing(requires: Requires, shapes: Shapes) -> str | None:
     """What of the requirements a pair cannot give, if anything."""
     count = len(shapes.teachers)
     if count < requires.min_teachers:
-        return f"it needs {requires.min_teachers} teachers, and the pair has {count}"
+        return f"it needs at least {requires.min_teachers} teachers, and the pair has {count}"
     if requires.max_teachers is not None and count > max(1, requires.max_teachers):
-        return f"it is made for {requires.max_teachers} teacher, and the pair has {count}"
+        allowed = max(1, requires.max_teachers)
+        return f"it is made for {allowed} teacher{'s' * (allowed > 1)}, and the pair has {count}"
     networks = (shapes.student, *shapes.teachers)
     if requires.pre_activations and not all(network.pre_activations for network in networks):
         return "a network of this pair has no feature maps before the activation"
     if requires.classifier and not all(network.classifier for network in networks):
         return "a network of this pair has no linear classifier"
     if requires.teacher_batch_norms and not shapes.teacher.stage_batch_norms:
-        return "the teacher does not tell the batch norms before its activations"
+        return "the teacher does not expose the batch norms before its activations"
     return None

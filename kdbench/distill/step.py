@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -23,7 +24,8 @@ without the tenth of its weights that is smallest in magnitude, as in R2KD."""
 class Requires:
     """What a method needs beside logits, feature maps and embeddings; what no method asks for costs nothing.
 
-    A pair that cannot give it is `n/a` for the method. Raises ValueError if a view is named twice.
+    A pair that cannot give it is `n/a` for the method. Raises ValueError if a view is named twice, if there is no such
+    extra teacher, or if no number of teachers fits.
     """
 
     views: tuple[View, ...] = ()
@@ -33,7 +35,7 @@ class Requires:
     teacher_class_means: bool = False  # `Context.teacher_class_means`
     teacher_batch_norms: bool = False  # `Context.teacher_batch_norms`
     extra_teachers: tuple[str, ...] = ()  # of EXTRA_TEACHERS: `Step.extra`
-    min_teachers: int = 1
+    min_teachers: int = 1  # 0: the method uses no teacher, and is trained in every pair
     max_teachers: int | None = 1  # None: any number; a method for one teacher is `n/a` in pairs with several
 
     def __post_init__(self) -> None:
@@ -42,6 +44,8 @@ class Requires:
             raise ValueError(f"a method requires a view once, not {', '.join(names)}")
         if unknown := set(self.extra_teachers) - set(EXTRA_TEACHERS):
             raise ValueError(f"there is no extra teacher {', '.join(sorted(unknown))}; there are {EXTRA_TEACHERS}")
+        if self.max_teachers is not None and self.min_teachers > self.max_teachers:
+            raise ValueError(f"min_teachers={self.min_teachers} is above max_teachers={self.max_teachers}")
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class Shapes:
     """What is known of a pair and its data without any network: for `supports`."""
 
     student: FeatureShapes
-    teachers: tuple[FeatureShapes, ...]  # never empty: vanilla trials show the student's own
+    teachers: tuple[FeatureShapes, ...]  # never empty: vanilla trials have the student's shapes here
     classes: int
     labels: Tensor  # int64 [N], of the training split; row i is the image whose index in a batch is i
     student_family: str = ""  # of the architecture, as `list models` names it
@@ -81,11 +85,20 @@ class ViewStep:
     student: Output
     teachers: tuple[Output, ...]
     partner: Tensor | None = None  # int64 [B], the row of the batch that is mixed in; mixed views only
-    lam: Tensor | None = None  # float32 [B], the share of the own image; mixed views only
+    lam: Tensor | None = None  # float32 [B], share of the original image, in [0, 1]; mixed views only
 
     @property
     def teacher(self) -> Output:
         return self.teachers[0]
+
+
+class Required(dict[str, Any]):
+    """What a method gets on request, by name; a name that it did not require is an error that says so."""
+
+    def __missing__(self, name: str) -> NoReturn:
+        raise LookupError(
+            f"{name!r} is not among what the method's requires() declares: {', '.join(self) or 'nothing'}"
+        )
 
 
 @dataclass(frozen=True)

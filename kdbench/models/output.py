@@ -56,7 +56,7 @@ class Output:
             pre_activations=pre_activations,
         )
 
-    def read_all(self) -> Output:
+    def materialize(self) -> Output:
         """The same output with its feature maps converted now."""
         pre_activations = None if self.pre_activations is None else tuple(self.pre_activations)
         return replace(self, feature_maps=tuple(self.feature_maps), pre_activations=pre_activations)

@@ -24,8 +24,11 @@ def footnotes(records: Sequence[Record], requested: Collection[str] = (), rule: 
         "(ddof = 1) over seeds (number of seeds).",
         "accuracy.csv: top1_best_mean takes each seed's best epoch, chosen on the test split: optimistic.",
     ]
-    if any(row.method == TEACHER for row in rows):
+    teachers = [row.teacher for row in rows if row.method == TEACHER]
+    if teachers:
         notes.append("Teacher: the one network that taught the pair's students, n = 1.")
+    if any("+" in teacher for teacher in teachers):
+        notes.append("Several teachers: the accuracy of the mean of their class probabilities.")
     if any(row.method not in ROW_LABELS for row in rows):
         notes.append(
             "Bold: the best mean of a distillation method in its column; "

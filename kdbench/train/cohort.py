@@ -233,13 +233,13 @@ def build_student(trial: Trial, dataset: Dataset, teachers: Teachers, loader: Lo
     others = tuple(features(source.arch, data.classes, data.size) for source in trial.teachers)
     labels = dataset.train.labels.clone()
     shapes = Shapes(own, others or (own,), data.classes, labels, info(trial.arch).family)
-    facts: dict[str, Any] = {}
+    teacher_info: dict[str, Any] = {}
     if requires.classifier:
-        facts["teacher_classifier"] = teachers.teachers[0].classifier
+        teacher_info["teacher_classifier"] = teachers.teachers[0].classifier
     if requires.teacher_batch_norms:
-        facts["teacher_batch_norms"] = teachers.teachers[0].batch_norms
+        teacher_info["teacher_batch_norms"] = teachers.teachers[0].batch_norms
     if requires.teacher_embeddings or requires.teacher_class_means:
         embeddings = teachers.embeddings(loader)
-        facts["teacher_embeddings"] = embeddings
-        facts["teacher_class_means"] = class_means(embeddings, labels.to(embeddings.device), data.classes)
-    return Student(trial, shapes, teachers.device, **facts)
+        teacher_info["teacher_embeddings"] = embeddings
+        teacher_info["teacher_class_means"] = class_means(embeddings, labels.to(embeddings.device), data.classes)
+    return Student(trial, shapes, teachers.device, **teacher_info)

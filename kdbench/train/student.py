@@ -17,7 +17,7 @@ from kdbench.data.dataset import Batch
 from kdbench.distill import registry
 from kdbench.distill.distiller import Distiller
 from kdbench.distill.objective import objective
-from kdbench.distill.step import Context, Shapes, Step, ViewStep
+from kdbench.distill.step import Context, Required, Shapes, Step, ViewStep
 from kdbench.models import build, classifier_of, info
 from kdbench.models.output import Output
 from kdbench.train.backbone import backbone_modules
@@ -35,23 +35,23 @@ TIMED_STEPS = 24
 
 def to_float32(tensor: Tensor) -> Tensor:
     """In float32; the gradient of a feature map comes back in the layout that the convolutions before it work in."""
-    wide = tensor.float()
-    if wide.ndim == 4 and wide.requires_grad:
-        wide.register_hook(partial(Tensor.contiguous, memory_format=torch.channels_last))
-    return wide
+    converted = tensor.float()
+    if converted.ndim == 4 and converted.requires_grad:
+        converted.register_hook(partial(Tensor.contiguous, memory_format=torch.channels_last))
+    return converted
 
 
 class Student:
     """Nothing here depends on other students: every random stream is keyed by what it is for (see `derive_seed`)."""
 
-    def __init__(self, trial: Trial, shapes: Shapes, device: torch.device, **teacher_facts: Any) -> None:
-        """`teacher_facts` are the fields of `Context` that the method requires."""
+    def __init__(self, trial: Trial, shapes: Shapes, device: torch.device, **teacher_info: Any) -> None:
+        """`teacher_info` are the fields of `Context` that the method requires."""
         self.trial, self.device = trial, device
         self.normalization = info(trial.arch).normalization
         self.epochs: list[EpochMetrics] = []  # finished ones
         self.current: EpochState | None = None
         self._saved_epoch: dict[str, Any] | None = None  # an epoch under way, from a checkpoint
-        self._stream = (trial.method, trial.teacher, trial.arch, trial.seed)
+        self._seed_key = (trial.method, trial.teacher, trial.arch, trial.seed)
         method, hyper = registry.distiller(trial.base), registry.hyper_of(trial.base, trial.settings)
         self.requires = method.requires(hyper)
         if reason := registry.missing(self.requires, shapes) or method.supports(hyper, shapes):
@@ -59,8 +59,8 @@ class Student:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed("weights", trial.arch, trial.seed))
             network = build(trial.arch, trial.data.classes, trial.data.size)
-            torch.manual_seed(derive_seed("helpers", *self._stream))
-            context = Context(**vars(shapes), generator=torch.Generator(device), **teacher_facts)
+            torch.manual_seed(derive_seed("helpers", *self._seed_key))  # the modules of the method
+            context = Context(**vars(shapes), generator=torch.Generator(device), **teacher_info)
             self.distiller: Distiller[Any] = method(hyper, context)
         self.network = on_device(network, device)
         self.distiller = self.distiller.to(device)
@@ -88,10 +88,10 @@ class Student:
     def begin_epoch(self, epoch: int, use_graph: bool) -> None:
         """Prepare mode, learning rate, random streams and meters."""
         lr = learning_rate(self.trial.recipe, self.trial.lr, epoch)
-        self.current = EpochState(epoch, lr, derive_seed("dropout", *self._stream, epoch), self.device)
+        self.current = EpochState(epoch, lr, derive_seed("dropout", *self._seed_key, epoch), self.device)
         if use_graph:
             self.current.graph = CudaGraphStep(self.trial.method, self._train_step, self.device)
-        self.distiller.generator.manual_seed(derive_seed("draws", *self._stream, epoch))
+        self.distiller.generator.manual_seed(derive_seed("draws", *self._seed_key, epoch))
         if self._saved_epoch and self._saved_epoch["epoch"] == epoch:
             self.current.load_state(self._saved_epoch, self.distiller.generator)
         self._saved_epoch = None
@@ -149,14 +149,14 @@ class Student:
         """The network on the batch, then on each view that the method requires."""
         state = self._epoch_state()
         student = self._forward(inputs.batch)
-        views = {}
+        views = Required()
         for view in self.requires.views:
             shared = inputs.views[view]
             content = shared.view
             output = self._forward(content.batch)
             views[view.name] = ViewStep(content.batch, output, shared.teachers, content.partner, content.lam)
         epochs = self.trial.recipe.epochs if state.epoch > 0 else self.trial.recipe.pretraining_epochs
-        return Step(inputs.batch, student, inputs.teachers, abs(state.epoch), epochs, views, inputs.extra)
+        return Step(inputs.batch, student, inputs.teachers, abs(state.epoch), epochs, views, Required(inputs.extra))
 
     def _forward(self, batch: Batch) -> Output:
         with autocast(self.device, self.trial.precision):

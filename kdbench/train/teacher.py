@@ -53,7 +53,7 @@ class Teacher:
         with autocast(self.device, self.precision):
             output: Output = self._folded(batch.images_for(self.normalization), pre_activations=pre_activations)
         # Feature maps are converted here, once for all students, and not in the time of the first that reads them.
-        output = output.convert(Tensor.float).read_all()
+        output = output.convert(Tensor.float).materialize()
         return replace(output, classifier=self.classifier) if classifier else output
 
     @property

@@ -86,7 +86,7 @@ def test_kinds_and_groups_are_known_ones() -> None:
         with pytest.raises(ValueError, match="is not one of"):
             register("toy", ToyHyper, paper="-", kind=kind, group=group)(type("Toy", (Distiller,), {}))
     register("toy", ToyHyper, paper="x", year=2021, kind="features")(type("Toy", (Distiller,), {"__module__": "toy"}))
-    assert registry._FACTS["toy"] == (2021, "features", "own")
+    assert registry._METADATA["toy"] == (2021, "features", "own")
 
 
 @pytest.mark.usefixtures("clean")

@@ -19,7 +19,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from tests.faults.laboratory import Study, digits_as_parquet, written
+from tests.faults.fault_study import Study, digits_as_parquet, written
 
 EVENTS = {"checkpoints": 18, "runs": 18, "cache": 3, "claims": 12, "": 30}
 """Folder -> within how many events of its files a kill strikes."""

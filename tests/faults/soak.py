@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tests.faults.laboratory import Study
+from tests.faults.fault_study import Study
 
 WORDS = ["--methods", "kd,crd(nce_k=64)", "--pairs", "wrn_16_1:resnet8", "--dataset", "digits", "--subset", "128"]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from kdbench.results import Store
-from tests.faults.laboratory import Study, digits_as_parquet
+from tests.faults.fault_study import Study, digits_as_parquet
 
 WORDS = ["--methods", "kd", "--pairs", "wrn_16_1:resnet8", "--recipe", "digits", "--subset", "256"]
 WORDS += ["--seeds", "1", "--epochs", "2"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kdbench.cli.signals import Signals
-from tests.faults.laboratory import Study
+from tests.faults.fault_study import Study
 
 WORDS = ["--methods", "kd", "--pairs", "wrn_16_2:resnet8", "--dataset", "digits", "--seeds", "1"]
 POLITE = "kdbench: finishing this step and saving checkpoints; press again to stop at once"

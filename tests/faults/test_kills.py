@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults import kills
-from tests.faults.laboratory import digits_as_parquet
+from tests.faults.fault_study import digits_as_parquet
 
 FORMS = [(8, 1, 4), pytest.param(50, 6, 10, marks=pytest.mark.slow)]
 

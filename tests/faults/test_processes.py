@@ -13,7 +13,7 @@ import pytest
 from kdbench.core import processes
 from kdbench.results.serialize import dumps_checksummed
 from kdbench.run.claims import Claims, Work
-from tests.faults.laboratory import Study, end, written
+from tests.faults.fault_study import Study, end, written
 
 WORDS = ["--methods", "kd,sp", "--pairs", "wrn_16_2:resnet8", "--dataset", "digits", "--threads", "1"]
 

@@ -29,7 +29,7 @@ def make(
     return construct(name, settings, Shapes(sides[0], (sides[1],), int(labels.max()) + 1, labels), dtype)
 
 
-def pooled(embedding: Tensor) -> Output:
+def output_with_embedding(embedding: Tensor) -> Output:
     """An output with this embedding [B, D], two zero logits and no feature maps."""
     return Output(embedding.new_zeros(len(embedding), 2), (), embedding)
 
@@ -45,7 +45,7 @@ def tensor(*rows: Any) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64)
 
 
-def mapped(*feature_maps: Tensor) -> Output:
+def output_with_feature_maps(*feature_maps: Tensor) -> Output:
     """An output with these feature maps, the stem's first, which also stand before the activation."""
     zeros = feature_maps[0].new_zeros(len(feature_maps[0]), 2)
     return Output(zeros, feature_maps, zeros, feature_maps)
@@ -95,14 +95,15 @@ def construct(
     name: str, settings: Mapping[str, Value], shapes: Shapes, dtype: torch.dtype = torch.float32, seed: int = 0
 ) -> Distiller[Any]:
     """The distiller in train mode, with random tensors for what it requires of the teacher in advance."""
+    registry.discover()
     torch.manual_seed(seed)
     method, hyper = registry.distiller(name), registry.hyper_of(name, settings)
-    facts = _teacher_facts(method.requires(hyper), shapes)
-    context = Context(**vars(shapes), generator=torch.Generator().manual_seed(seed), **facts)
+    teacher_info = _teacher_info(method.requires(hyper), shapes)
+    context = Context(**vars(shapes), generator=torch.Generator().manual_seed(seed), **teacher_info)
     return method(hyper, context).to(dtype).train()
 
 
-def _teacher_facts(requires: Requires, shapes: Shapes) -> dict[str, Any]:
+def _teacher_info(requires: Requires, shapes: Shapes) -> dict[str, Any]:
     """The fields of `Context` that a method requires."""
     stream = torch.Generator().manual_seed(9)
     dimensions, channels = shapes.teacher.embedding_dim, [shape[0] for shape in shapes.teacher.feature_maps[1:]]
@@ -110,16 +111,16 @@ def _teacher_facts(requires: Requires, shapes: Shapes) -> dict[str, Any]:
     def random(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=stream)
 
-    facts: dict[str, Any] = {}
+    teacher_info: dict[str, Any] = {}
     if requires.classifier:
-        facts["teacher_classifier"] = (random(shapes.classes, dimensions), random(shapes.classes))
+        teacher_info["teacher_classifier"] = (random(shapes.classes, dimensions), random(shapes.classes))
     if requires.teacher_embeddings:
-        facts["teacher_embeddings"] = random(len(shapes.labels), dimensions)
+        teacher_info["teacher_embeddings"] = random(len(shapes.labels), dimensions)
     if requires.teacher_class_means:
-        facts["teacher_class_means"] = random(shapes.classes, dimensions)
+        teacher_info["teacher_class_means"] = random(shapes.classes, dimensions)
     if requires.teacher_batch_norms:
-        facts["teacher_batch_norms"] = tuple((random(count).abs() + 0.1, random(count)) for count in channels)
-    return facts
+        teacher_info["teacher_batch_norms"] = tuple((random(count).abs() + 0.1, random(count)) for count in channels)
+    return teacher_info
 
 
 def random_output(shapes: FeatureShapes, count: int, stream: torch.Generator, *, scale: float = 1.0) -> Output:
@@ -169,11 +170,11 @@ def step_with(
     """
     count = len(batch.labels)
 
-    def of_teachers() -> tuple[Output, ...]:
+    def teacher_outputs() -> tuple[Output, ...]:
         return tuple(_requested(teacher(), requires) for teacher in teachers)
 
-    def of_student() -> Output:
-        output = _requested(student(), requires).convert(_leaf).read_all()
+    def student_output() -> Output:
+        output = _requested(student(), requires).convert(_leaf).materialize()
         weight, bias = output.classifier or (None, None)
         live = None if weight is None else (_leaf(weight), None if bias is None else _leaf(bias))
         return replace(output, classifier=live)
@@ -183,9 +184,9 @@ def step_with(
         mixed = view.name in MIXED
         partner = torch.arange(count).flip(0) if mixed else None
         lam = torch.full((count,), 0.7) if mixed else None
-        views[view.name] = ViewStep(batch, of_student(), of_teachers(), partner, lam)
+        views[view.name] = ViewStep(batch, student_output(), teacher_outputs(), partner, lam)
     extra_outputs = {name: _requested(extra[name](), requires) for name in requires.extra_teachers}
-    return Step(batch, of_student(), of_teachers(), epoch, EPOCHS, views, extra_outputs)
+    return Step(batch, student_output(), teacher_outputs(), epoch, EPOCHS, views, extra_outputs)
 
 
 def _leaf(value: Tensor) -> Tensor:
@@ -205,19 +206,19 @@ def convert_teachers(step: Step, convert: Callable[[Tensor], Tensor]) -> Step:
     """The same step for the student, with every other network's tensors converted."""
 
     def converted(outputs: Sequence[Output]) -> tuple[Output, ...]:
-        return tuple(output.convert(convert).read_all() for output in outputs)
+        return tuple(output.convert(convert).materialize() for output in outputs)
 
     views = {name: replace(view, teachers=converted(view.teachers)) for name, view in step.views.items()}
-    extra = {name: output.convert(convert).read_all() for name, output in step.extra.items()}
+    extra = {name: output.convert(convert).materialize() for name, output in step.extra.items()}
     return replace(step, teachers=converted(step.teachers), views=views, extra=extra)
 
 
 def convert_all(step: Step, convert: Callable[[Tensor], Tensor]) -> Step:
     """The step with every network's tensors converted; the student's are leaves again."""
     step = convert_teachers(step, convert)
-    student = step.student.convert(convert).convert(_leaf).read_all()
+    student = step.student.convert(convert).convert(_leaf).materialize()
     views = {
-        name: replace(view, student=view.student.convert(convert).convert(_leaf).read_all())
+        name: replace(view, student=view.student.convert(convert).convert(_leaf).materialize())
         for name, view in step.views.items()
     }
     return replace(step, student=student, views=views)

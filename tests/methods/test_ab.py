@@ -6,12 +6,12 @@ import math
 from typing import Any
 
 import pytest
-from kdbench.methods.ab import boundary_loss
 
 from kdbench.distill import Output
+from kdbench.methods.ab import boundary_loss
 from tests.methods.build import tensor
 from tests.methods.by_hand import entries
-from tests.methods.laboratory import Expectations, Mutation, Prediction
+from tests.methods.expectations import Expectations, Mutation, Prediction
 
 
 def within_the_margin(method: Any, output: Output) -> dict[str, float]:

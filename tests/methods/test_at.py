@@ -5,11 +5,11 @@ from __future__ import annotations
 from math import sqrt
 
 import pytest
-from kdbench.methods.at import attention_distance
 
+from kdbench.methods.at import attention_distance
 from tests.methods.build import tensor
 from tests.methods.by_hand import zeros
-from tests.methods.laboratory import Expectations, Mutation, Prediction
+from tests.methods.expectations import Expectations, Mutation, Prediction
 
 EXPECTED = Expectations(
     predictions=(Prediction(zeros("attention")),),

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from kdbench.methods.cc import neighboring_products
 
 from kdbench.distill import Output
+from kdbench.methods.cc import neighboring_products
 from tests.methods.build import tensor
 from tests.methods.by_hand import dot, linear, mean
-from tests.methods.laboratory import Expectations, Mutation, Prediction
+from tests.methods.expectations import Expectations, Mutation, Prediction
 
 
 def doubled_embedding(method: Any, output: Output) -> dict[str, float]:

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from kdbench.methods.crd import EPS, nce
 from torch import Tensor
 
 from kdbench.distill import Batch, Output, Shapes, registry
 from kdbench.distill.memory_bank import NegativeSampler
+from kdbench.methods.crd import EPS, nce
 from kdbench.models import FeatureShapes
 from tests.methods.build import make
 from tests.methods.by_hand import IMAGES, NEGATIVES, linear, mean, memory_scores, share_embedding, unit
-from tests.methods.laboratory import Expectations, Mutation, Prediction
+from tests.methods.expectations import Expectations, Mutation, Prediction
 
 
 def equal_anchors(method: Any, output: Output) -> dict[str, float]:

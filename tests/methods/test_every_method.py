@@ -31,7 +31,7 @@ from tests.methods.build import (
     student_tensors,
     values,
 )
-from tests.methods.laboratory import METHODS, ROOT, Expectations, expectations, test_module
+from tests.methods.expectations import METHODS, ROOT, Expectations, expectations, test_module
 
 DIGITS = [(pair, 8) for pair in pairs.sets("digits")["all"]]
 PAPER = [(pair, 32) for pair in pairs.sets("cifar100")["all"]]
@@ -49,7 +49,7 @@ def supported(name: str) -> list[Shapes]:
     pytest.fail(f"{name} supports no pair")
 
 
-def taught(name: str, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+def teacher_terms(name: str, terms: dict[str, Tensor]) -> dict[str, Tensor]:
     """What the teacher adds to the labels' term; for methods without a teacher, all terms."""
     return {term: value for term, value in terms.items() if term != "ce" or not requirements(name).min_teachers}
 
@@ -78,7 +78,7 @@ def outputs(arch: str, size: int, train: bool, version: int) -> Output:
     network = build(arch, CLASSES, size).train(train)
     with torch.no_grad():
         images = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(version))
-        output: Output = network(images, pre_activations=True).read_all()
+        output: Output = network(images, pre_activations=True).materialize()
     return replace(output, classifier=classifier_of(network))
 
 
@@ -100,7 +100,7 @@ def check_one_step(name: str, pair: Pair, size: int) -> None:
     method = construct(name, {}, shapes)
     terms = all_terms(method, step)
     assert all(term.isfinite() for term in terms.values()), pair
-    torch.stack(list(taught(name, terms).values())).sum().backward()
+    torch.stack(list(teacher_terms(name, terms).values())).sum().backward()
     with torch.no_grad():
         method.after_backward(step)
     reached = [tensor.grad for tensor in student_tensors(step) if tensor.grad is not None]
@@ -142,7 +142,7 @@ def test_the_teacher_matters(name: str) -> None:
     losses: list[dict[str, float]] = []
     for given in steps:
         stages = {"pretraining": 0.0, "main": 0.0}
-        for term, value in taught(name, all_terms(construct(name, {}, shapes), given)).items():
+        for term, value in teacher_terms(name, all_terms(construct(name, {}, shapes), given)).items():
             stages["pretraining" if term.startswith("pretraining ") else "main"] += value.item()
         losses.append(stages)
     assert any(losses[0].values())
@@ -229,22 +229,28 @@ def test_every_setting_has_an_effect(name: str) -> None:
     base: dict[str, Value] = {"ce_weight": 1.0, "kd_weight": 1.0}
     epochs = (1, EPOCHS // 2, EPOCHS)
 
-    def trace(settings: dict[str, Value]) -> list[float]:
+    def trace(settings: dict[str, Value]) -> list[float | str]:
         stream.manual_seed(3)
         steps = [random_step(name, shapes, stream, settings=settings, epoch=epoch) for epoch in epochs]
         method = construct(name, settings, shapes)
-        numbers = [float(tensor.double().abs().sum()) for tensor in method.state_dict().values()]
+        numbers: list[float | str] = [float(tensor.double().abs().sum()) for tensor in method.state_dict().values()]
         with torch.no_grad():
             for step in steps:
                 numbers += values(all_terms(method, step)).values()
                 method.after_backward(step)
-        return [*numbers, *map(len, (requirements(name, settings).views, requirements(name, settings).extra_teachers))]
+        required = requirements(name, settings)
+        return [*numbers, *map(str, required.views), *required.extra_teachers]
 
     before = trace(base)
     for setting in registry.infos()[name].settings:
         changed = other_value(name, setting.name, base.get(setting.name, setting.default), expected)
         same = trace({**base, setting.name: changed}) == before
-        assert same == (setting.name in expected.without_effect), setting.name
+        declared = setting.name in expected.without_effect
+        assert not same or declared, (
+            f"the setting {setting.name!r} changes nothing: use it, or declare "
+            f"Expectations(without_effect={{{setting.name!r}: WHY}})"
+        )
+        assert same or not declared, f"the setting {setting.name!r} has an effect, and without_effect denies it"
 
 
 @every_method

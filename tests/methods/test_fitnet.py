@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from kdbench.distill import Output
-from tests.methods.build import make_for, mapped, step_of, tensor
+from tests.methods.build import make_for, output_with_feature_maps, step_of, tensor
 from tests.methods.by_hand import batch_norm, entries, mean, set_identity
-from tests.methods.laboratory import Expectations, Mutation, Prediction
+from tests.methods.expectations import Expectations, Mutation, Prediction
 
 
 def bn_that_undoes_itself(method: Any, output: Output) -> dict[str, float]:
@@ -48,7 +48,7 @@ EXPECTED = Expectations(
 def test_by_hand() -> None:
     # A channel of 1 and -1 has mean 0 and variance 1: batch norm and ReLU leave (1/√1.00001, 0); the hint is (0, 0).
     stem, student, teacher = tensor([[[1.0]]], [[[1.0]]]), tensor([[[1.0]]], [[[-1.0]]]), tensor([[[0.0]]], [[[0.0]]])
-    step = step_of(mapped(stem, student), mapped(stem, teacher))
+    step = step_of(output_with_feature_maps(stem, student), output_with_feature_maps(stem, teacher))
     method = make_for("fitnet", {"hint_layer": 1}, step)
     with torch.no_grad():
         set_identity(method.regressor.conv)

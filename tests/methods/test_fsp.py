@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from kdbench.methods.fsp import flow
 
+from kdbench.methods.fsp import flow
 from tests.methods.build import tensor
 from tests.methods.by_hand import zeros
-from tests.methods.laboratory import Expectations, Mutation, Prediction
+from tests.methods.expectations import Expectations, Mutation, Prediction
 
 EXPECTED = Expectations(
     unsupported="it needs equal channels",

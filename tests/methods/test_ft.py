@@ -6,12 +6,12 @@ from math import sqrt
 from typing import Any
 
 import pytest
-from kdbench.methods.ft import factor_distance
 
 from kdbench.distill import Output
+from kdbench.methods.ft import factor_distance
 from tests.methods.build import tensor
 from tests.methods.by_hand import Rows, Vector, batch_norm, entries, mean, set_identity, unit
-from tests.methods.laboratory import Expectations, Mutation, Prediction
+from tests.methods.expectations import Expectations, Mutation, Prediction
 
 
 def identity_convolutions(method: Any, output: Output) -> dict[str, float]:

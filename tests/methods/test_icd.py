@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from kdbench.methods.icd import contrastive_and_invariance
 
 from kdbench.distill import Output
+from kdbench.methods.icd import contrastive_and_invariance
 from tests.methods.by_hand import dot, linear, mean, share_embedding, softmax, unit
-from tests.methods.laboratory import Expectations, Mutation, Prediction
+from tests.methods.expectations import Expectations, Mutation, Prediction
 
 
 def equal_embeddings(method: Any, output: Output) -> dict[str, float]:

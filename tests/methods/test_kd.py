@@ -14,7 +14,7 @@ from kdbench.distill import Output, soft_kl
 from kdbench.distill.objective import objective
 from tests.methods.build import batch_of, make, step_of
 from tests.methods.by_hand import no_terms
-from tests.methods.laboratory import Expectations, Mutation, Prediction
+from tests.methods.expectations import Expectations, Mutation, Prediction
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "losses"
 

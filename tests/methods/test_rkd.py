@@ -7,7 +7,7 @@ import pytest
 from kdbench.distill import Output
 from tests.methods.build import make_for, step_of, tensor
 from tests.methods.by_hand import zeros
-from tests.methods.laboratory import Expectations, Mutation, Prediction
+from tests.methods.expectations import Expectations, Mutation, Prediction
 
 EXPECTED = Expectations(
     predictions=(Prediction(zeros("distance", "angle")),),

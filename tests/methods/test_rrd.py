@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from kdbench.distill import Output, soft_cross_entropy
-from tests.methods.build import make, pooled, step_of, tensor
+from tests.methods.build import make, output_with_embedding, step_of, tensor
 from tests.methods.by_hand import cross_entropy, dot, linear, scaled, share_embedding, unit
-from tests.methods.laboratory import Expectations, Mutation, Prediction
+from tests.methods.expectations import Expectations, Mutation, Prediction
 
 
 def equal_embeddings(method: Any, output: Output) -> dict[str, float]:
@@ -54,7 +54,7 @@ def test_the_queue_wraps_around() -> None:
     method = make("rrd", {"nce_k": 3, "feat_dim": 2}, student=2, teacher=2, labels=torch.arange(4), dtype=torch.float64)
     first = method.queue[2].clone()
     for rows in (tensor([1.0, 0.0], [0.0, 1.0]), tensor([1.0, 1.0], [2.0, 0.5])):
-        step = step_of(pooled(rows), pooled(rows))
+        step = step_of(output_with_embedding(rows), output_with_embedding(rows))
         method.losses(step)
         with torch.no_grad():
             method.after_backward(step)

@@ -12,7 +12,7 @@ from kdbench.distill import Output
 from kdbench.distill.memory_bank import momentum_update, nce_scores
 from tests.methods.build import tensor
 from tests.methods.by_hand import NEGATIVES, cross_entropy, linear, memory_scores, scaled, share_embedding, unit
-from tests.methods.laboratory import Expectations, Mutation, Prediction
+from tests.methods.expectations import Expectations, Mutation, Prediction
 
 
 def equal_anchors(method: Any, output: Output) -> dict[str, float]:

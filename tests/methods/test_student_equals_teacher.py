@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from kdbench.core.trial import VANILLA, Value
-from kdbench.distill import Output, Shapes
-from tests.methods.build import all_terms, batch_of, construct, incompatibility, step_of, values
+from kdbench.distill import Output, Shapes, Step
+from kdbench.distill.step import EXTRA_TEACHERS
+from tests.methods.build import all_terms, batch_of, construct, incompatibility, requirements, step_with, values
 from tests.methods.by_hand import CLASSES, INDICES, LABELS, SHAPES, mean, softmax
-from tests.methods.laboratory import METHODS, Prediction, expectations
+from tests.methods.expectations import METHODS, Prediction, expectations
 
 PREDICTIONS = [
     pytest.param(name, prediction, id=f"{name}-{number}")
@@ -42,10 +43,18 @@ def test_the_formula_predicts_the_loss(name: str, prediction: Prediction) -> Non
     teacher, batch = output(), batch_of(len(INDICES), INDICES, LABELS[INDICES])
     stream = torch.Generator().manual_seed(6)
     student = teacher.convert(lambda tensor: tensor + 0.3 * torch.randn(tensor.shape, generator=stream).double())
-    student = student.read_all()
+    student = student.materialize()
     weights: dict[str, Value] = {} if name == VANILLA else {"ce_weight": 0.7, "kd_weight": 0.6}
-    shapes = Shapes(SHAPES, (SHAPES,), CLASSES, LABELS)
+    required = requirements(name, prediction.settings)
+    count = max(1, required.min_teachers)
+    shapes = Shapes(SHAPES, (SHAPES,) * count, CLASSES, LABELS)
     assert incompatibility(name, shapes) is None
+
+    def step(of_student: Output) -> Step:
+        """All teachers, extra teachers and views have the same outputs."""
+        extra = dict.fromkeys(EXTRA_TEACHERS, lambda: teacher)
+        return step_with(required, batch, lambda: of_student, [lambda: teacher] * count, extra, epoch=1)
+
     method = construct(name, {**weights, **prediction.settings}, shapes, torch.float64, seed=4)
     with torch.no_grad():
         predicted = prediction.predict(method, teacher)
@@ -57,9 +66,9 @@ def test_the_formula_predicts_the_loss(name: str, prediction: Prediction) -> Non
         if weights:
             predicted["kd"] = 0.0
         # The sums are taken in another order; where a number is subtracted from itself at most rounding is left.
-        terms = values(all_terms(method, step_of(teacher, teacher, batch=batch)))
+        terms = values(all_terms(method, step(teacher)))
         assert terms == pytest.approx(predicted, rel=1e-10, abs=1e-12)
-        perturbed = values(all_terms(method, step_of(student, teacher, batch=batch)))
+        perturbed = values(all_terms(method, step(student)))
     for term, value in predicted.items():
         if term not in prediction.independent_of_student:
             assert abs(perturbed[term] - value) > 1e-3 * max(value, 1e-3), f"{term} does not depend on the student"

@@ -12,7 +12,7 @@ from kdbench.distill.objective import objective
 from kdbench.models import FeatureShapes
 from tests.methods.build import batch_of, construct, step_of
 from tests.methods.by_hand import no_terms
-from tests.methods.laboratory import Expectations, Prediction
+from tests.methods.expectations import Expectations, Prediction
 
 EXPECTED = Expectations(
     refused=({"ce_weight": 2.0}, {"kd_weight": 1.0}, {"kd_temperature": 2.0}),

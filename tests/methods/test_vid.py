@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from kdbench.distill import Output
-from tests.methods.build import make_for, mapped, step_of, tensor
+from tests.methods.build import make_for, output_with_feature_maps, step_of, tensor
 from tests.methods.by_hand import by_channel, mean, set_identity
-from tests.methods.laboratory import Expectations, Mutation, Prediction
+from tests.methods.expectations import Expectations, Mutation, Prediction
 
 
 def known_regressors(method: Any, output: Output) -> dict[str, float]:
@@ -48,6 +48,6 @@ EXPECTED = Expectations(
 def test_by_hand() -> None:
     # A student of zeros predicts 0, with the initial variance 5: ½ (t² / 5 + log 5), averaged over t = 1 and t = 3.
     stem, student, teacher = tensor([[[0.0]]]), tensor([[[0.0, 0.0]]]), tensor([[[1.0, 3.0]]])
-    step = step_of(mapped(stem, student), mapped(stem, teacher))
+    step = step_of(output_with_feature_maps(stem, student), output_with_feature_maps(stem, teacher))
     loss = make_for("vid", {}, step).losses(step)["likelihood"]
     assert loss.item() == pytest.approx(((1 + 9) / 2 / 5 + math.log(5)) / 2, rel=1e-6)

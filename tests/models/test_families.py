@@ -218,7 +218,7 @@ def test_output_converts_every_tensor() -> None:
 def test_output_keeps_its_classifier() -> None:
     tensor = torch.ones(1, 2)
     output = Output(tensor, (tensor,), tensor, classifier=(tensor, None))
-    assert output.convert(Tensor.double).read_all().classifier is output.classifier
+    assert output.convert(Tensor.double).materialize().classifier is output.classifier
     assert len(output.tensors()) == 3
 
 
@@ -237,7 +237,7 @@ def test_feature_maps_are_converted_once_when_they_are_read() -> None:
     assert output.feature_maps[2] is output.feature_maps[-1]
     assert output.feature_maps[1:] == (output.feature_maps[1], output.feature_maps[2])
     assert converted == [0, 0, 3, 2]
-    complete = output.read_all()
+    complete = output.materialize()
     assert sorted(converted) == [0, 0, 1, 2, 3, 4, 5]
     assert [tensor.item() for tensor in complete.tensors()] == [10, 10, 11, 12, 13, 14, 15]
     with pytest.raises(IndexError):

@@ -293,7 +293,7 @@ def test_the_kd_term_is_the_mean_over_teachers(tmp_path: Path) -> None:
     ("expression", "teacher", "reason"),
     [
         ("icd", PAIR_OF_TEACHERS, "it is made for 1 teacher, and the pair has 2"),
-        ("t_two", "wrn_16_1", "it needs 2 teachers, and the pair has 1"),
+        ("t_two", "wrn_16_1", "it needs at least 2 teachers, and the pair has 1"),
         ("kd", PAIR_OF_TEACHERS, None),
         ("t_two", PAIR_OF_TEACHERS, None),
     ],

@@ -18,7 +18,7 @@ from kdbench.core.trial import VANILLA
 from kdbench.distill import Step, registry
 from kdbench.verify.check import Comparison, check
 from kdbench.verify.vectors import DTYPES, Vectors, load
-from tests.methods.laboratory import METHODS, expectations
+from tests.methods.expectations import METHODS, expectations
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "losses"
 MAPPED = registry.golden()
