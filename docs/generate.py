@@ -19,8 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the methods of t
 from kdbench import models
 from kdbench.core.catalog import MethodInfo
 from kdbench.core.trial import Pair
-from kdbench.distill import Context, Shapes, registry
+from kdbench.distill import Shapes, registry
 from kdbench.plan import pairs
+from tests.methods.build import construct
 
 FOLDER = Path(__file__).resolve().parent / "methods"
 FIELDS = ("Paper", "Loss", "Defaults", "Differs")
@@ -142,12 +143,11 @@ def cost(name: str) -> Mapping[str, object]:
     known = shapes(PAIR)
     if reason := registry.incompatibility(name, {}, known):
         return {"cost": f"Not applicable to this pair: {reason}.", "parameters": "n/a", "mib": "n/a"}
-    context = Context(**vars(known), generator=torch.Generator().manual_seed(0))
-    method = registry.distiller(name)(registry.hyper_of(name, {}), context)
+    method = construct(name, {}, known)
     parameters = sum(parameter.numel() for parameter in method.parameters())
     mib = f"{sum(buffer.nbytes for buffer in method.buffers()) / 2**20:.2f}"
     return {
-        "cost": f"{parameters:,} parameters and {mib} MiB of buffers beside the student.",
+        "cost": f"{parameters:,} parameters and {mib} MiB of buffers besides the student.",
         "parameters": f"{parameters:,}",
         "mib": mib,
     }

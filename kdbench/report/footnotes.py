@@ -25,7 +25,7 @@ def footnotes(records: Sequence[Record], requested: Collection[str] = (), rule: 
         "accuracy.csv: top1_best_mean takes each seed's best epoch, chosen on the test split: optimistic.",
     ]
     teachers = [row.teacher for row in rows if row.method == TEACHER]
-    if teachers:
+    if any("+" not in teacher for teacher in teachers):
         notes.append("Teacher: the one network that taught the pair's students, n = 1.")
     if any("+" in teacher for teacher in teachers):
         notes.append("Several teachers: the accuracy of the mean of their class probabilities.")
