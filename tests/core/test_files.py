@@ -24,7 +24,7 @@ def test_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(os, "fsync", broken)
-    with pytest.raises(DiskError, match=r"file could not be written \(input/output error\); what was finished is kept"):
+    with pytest.raises(DiskError, match=r"file could not be written \(input/output error\); finished work is kept"):
         files.write_atomic(path, b"second")
     assert path.read_bytes() == b"first"
     assert os.listdir(path.parent) == ["file"]
