@@ -34,20 +34,23 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import conventional
-from kdbench.cli.options import build_catalog, data_dir
 from kdbench.core.catalog import Catalog
 from kdbench.core.data import DataInfo, DataRequest
 from kdbench.core.errors import UserError
-from kdbench.core.record import EpochMetrics, Outcome
+from kdbench.core.events import Checkpoint, Event, StepEnd, TrialEnd
+from kdbench.core.jobs import CohortJob
 from kdbench.core.trial import VANILLA, Cohort, Pair, Trial, Value
 from kdbench.data.dataset import Dataset, Split
+from kdbench.data.registry import default_data_dir
 from kdbench.data.sources import prepare
 from kdbench.distill import Distiller, registry
 from kdbench.models import build
 from kdbench.plan import pairs
-from kdbench.plan.expand import Request, expand
+from kdbench.plan.expand import expand
 from kdbench.plan.expressions import parse
 from kdbench.plan.recipes import recipe
+from kdbench.plan.study import Study
+from kdbench.runner.catalog import build_catalog
 from kdbench.train.checkpoint import Checkpoints
 from kdbench.train.cohort import CohortTrainer, build_student
 from kdbench.train.device import (
@@ -69,25 +72,28 @@ class _StepsDone(Exception):
 
 
 class StepTimer:
-    """An observer that times `steps` steps of the main stage after `warmup` steps, and then ends the run."""
+    """Times `steps` steps of the main stage after `warmup` steps, from the events of a run, and then ends it."""
 
-    def __init__(self, device: torch.device, warmup: int, steps: int) -> None:
+    def __init__(self, device: torch.device, warmup: int, steps: int, checkpoints: Checkpoints) -> None:
         self.device, self.first, self.last = device, warmup, warmup + steps
+        self.checkpoints = checkpoints
         self.times: list[float] = []
 
-    def cohort(self, cohort: Cohort, number: int, of: int) -> None: ...
-    def epoch(self, cohort: Cohort, epoch: int, latest: Mapping[str, EpochMetrics]) -> None: ...
-    def outcome(self, outcome: Outcome) -> None: ...
-    def waiting(self, trials: int, processes: Sequence[str]) -> None: ...
-
-    def step(self, cohort: Cohort, epoch: int, step: int, steps: int) -> None:
-        if epoch < 0 and steps > 1:
-            raise RuntimeError("pretraining starts again: the checkpoint of its first step did not fit")
-        if epoch > 0 and step in (self.first, self.last):
-            conventional.synchronize(self.device)
-            self.times.append(time.perf_counter())
-            if step == self.last:
-                raise _StepsDone
+    def __call__(self, event: Event) -> None:
+        match event:
+            case Checkpoint():
+                self.checkpoints.save(event.id, event.state)
+            case TrialEnd(outcome):
+                raise RuntimeError(f"{outcome.item.id} {outcome.status}: {outcome.reason}")
+            case StepEnd(_, epoch, _, steps) if epoch < 0 and steps > 1:
+                raise RuntimeError("pretraining starts again: the checkpoint of its first step did not fit")
+            case StepEnd(_, epoch, step) if epoch > 0 and step in (self.first, self.last):
+                conventional.synchronize(self.device)
+                self.times.append(time.perf_counter())
+                if step == self.last:
+                    raise _StepsDone
+            case _:
+                pass
 
 
 class Bench:
@@ -103,7 +109,8 @@ class Bench:
         pair = pairs.parse(args.pair, args.images)[0]
         schedule = replace(recipe("paper", epochs=1, size=args.size), batch_size=args.batch)
         methods = parse(args.methods, catalog)
-        plan = expand(Request(dataset.info, schedule, methods, (pair,), (0,), self.precision, {}), catalog, ())
+        study = Study(DataRequest(args.images, args.size), schedule, methods, (pair,), (0,), self.precision)
+        plan = expand(study, dataset.info, catalog)
         self.left_out = {trial.method: reason for trial, reason in plan.not_applicable}
         vanilla_named = VANILLA in (name.strip() for name in args.methods.split(","))
         baselines = [trial for trial in plan.cohorts[0].trials if vanilla_named and trial.arch == pair.student]
@@ -137,20 +144,23 @@ class Bench:
         new = [trial for trial in cohort.trials if not self.checkpoints.exists(trial.id)]
         pretrained = [t for t in new if registry.distiller(t.base).pretraining is not Distiller.pretraining]
         if pretrained:  # one step of pretraining; the run below resumes from the checkpoint after it
-            self._train(cohort.with_trials(pretrained), StepTimer(self.device, warmup=1, steps=0), limit=1)
-        timer = StepTimer(self.device, self.args.warmup, self.args.steps)
+            self._train(cohort.with_trials(pretrained), self._timer(warmup=1, steps=0), limit=1)
+        timer = self._timer(self.args.warmup, self.args.steps)
         self._train(cohort, timer)
         return timer.times[1] - timer.times[0]
 
     def _train(self, cohort: Cohort, timer: StepTimer, limit: int | None = None) -> None:
         with suppress(_StepsDone):
-            for outcome in self.trainer(cohort, timer, limit).train():
-                raise RuntimeError(f"{outcome.trial.method} {outcome.status}: {outcome.reason}")
+            self.trainer(cohort, timer, limit).train()
+
+    def _timer(self, warmup: int, steps: int) -> StepTimer:
+        return StepTimer(self.device, warmup, steps, self.checkpoints)
 
     def trainer(self, cohort: Cohort, timer: StepTimer | None = None, limit: int | None = None) -> CohortTrainer:
         """The trainer of a cohort, before its students are built."""
-        observer = timer or StepTimer(self.device, self.args.warmup, self.args.steps)
-        return CohortTrainer(cohort, self.dataset, self.weights, self.device, self.checkpoints, observer, limit=limit)
+        emit = timer or self._timer(self.args.warmup, self.args.steps)
+        job = CohortJob(cohort, self.weights)
+        return CohortTrainer(job, self.dataset, self.device, emit, load=self.checkpoints.load, limit=limit)
 
     def part_seconds(self) -> dict[str, float]:
         """Time a step of the last cohort's parts, one by one: the data, the teachers, all optimizers."""
@@ -217,7 +227,7 @@ def load(source: str, size: int) -> Dataset:
         data = DataInfo(source, source, CLASSES, number, number, size, (0.5, 0.5, 0.5), (0.3, 0.3, 0.3), flip=True)
         dataset = Dataset(data, train, train, names)
     else:
-        dataset = prepare(DataRequest(source, size), data_dir())
+        dataset = prepare(DataRequest(source, size), default_data_dir())
     test = Split(dataset.test.images[:TEST_IMAGES], dataset.test.labels[:TEST_IMAGES])
     return replace(dataset, info=replace(dataset.info, test=len(test)), test=test)
 

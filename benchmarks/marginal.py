@@ -25,10 +25,10 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from benchmarks.compare import Bench, build_parser, header, load, summary, write_json
-from kdbench.cli.options import build_catalog
 from kdbench.core.errors import UserError
 from kdbench.core.trial import VANILLA
 from kdbench.models.output import Output
+from kdbench.runner.catalog import build_catalog
 from kdbench.train.device import configure_torch, resolve_device
 from kdbench.train.evaluate import autocast
 from kdbench.train.shared_inputs import StepInputs

@@ -15,33 +15,23 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # as in kdbench
 
 
 from benchmarks.compare import load, machine, summary, write_json
-from kdbench.core.linear_probe import LinearProbe
-from kdbench.core.record import ProbeRecord
+from kdbench.core.events import Event, TrialEnd
+from kdbench.core.jobs import ProbeJob
 from kdbench.core.trial import VANILLA, Trial
 from kdbench.data.dataset import Dataset, Split
 from kdbench.models import build, info
 from kdbench.plan.probe_protocols import protocol, transfer
 from kdbench.plan.recipes import recipe
-from kdbench.train.checkpoint import Checkpoints
 from kdbench.train.device import configure_torch, resolve_device, resolve_precision
-from kdbench.train.probe_group import train_probes
+from kdbench.train.probe_group import ProbeGroupTrainer
 
 CLASSES, TEST_IMAGES = 10, 8000
-
-
-class NoWatcher:
-    """Ignores all events."""
-
-    def group(self, probes: Sequence[LinearProbe], /) -> None: ...
-    def advance(self, epochs: int, /) -> None: ...
-    def record(self, record: ProbeRecord, /) -> None: ...
 
 
 def target(count: int) -> Dataset:
@@ -68,19 +58,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     configure_torch(device, precision, None)
     frozen, schedule = protocol("frozen", epochs=None, size=32), recipe("paper")
     weights = build(args.arch, CLASSES, 32).state_dict()
-    source = Trial(dataset.info, schedule, args.arch, schedule.lr, (), VANILLA, {}, "", 0, precision)
+    source = Trial(dataset.info, schedule, args.arch, schedule.lr, (), VANILLA, VANILLA, {}, "", 0, precision)
     seconds = []
     for _ in range(args.repetitions):
         probes = [
             transfer(replace(source, code=str(number)), "", dataset.info, frozen, info(args.arch), 1, precision)
             for number in range(args.students)
         ]
-        with TemporaryDirectory() as folder:
-            checkpoints = Checkpoints(Path(folder))
-            started = time.perf_counter()
-            records = list(train_probes(probes, dataset, lambda _: weights, checkpoints, device, {}, NoWatcher()))
-            seconds.append(time.perf_counter() - started)
-        assert [record.status for record in records] == ["done"] * args.students
+        job = ProbeJob(tuple(probes), dict.fromkeys((probe.fingerprint for probe in probes), weights))
+        events: list[Event] = []
+        started = time.perf_counter()
+        ProbeGroupTrainer(job, dataset, device, events.append).train()
+        seconds.append(time.perf_counter() - started)
+        ended = [event.outcome.status for event in events if isinstance(event, TrialEnd)]
+        assert ended == ["done"] * args.students
     settings = {**vars(args), "json": None, "precision": precision, "epochs": frozen.recipe.epochs}
     spent = summary(seconds)
     figures = {"date": time.strftime("%Y-%m-%d"), "machine": machine(device), "settings": settings, "seconds": spent}

@@ -9,19 +9,20 @@ from typing import TYPE_CHECKING
 from kdbench.cli.options import (
     Parser,
     add_device,
+    add_plugins,
     add_results,
     add_selection,
     add_validation,
-    check_threads,
     console,
-    data_dir,
     data_request,
+    load_plugins,
     written,
 )
 from kdbench.cli.selection import add_choice, choose
 from kdbench.core.errors import UserError
 from kdbench.core.record import Record
-from kdbench.data.registry import describe_datasets
+from kdbench.data.registry import default_data_dir
+from kdbench.plan.parsing import check_threads
 
 if TYPE_CHECKING:
     from kdbench.data.sources import Dataset
@@ -51,6 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     how = parser.add_argument_group("how and where")
     add_results(how)
     add_device(how)
+    add_plugins(how)
     return parser
 
 
@@ -58,7 +60,8 @@ def main(args: argparse.Namespace) -> int:
     from kdbench.report.groups import table_of
     from kdbench.results import Store
 
-    check_threads(args)
+    check_threads(args.threads)
+    load_plugins(args.plugins)
     if args.samples < 3:
         raise UserError(f"--samples must be at least 3, got {args.samples}")
     store = Store(args.out)
@@ -113,11 +116,13 @@ def _images(args: argparse.Namespace, chosen: Sequence[Record]) -> Dataset:
     labels = ", ".join(dict.fromkeys(data.label for data in taught))
     if not taught:
         raise UserError(f"{args.out} holds no finished student of the chosen methods and pairs")
-    source = args.dataset or taught[0].label.partition("[")[0]
-    if args.dataset is None and source not in describe_datasets():
+    requested = [data.request for data in taught if data.request]
+    if args.dataset is not None:
+        requested = [data_request(args, args.dataset, size) for size in dict.fromkeys(data.size for data in taught)]
+    elif not requested:
         raise UserError(f"the records are of {labels}: name these images with --dataset, as in training")
-    for size in dict.fromkeys(data.size for data in taught):
-        images = prepare(data_request(args, source, size), args.data_dir or data_dir())
+    for request in dict.fromkeys(requested):
+        images = prepare(request, args.data_dir or default_data_dir())
         if any(data.content == images.info.content for data in taught):
             return images
     raise UserError(

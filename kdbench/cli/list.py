@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from kdbench.cli.options import Parser, build_catalog, console
+from kdbench.cli.options import Parser, add_plugins, console, load_plugins
 from kdbench.core.catalog import KINDS, Catalog, MethodInfo
 from kdbench.core.errors import UserError, unknown_name
 from kdbench.data.registry import describe_datasets
@@ -27,15 +27,17 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("name", nargs="?", help="for methods: the method whose page is shown")
     parser.add_argument("--kind", choices=KINDS, help="for methods: only those of this kind")
     parser.add_argument("--dataset", default="cifar100", help="for pairs: the data set whose named sets are shown")
+    add_plugins(parser)
     return parser
 
 
 def main(args: argparse.Namespace) -> int:
+    args.recipes = load_plugins(args.plugins)
     if args.name and args.what != "methods":
         raise UserError(f"only methods have pages: `list {args.what}` takes no name")
     output = console()
     if args.name:
-        for part in _method_page(args.name, build_catalog(None)):
+        for part in _method_page(args.name, _catalog()):
             output.print(part, highlight=False)
         return 0
     from rich.table import Table
@@ -52,11 +54,17 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
+def _catalog() -> Catalog:
+    from kdbench.runner.catalog import build_catalog  # imports torch, which the other lists do without
+
+    return build_catalog()
+
+
 Rows = tuple[tuple[str, ...], Sequence[tuple[str, ...]]]
 
 
 def _list_methods(args: argparse.Namespace) -> Rows:
-    catalog = build_catalog(None)
+    catalog = _catalog()
     methods = [info for info in catalog.methods.values() if args.kind in (None, info.kind)]
     rows = [
         (info.name, str(info.year or ""), info.kind, info.group, info.paper, _requirements(info), info.summary)
@@ -129,8 +137,9 @@ def _list_models(_: argparse.Namespace) -> Rows:
     return ("model", "family", "parameters", "multiply-accumulates at 32x32", "smallest input"), rows
 
 
-def _list_recipes(_: argparse.Namespace) -> Rows:
-    return ("recipe", "what"), list(recipes.names().items())
+def _list_recipes(args: argparse.Namespace) -> Rows:
+    own = [(name, f"from {args.plugins}") for name in args.recipes]
+    return ("recipe", "what"), [*recipes.names().items(), *own]
 
 
 LISTS: dict[str, Callable[[argparse.Namespace], Rows]] = {

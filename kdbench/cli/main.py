@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 
 from kdbench.cli import figures, report, run, transfer, verify
 from kdbench.cli import list as list_command
-from kdbench.cli.signals import SIGNALS
 from kdbench.core.errors import Interrupted, UserError, plain
+from kdbench.runner.signals import SIGNALS
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -33,7 +33,7 @@ def main(args: argparse.Namespace) -> int:
     other = Store(args.against, quarantine=False).records() if args.against else []
     if args.against and not other:
         raise UserError(f"--against {args.against}: that folder holds no records")
-    show(args, records, store, records)
+    show(store, records, records, args.baseline, args.select)
     if other:
         from kdbench.report import write_versus_study
         from kdbench.report.epoch_rules import apply_rule

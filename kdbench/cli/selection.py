@@ -9,6 +9,7 @@ from kdbench.core.errors import UserError
 from kdbench.core.record import Record
 from kdbench.core.trial import VANILLA
 from kdbench.plan import pairs
+from kdbench.report.groups import Group, select
 
 
 def add_choice(parser: argparse.ArgumentParser) -> None:
@@ -21,20 +22,24 @@ def add_choice(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _source(group: Group) -> str | None:
+    """The data set as it was requested, without its selection."""
+    request = group.records[0].trial.data.request
+    return request.source if request else None
+
+
 def choose(args: argparse.Namespace, records: Sequence[Record]) -> list[Record]:
     """The finished networks that the tables show and the options of `add_choice` keep: students and teachers.
 
     Raises UserError if none is left.
     """
-    from kdbench.report.groups import select
-
     if not records:
         raise UserError(f"{args.out} holds no records; train something first, or name the folder with --out")
     selection = select(records)
     groups = [group for group in selection.groups if group.teacher]
     labels = list(dict.fromkeys(group.dataset for group in groups))
     if args.from_dataset:
-        groups = [g for g in groups if args.from_dataset in (g.dataset, g.dataset.partition("[")[0])]
+        groups = [group for group in groups if args.from_dataset in (group.dataset, _source(group))]
         if not groups:
             raise UserError(
                 f"--from-dataset {args.from_dataset!r}: the records are of {', '.join(labels) or 'no pair'}"
@@ -45,8 +50,8 @@ def choose(args: argparse.Namespace, records: Sequence[Record]) -> list[Record]:
         if not groups:
             raise UserError(f"--pairs {args.pairs}: no student of these pairs was trained in {args.out}")
     if args.methods:
-        from kdbench.cli.options import build_catalog
         from kdbench.plan.expressions import parse
+        from kdbench.runner.catalog import build_catalog
 
         methods = {VANILLA, *(method.expression for method in parse(args.methods, build_catalog(None)))}
         groups = [group for group in groups if group.method in methods]

@@ -5,26 +5,29 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kdbench.cli.options import (
     Parser,
     add_device,
+    add_plugins,
     add_results,
     add_selection,
-    check_threads,
     console,
-    data_dir,
     data_request,
+    load_plugins,
     written,
 )
 from kdbench.cli.selection import add_choice, choose
 from kdbench.core.linear_probe import LinearProbe
+from kdbench.core.record import Record
+from kdbench.data.registry import default_data_dir
+from kdbench.plan.parsing import check_threads
 from kdbench.plan.probe_protocols import PROTOCOLS, protocol, transfer
 
 if TYPE_CHECKING:
     from kdbench.data.sources import Dataset
-    from kdbench.results import ProbeStore
+    from kdbench.results import Store
 
 DESCRIPTION = """\
 Freeze the backbone of every trained network (distilled students, vanilla students and teachers), train a linear
@@ -58,91 +61,91 @@ def build_parser() -> argparse.ArgumentParser:
     how = parser.add_argument_group("how and where")
     add_results(how)
     add_device(how)
+    add_plugins(how)
     return parser
 
 
 def main(args: argparse.Namespace) -> int:
-    from kdbench.results import ProbeStore, Store, finished_since
-    from kdbench.results.probe_store import FOLDER
-    from kdbench.run.claims import Claims, Work
+    from kdbench.results import Store
 
-    check_threads(args)
+    check_threads(args.threads)
+    load_plugins(args.plugins)
     names = [word.strip() for word in args.protocol.split(",")]
     for name in names:
-        protocol(name, epochs=args.epochs, size=32)  # or one sentence, before anything heavy
-    store, kept = Store(args.out), ProbeStore(args.out)
+        protocol(name, epochs=args.epochs, size=32)  # raises UserError, before anything heavy
+    store = Store(args.out)
     sources = choose(args, store.records())
 
+    from kdbench.core.jobs import ProbeJob
+    from kdbench.runner.executors.local import LocalExecutor
+    from kdbench.runner.progress import progress
+    from kdbench.runner.runner import run_jobs
+    from kdbench.runner.signals import SIGNALS
+    from kdbench.train.checkpoint import Checkpoints
+    from kdbench.train.device import configure_torch, describe_environment, resolve_device
+
+    device = resolve_device(args.device)
+    store.require_writable("transfers", "checkpoints", "tables")
+    datasets, groups = _probes(args, sources, names, device)
+    everything = [probe for group in groups for probe in group]
+    finished_at, completed = store.finished_at(), store.completed_probes()
+    checkpoints = Checkpoints(args.out / "checkpoints")
+    store.remove_stale()
+    for probe in everything:
+        if probe.fingerprint in completed:
+            checkpoints.remove(probe.id)
+    missing = [tuple(probe for probe in group if probe.fingerprint not in completed) for group in groups]
+    jobs = [ProbeJob(group) for group in missing if group]
+    waiting = sum(len(job.items) for job in jobs)
+    print(f"{len(everything)} transfers: {len(everything) - waiting} already there, {waiting} to train", flush=True)
+    for precision in dict.fromkeys(job.items[0].precision for job in jobs):
+        configure_torch(device, precision, args.threads)
+        chosen = [job for job in jobs if job.items[0].precision == precision]
+        executor = LocalExecutor(datasets, device, checkpoints, stop=SIGNALS.asked)
+        environment = describe_environment(device)
+        with SIGNALS.orderly(), progress(console(), chosen) as display:
+            run_jobs(chosen, store, executor, checkpoints, display, environment, finished_at, SIGNALS.asked)
+    return _show(store, everything)
+
+
+def _probes(
+    args: argparse.Namespace, sources: Sequence[Record], names: Sequence[str], device: Any
+) -> tuple[dict[str, Dataset], list[list[LinearProbe]]]:
+    """The target data sets by their content, and the probes by target, protocol and seed."""
     from kdbench import models
     from kdbench.data.augment import views
     from kdbench.data.sources import prepare
-    from kdbench.run.progress import ProbeProgress
-    from kdbench.train.checkpoint import Checkpoints
-    from kdbench.train.device import configure_torch, describe_environment, resolve_device, resolve_precision
-    from kdbench.train.probe_group import train_probes
+    from kdbench.train.device import resolve_precision
 
-    device = resolve_device(args.device)
-    store.require_writable(FOLDER, "checkpoints", "tables")
-    wanted: list[tuple[Dataset, list[LinearProbe]]] = []
-    for target, size in product(
-        dict.fromkeys(args.to.split(",")), sorted({source.trial.data.size for source in sources})
-    ):
-        images = prepare(data_request(args, target.strip(), size), args.data_dir or data_dir())
+    datasets: dict[str, Dataset] = {}
+    groups: list[list[LinearProbe]] = []
+    sizes = sorted({source.trial.data.size for source in sources})
+    for target, size in product(dict.fromkeys(args.to.split(",")), sizes):
+        images = prepare(data_request(args, target.strip(), size), args.data_dir or default_data_dir())
+        datasets[images.info.content] = images
         precision = resolve_precision(args.precision, device, size)
         for name in dict.fromkeys(names):
             how = protocol(name, epochs=args.epochs, size=size)
             if not how.bn_train_mode:
-                views(args.views, how.recipe.pad, images.info.flip)  # or one sentence
+                views(args.views, how.recipe.pad, images.info.flip)  # raises UserError if there are not so many
             by_seed: dict[int, list[LinearProbe]] = {}
             for record in sources:
                 if record.trial.data.size == size:
                     model, digest = models.info(record.trial.arch), record.weights_sha256 or ""
                     made = transfer(record.trial, digest, images.info, how, model, args.views, precision)
                     by_seed.setdefault(made.seed, []).append(made)
-            wanted += [(images, of) for _, of in sorted(by_seed.items())]
-    before = kept.finished_at()
-    completed = kept.completed()
-    groups = [(images, todo) for images, of in wanted if (todo := [t for t in of if t.fingerprint not in completed])]
-    everything = [probe for _, of in wanted for probe in of]
-    waiting = sum(len(todo) for _, todo in groups)
-    print(f"{len(everything)} transfers: {len(everything) - waiting} already there, {waiting} to train", flush=True)
-    records = {record.trial.fingerprint: record for record in sources}
-    checkpoints = Checkpoints(args.out / "checkpoints")
-    store.remove_stale()
-    for probe in everything:
-        if probe.fingerprint in completed:
-            checkpoints.remove(probe.id)
-    work = [Work(place, frozenset(probe.fingerprint for probe in todo)) for place, (_, todo) in enumerate(groups)]
-    finished = finished_since(kept.find, before)
-    with (
-        Claims(args.out) as claims,
-        ProbeProgress(console(), [transfers for _, transfers in groups]) as watcher,
-    ):
-        for place, mine in claims.share(work, finished, watcher.waiting):
-            images, todo = groups[place]
-            configure_torch(device, todo[0].precision, args.threads)
-            described = describe_environment(device)
-            for done in train_probes(
-                [probe for probe in todo if probe.fingerprint in mine],
-                images,
-                lambda probe: store.weights(records[probe.source.fingerprint]),
-                checkpoints,
-                device,
-                described,
-                watcher,
-            ):
-                kept.save(done)
-    return _show(args, kept, everything)
+            groups += [group for _, group in sorted(by_seed.items())]
+    return datasets, groups
 
 
-def _show(args: argparse.Namespace, kept: ProbeStore, asked: Sequence[LinearProbe]) -> int:
+def _show(store: Store, probes: Sequence[LinearProbe]) -> int:
     from kdbench.report import linear_probes as table
     from kdbench.report import write_transfers
     from kdbench.report.terminal import render_transfers
 
-    records = kept.records()
-    paths = write_transfers(records, args.out)
-    wanted = {probe.fingerprint for probe in asked}
+    records = store.probe_records()
+    paths = write_transfers(records, store.root)
+    wanted = {probe.fingerprint for probe in probes}
     mine = [record for record in records if record.probe.fingerprint in wanted]
     frame, to = table.transfers(mine), console()
     for part in render_transfers(frame, table.notes(frame), to.width):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 Normalization = tuple[tuple[float, float, float], tuple[float, float, float]]
@@ -36,3 +36,15 @@ class DataInfo:
     flip: bool  # whether mirroring an image preserves its class
     sources: Mapping[str, str] = field(default_factory=dict)  # file name -> SHA-256
     val: int = 0  # number of images held out from the training split
+    request: DataRequest | None = None  # as which it was prepared; None in tests and benchmarks
+
+
+def format_ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers as `--classes` takes them, such as `0-4,7`."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    return ",".join("-".join(str(end) for end in run) for run in runs)

@@ -1,39 +1,95 @@
-"""The interface between the runner, which emits events while a study runs, and what trains or watches."""
+"""The interface between the runner and executors: jobs go out, events come back.
+
+An executor pushes events: nothing is trained because something is iterated. The runner alone writes; progress displays
+read the same events.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from kdbench.core.record import EpochMetrics, Outcome
-from kdbench.core.trial import Cohort
-
-TeacherWeights = Mapping[str, Mapping[str, Any]]
-"""State dicts of the trained networks that a cohort needs, by `TeacherSource.key`; without those that files hold."""
+from kdbench.core.jobs import Job
+from kdbench.core.record import EpochMetrics, Outcome, ProbeOutcome
 
 
-class Observer(Protocol):
-    """Receives the events of a running study; for progress displays."""
+@dataclass(frozen=True)
+class JobStarted:
+    """A job begins, as number `number` (from 1) of `total`."""
 
-    def cohort(self, cohort: Cohort, number: int, total: int) -> None:
-        """A cohort starts, as number `number` (from 1) of `total`."""
+    job: Job
+    number: int
+    total: int
 
-    def step(self, cohort: Cohort, epoch: int, step: int, steps: int) -> None:
-        """Step `step` of `steps` has ended. Epochs count from 1; those of pretraining are -1, -2, ..."""
 
-    def epoch(self, cohort: Cohort, epoch: int, latest: Mapping[str, EpochMetrics]) -> None:
-        """An epoch has been evaluated; `latest` holds the metrics of each remaining student by trial id."""
+@dataclass(frozen=True)
+class StepEnd:
+    """Step `step` of `steps` of an epoch has ended. Epochs count from 1; those of pretraining are -1, -2, ..."""
 
-    def outcome(self, outcome: Outcome) -> None:
-        """A trial has ended."""
+    job: Job
+    epoch: int
+    step: int
+    steps: int
 
-    def waiting(self, trials: int, processes: Sequence[str]) -> None:
-        """The study waits for `trials` trials that other processes are training."""
+
+@dataclass(frozen=True)
+class EpochEnd:
+    """`count` students or probes have finished an epoch; `latest` has the metrics of students by trial id."""
+
+    job: Job
+    epoch: int
+    count: int
+    latest: Mapping[str, EpochMetrics] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything needed to continue an item, by its id; tensors and plain data."""
+
+    id: str
+    state: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class TrialEnd:
+    """An item of a job has ended."""
+
+    outcome: Outcome | ProbeOutcome
+
+
+@dataclass(frozen=True)
+class JobEnd:
+    """Every item of the job has ended."""
+
+    job: Job
+
+
+@dataclass(frozen=True)
+class JobLost:
+    """The job's process or machine is gone: the items that have not ended are run again."""
+
+    job: Job
+    reason: str
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """What is left, `items` trials or probes, is in the hands of other processes."""
+
+    items: int
+
+
+Event = JobStarted | StepEnd | EpochEnd | Checkpoint | TrialEnd | JobEnd | JobLost | Waiting
+Emit = Callable[[Event], None]
 
 
 class Executor(Protocol):
-    """Trains cohorts, in this process or elsewhere."""
+    """Runs jobs, in this process or elsewhere."""
 
-    def train(self, cohort: Cohort, weights: TeacherWeights, observer: Observer) -> Iterator[Outcome]:
-        """Train the cohort's trials, from their checkpoints where there are any, and yield how each ended."""
-        ...
+    def run(self, jobs: Iterator[Job | None], emit: Emit) -> None:
+        """Run the jobs in the order in which they come, until there are no more.
+
+        Each ends with a `TrialEnd` for every item and a `JobEnd`, or is `JobLost`. None means that no job is ready: ask
+        again after a while. Raises what `emit` raises, and Interrupted.
+        """

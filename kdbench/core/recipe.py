@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
+
+OPTIMIZERS = ("sgd", "adamw")
+"""`sgd`: classical momentum, weight decay on every parameter. `adamw`: decoupled weight decay, betas 0.9 and 0.999."""
+
+SCHEDULES = ("step", "cosine")
+"""`step`: times `gamma` after each milestone. `cosine`: from the initial learning rate towards 0 in the last epoch."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,8 @@ class Recipe:
     size: int  # pixels per side
     pad: int  # black pixels added on each side before a random crop
     max_grad_norm: float | None = None  # gradient clipping by norm; None: off
+    optimizer: str = "sgd"  # one of OPTIMIZERS
+    schedule: str = "step"  # one of SCHEDULES
 
     @property
     def pretraining_epochs(self) -> int:
@@ -33,9 +41,12 @@ class Recipe:
     def key(self) -> dict[str, Any]:
         """The fields that decide a result, as they enter fingerprints. The learning rate in force is `Trial.lr`."""
         excluded = {"name", "label", "lr", "small_lr"}
-        if self.max_grad_norm is None:  # fingerprints from before the option stay valid
-            excluded.add("max_grad_norm")
-        return {name: value for name, value in asdict(self).items() if name not in excluded}
+        defaults = {item.name: item.default for item in fields(self)}
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if name not in excluded and value != defaults[name]  # a new field leaves older fingerprints valid
+        }
 
     def published(self) -> bool:
         """Whether results are comparable to published ones."""

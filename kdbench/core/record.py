@@ -44,6 +44,32 @@ class Outcome:
     `peak_mib` (of the process on its device while the cohort trained), `cohort_size` (students in that cohort) and
     `split_from` (students of the original cohort, if it was split because they did not fit into memory together)."""
 
+    @property
+    def item(self) -> Trial:
+        return self.trial
+
+
+@dataclass(frozen=True)
+class ProbeOutcome:
+    """How a linear probe ended."""
+
+    probe: LinearProbe
+    status: Status
+    reason: str | None = None  # of any status but `done`
+    top1: float | None = None  # %
+    top5: float | None = None
+    loss: float | None = None  # mean of the last epoch
+    seconds: float | None = None  # the probe's share of the time, evaluation included
+
+    @property
+    def item(self) -> LinearProbe:
+        return self.probe
+
+
+def failed(item: Trial | LinearProbe, reason: str) -> Outcome | ProbeOutcome:
+    """The outcome of an item that could not be trained."""
+    return Outcome(item, "failed", reason) if isinstance(item, Trial) else ProbeOutcome(item, "failed", reason)
+
 
 @dataclass(frozen=True)
 class Record:

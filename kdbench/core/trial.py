@@ -85,6 +85,7 @@ class Trial:
     lr: float  # initial learning rate, `lr` or `small_lr` of the recipe
     teachers: tuple[TeacherSource, ...]  # in ascending order of their architectures; none: a vanilla trial
     method: str  # canonical expression
+    base: str  # the method's name, without its settings
     settings: Mapping[str, Value]  # all settings of the method, defaults included
     code: str  # hash of the method's code
     seed: int
@@ -101,11 +102,6 @@ class Trial:
     def pair(self) -> str:
         """`resnet56:resnet20`, or the architecture alone for vanilla trials."""
         return f"{self.teacher}:{self.arch}" if self.teachers else self.arch
-
-    @property
-    def base(self) -> str:
-        """The method's name without its settings."""
-        return re.split(r"[(+]", self.method, maxsplit=1)[0]
 
     @property
     def recipe_label(self) -> str:

@@ -8,7 +8,7 @@ import re
 import torch
 from torch import Tensor
 
-from kdbench.core.data import DataInfo, DataRequest
+from kdbench.core.data import DataInfo, DataRequest, format_ranges
 from kdbench.core.errors import UserError
 from kdbench.core.seeding import derive_seed
 from kdbench.data.dataset import Dataset, Decoded, Source, Split, Triple, digest
@@ -26,7 +26,7 @@ def select(source: Source, decoded: Decoded, request: DataRequest) -> Dataset:
     test = _keep_classes(decoded.test, numbers)
     for name, split in (("training", train), ("test", test)):
         if not len(split):
-            raise UserError(f"{source.label}: the {name} split has no image of the classes {_ranges(numbers)}")
+            raise UserError(f"{source.label}: the {name} split has no image of the classes {format_ranges(numbers)}")
     empty = len(numbers) - len(train.labels.unique())
     if empty:
         log.warning("%s: %d of the %d classes have no training image", source.label, empty, len(numbers))
@@ -34,7 +34,7 @@ def select(source: Source, decoded: Decoded, request: DataRequest) -> Dataset:
         train.images
     )  # of all training images: the subset does not move them
 
-    notes = [] if len(numbers) == len(decoded.names) else [_ranges(numbers)]
+    notes = [] if len(numbers) == len(decoded.names) else [format_ranges(numbers)]
     if request.subset is not None and request.subset != len(train):
         if not 1 <= request.subset < len(train):
             raise UserError(
@@ -69,6 +69,7 @@ def select(source: Source, decoded: Decoded, request: DataRequest) -> Dataset:
         flip=source.flip,
         sources=source.files,
         val=len(val) if val else 0,
+        request=request,
     )
     return Dataset(info, train, test, tuple(decoded.names[number] for number in numbers), val)
 
@@ -78,7 +79,8 @@ def _classes(source: Source, decoded: Decoded, wanted: tuple[int, ...] | None) -
     missing = [number for number in numbers if number not in decoded.names]
     if missing:
         raise UserError(
-            f"--classes: {source.label} has no class {_ranges(missing)}; its classes are {_ranges(list(decoded.names))}"
+            f"--classes: {source.label} has no class {format_ranges(missing)}; "
+            f"its classes are {format_ranges(list(decoded.names))}"
         )
     if len(numbers) < 2:
         raise UserError(f"{source.label}: {len(numbers)} class is left; a classifier needs at least two")
@@ -131,14 +133,3 @@ def channel_statistics(images: Tensor) -> tuple[Triple, Triple]:
 def safe_label(kind: str, name: str) -> str:
     """`folder:my pets/` -> `folder:my-pets`: what a table, a file name and a shell take as it is."""
     return f"{kind}:{re.sub(r'[^A-Za-z0-9._+=@-]+', '-', name).strip('-') or 'images'}"
-
-
-def _ranges(numbers: list[int]) -> str:
-    """`0-4,7`."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1][1:] = [number]
-        else:
-            runs.append([number])
-    return ",".join("-".join(str(end) for end in run) for run in runs)

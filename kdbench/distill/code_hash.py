@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import linecache
 from typing import Any
 
 from kdbench.distill.distiller import Distiller
@@ -24,6 +25,8 @@ _NOT_CODE = "GOLDEN"
 def code_hash(cls: type[Distiller[Any]]) -> str:
     """Hash of a method's file, of the files beside it that it imports, and of what it imports from `kdbench.distill`.
 
+    Of a class in a notebook the cell is hashed. Raises ValueError if there is no source.
+
     Comments, docstrings, formatting, help texts in `Annotated`, `GOLDEN` and the names of modules are left out, so that
     only an edit that may change a result counts, and a checkout and a wheel agree.
     """
@@ -35,7 +38,7 @@ def code_hash(cls: type[Distiller[Any]]) -> str:
         name = pending.pop()
         if name in parts:
             continue
-        parts[name] = _tree(inspect.getsource(importlib.import_module(name)))
+        parts[name] = _tree(_source(cls) if name == "__main__" else inspect.getsource(importlib.import_module(name)))
         for module, word in _imports(parts[name], package):
             if package and f"{module}.".startswith(f"{package}."):
                 candidates = (module, f"{module}.{word}")
@@ -48,6 +51,18 @@ def code_hash(cls: type[Distiller[Any]]) -> str:
                     )
     sources = sorted(ast.unparse(_Normalizer().visit(tree)) for tree in parts.values())
     return hashlib.sha256(repr(sources).encode()).hexdigest()[:16]
+
+
+def _source(cls: type[Distiller[Any]]) -> str:
+    """The source of a script's main module, or of the notebook cell that defines the class. Raises ValueError."""
+    try:
+        return inspect.getsource(importlib.import_module("__main__"))
+    except (OSError, TypeError):
+        functions = (value for value in vars(cls).values() if inspect.isfunction(value))
+        lines = next((linecache.getlines(function.__code__.co_filename) for function in functions), [])
+        if not lines:
+            raise ValueError(f"the code of {cls.__name__} cannot be read: define it in a file or a notebook") from None
+        return "".join(lines)
 
 
 def _tree(source: str) -> ast.Module:

@@ -54,7 +54,7 @@ def register(
 
     def add(cls: D) -> D:
         settings_of(hyper)
-        if name in _METHODS:
+        if name in _METHODS and not _redefines(cls, _METHODS[name]):
             raise ValueError(f"the method name {name!r} is taken by {_METHODS[name].__module__}")
         if not (name.isidentifier() and name == name.lower()):
             raise ValueError(f"a method's name is lower-case letters, digits and underscores, not {name!r}")
@@ -69,6 +69,11 @@ def register(
         return cls
 
     return add
+
+
+def _redefines(cls: type[Distiller[Any]], known: type[Distiller[Any]]) -> bool:
+    """Whether a notebook cell ran again."""
+    return cls.__module__ == known.__module__ == "__main__" and cls.__qualname__ == known.__qualname__
 
 
 @cache
@@ -135,7 +140,10 @@ def source_file(name: str) -> str:
 def docstring(name: str) -> str:
     """The docstring of a method's file, or of its class."""
     cls = _METHODS[name]
-    return inspect.getdoc(sys.modules[cls.__module__]) or inspect.getdoc(cls) or ""
+    documented = [sys.modules[cls.__module__], cls]
+    if cls.__module__ == "__main__":
+        del documented[0]  # of a script or a notebook, not of the method
+    return next(filter(None, map(inspect.getdoc, documented)), "")
 
 
 def _info(name: str, cls: type[Distiller[Any]]) -> MethodInfo:

@@ -1,4 +1,4 @@
-"""Request -> Plan: which trials, which of them are done, in which cohorts."""
+"""Study -> Plan: which trials, which of them are done, in which cohorts."""
 
 from __future__ import annotations
 
@@ -8,30 +8,28 @@ from dataclasses import dataclass
 from kdbench.core.catalog import Catalog
 from kdbench.core.data import DataInfo
 from kdbench.core.errors import UserError
-from kdbench.core.trial import SELF, VANILLA, Cohort, Pair, Plan, Recipe, TeacherSource, Trial
+from kdbench.core.trial import SELF, VANILLA, Cohort, Plan, TeacherSource, Trial
 from kdbench.plan.expressions import Method
+from kdbench.plan.study import Study
 
 
-@dataclass(frozen=True)
-class Request:
-    """What was asked for, resolved; `files` are the teachers' checkpoints by architecture."""
+def expand(
+    study: Study,
+    data: DataInfo,
+    catalog: Catalog,
+    completed: Collection[str] = (),
+    files: Mapping[str, TeacherSource] | None = None,
+) -> Plan:
+    """All trials of a study, whose precision must be known by now.
 
-    data: DataInfo
-    recipe: Recipe
-    methods: tuple[Method, ...]
-    pairs: tuple[Pair, ...]
-    seeds: tuple[int, ...]
-    precision: str
-    files: Mapping[str, TeacherSource]
-
-
-def expand(request: Request, catalog: Catalog, completed: Collection[str]) -> Plan:
-    """All trials of a request; `completed` are the fingerprints of records that need no training.
+    `completed` are the fingerprints of records that need no training, `files` the teachers' checkpoints by
+    architecture. Raises UserError if the images are too few or too small.
 
     Vanilla trials come first, one cohort a seed: teachers (seed 0, unless they come from a file) and students.
     Then one cohort for each pair and seed.
     """
-    _check_sizes(request, catalog)
+    files = files or {}
+    _check_sizes(study, data, catalog)
     done: list[Trial] = []
     cohorts: list[Cohort] = []
     not_applicable: list[tuple[Trial, str]] = []
@@ -39,52 +37,53 @@ def expand(request: Request, catalog: Catalog, completed: Collection[str]) -> Pl
     def add(seed: int, teachers: tuple[TeacherSource, ...], trials: list[Trial]) -> None:
         done.extend(trial for trial in trials if trial.fingerprint in completed)
         if todo := [trial for trial in trials if trial.fingerprint not in completed]:
-            cohorts.append(Cohort(request.data, request.recipe, seed, request.precision, teachers, tuple(todo)))
+            cohorts.append(Cohort(data, study.recipe, seed, study.precision, teachers, tuple(todo)))
 
-    make = _Maker(request, catalog)
-    vanilla, *_ = request.methods
-    teacher_archs = [arch for pair in request.pairs for arch in pair.teachers if arch not in request.files]
-    students = [pair.student for pair in request.pairs]
-    for seed in sorted({0, *request.seeds}):
-        archs = students if seed in request.seeds else make.own_teachers(students)
+    make = _Maker(study, data, catalog)
+    vanilla, *_ = study.methods
+    teacher_archs = [arch for pair in study.pairs for arch in pair.teachers if arch not in files]
+    students = [pair.student for pair in study.pairs]
+    for seed in sorted({0, *study.seeds}):
+        archs = students if seed in study.seeds else make.own_teachers(students)
         archs = [*(teacher_archs if seed == 0 else []), *archs]
         add(seed, (), [make.trial(vanilla, arch, (), seed) for arch in dict.fromkeys(archs)])
 
-    for pair in request.pairs:
-        teachers = tuple(request.files.get(arch) or make.source(vanilla, arch) for arch in pair.teachers)
+    for pair in study.pairs:
+        teachers = tuple(files.get(arch) or make.source(vanilla, arch) for arch in pair.teachers)
         supported: list[Method] = []
-        for method in request.methods:
+        for method in study.methods:
             if method.name == VANILLA:
                 continue
-            if reason := catalog.incompatibility(method.name, method.settings, pair, request.data):
-                refused = [make.trial(method, pair.student, teachers, seed) for seed in request.seeds]
+            if reason := catalog.incompatibility(method.name, method.settings, pair, data):
+                refused = [make.trial(method, pair.student, teachers, seed) for seed in study.seeds]
                 done.extend(trial for trial in refused if trial.fingerprint in completed)
                 not_applicable.extend((trial, reason) for trial in refused if trial.fingerprint not in completed)
             else:
                 supported.append(method)
-        for seed in request.seeds:
+        for seed in study.seeds:
             add(seed, teachers, [make.trial(method, pair.student, teachers, seed) for method in supported])
     return Plan(tuple(cohorts), tuple(done), tuple(not_applicable))
 
 
-def _check_sizes(request: Request, catalog: Catalog) -> None:
-    if request.data.train < request.recipe.batch_size:
+def _check_sizes(study: Study, data: DataInfo, catalog: Catalog) -> None:
+    if data.train < study.recipe.batch_size:
         raise UserError(
-            f"{request.data.label} has {request.data.train} training images, less than one batch of "
-            f"{request.recipe.batch_size}: take more images or classes"
+            f"{data.label} has {data.train} training images, less than one batch of "
+            f"{study.recipe.batch_size}: take more images or classes"
         )
-    for arch in dict.fromkeys(arch for pair in request.pairs for arch in pair.archs):
+    for arch in dict.fromkeys(arch for pair in study.pairs for arch in pair.archs):
         smallest = catalog.model(arch).smallest
-        if request.data.size < smallest:
+        if data.size < smallest:
             raise UserError(
                 f"{arch} needs images of at least {smallest}x{smallest} pixels, and this study has "
-                f"{request.data.size}x{request.data.size}: choose another pair or --size {smallest}"
+                f"{data.size}x{data.size}: choose another pair or --size {smallest}"
             )
 
 
 @dataclass(frozen=True)
 class _Maker:
-    request: Request
+    study: Study
+    data: DataInfo
     catalog: Catalog
 
     def source(self, vanilla: Method, arch: str) -> TeacherSource:
@@ -93,25 +92,26 @@ class _Maker:
 
     def own_teachers(self, students: Sequence[str]) -> Sequence[str]:
         """The students, if one of the methods needs them trained on the labels alone with seed 0."""
-        return students if any(self._needs_itself(method) for method in self.request.methods) else []
+        return students if any(self._needs_itself(method) for method in self.study.methods) else []
 
     def _needs_itself(self, method: Method) -> bool:
         return SELF in self.catalog.methods[method.name].extra_teachers(method.settings)
 
     def trial(self, method: Method, arch: str, teachers: tuple[TeacherSource, ...], seed: int) -> Trial:
-        recipe = self.request.recipe
-        vanilla, *_ = self.request.methods
+        recipe = self.study.recipe
+        vanilla, *_ = self.study.methods
         extra = {SELF: self.source(vanilla, arch)} if teachers and self._needs_itself(method) else {}
         return Trial(
-            data=self.request.data,
+            data=self.data,
             recipe=recipe,
             arch=arch,
             lr=recipe.small_lr if self.catalog.model(arch).small_lr else recipe.lr,
             teachers=teachers,
             method=method.expression,
+            base=method.name,
             settings=method.settings,
             code=self.catalog.methods[method.name].code,
             seed=seed,
-            precision=self.request.precision,
+            precision=self.study.precision,
             extra_teachers=extra,
         )

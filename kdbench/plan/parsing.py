@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 from kdbench.core.errors import UserError
@@ -44,3 +45,10 @@ def parse_classes(text: str) -> tuple[int, ...]:
     if len(chosen) < 2:
         raise UserError(f"--classes {text!r} leaves one class; a classifier needs at least two")
     return tuple(sorted(chosen))
+
+
+def check_threads(threads: int | None) -> None:
+    """Raise UserError if the machine has fewer processors."""
+    processors = os.cpu_count() or 1
+    if threads is not None and not 1 <= threads <= processors:
+        raise UserError(f"--threads must be between 1 and {processors}, the processors of this machine: {threads}")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, get_type_hints
 
 from kdbench.core.errors import UserError, unknown_name
-from kdbench.core.trial import Recipe
+from kdbench.core.recipe import OPTIMIZERS, SCHEDULES, Recipe
 
 
 @dataclass(frozen=True)
@@ -37,14 +39,14 @@ _PAPER = Recipe(
 )
 
 _PRESETS = {
-    "paper": _Preset(_PAPER, "the published schedule: 240 epochs, the rate drops after 150, 180 and 210"),
+    "paper": _Preset(_PAPER, "the published schedule: 240 epochs, the learning rate drops after 150, 180 and 210"),
     "quick": _Preset(
         replace(_PAPER, name="quick", label="quick", epochs=30, milestones=_milestones(30)),
         "the same shape in 30 epochs",
     ),
     "digits": _Preset(
         replace(_PAPER, name="digits", label="digits", epochs=10, milestones=_milestones(10), size=8, pad=1),
-        "the same shape in 10 epochs at 8x8 pixels, for the embedded digits",
+        "the same shape in 10 epochs at 8x8 pixels, for the built-in digits",
     ),
 }
 
@@ -61,21 +63,30 @@ def default(source: str) -> str:
 
 def recipe(
     name: str,
+    own: Mapping[str, Mapping[str, Any]] | None = None,
     *,
     epochs: int | None = None,
     lr: float | None = None,
     size: int | None = None,
     max_grad_norm: float | None = None,
 ) -> Recipe:
-    """A recipe with what the user changed; the label says so. Raises UserError."""
-    if name not in _PRESETS:
-        raise unknown_name("recipe", name, _PRESETS, "see `python bench.py list recipes`")
-    chosen = _PRESETS[name].recipe
+    """A recipe with what the user changed; the label says so. Raises UserError.
+
+    `own` are recipes of a study file, by name: the fields in which each differs from its `base`, a recipe of this list.
+    """
+    known = {key: preset.recipe for key, preset in _PRESETS.items()}
+    known |= {key: _own_recipe(key, table) for key, table in (own or {}).items()}
+    if name not in known:
+        raise unknown_name("recipe", name, known, "see `python bench.py list recipes`")
+    chosen = known[name]
     label = chosen.label
     if epochs is not None and epochs != chosen.epochs:
         if epochs < 1:
             raise UserError(f"--epochs must be at least 1, got {epochs}")
-        chosen = replace(chosen, epochs=epochs, milestones=_milestones(epochs))
+        milestones = _milestones(epochs)
+        if chosen.milestones != _milestones(chosen.epochs):  # a recipe with drops of its own
+            milestones = tuple(milestone * epochs / chosen.epochs for milestone in chosen.milestones)
+        chosen = replace(chosen, epochs=epochs, milestones=milestones)
         label += f"@{epochs}"
     if lr is not None:
         if not (math.isfinite(lr) and lr > 0):
@@ -93,3 +104,44 @@ def recipe(
         chosen = replace(chosen, max_grad_norm=max_grad_norm)
         label += f",clip={max_grad_norm:g}"
     return replace(chosen, label=label)
+
+
+def _own_recipe(name: str, table: Mapping[str, Any]) -> Recipe:
+    if name in _PRESETS:
+        raise UserError(f"[recipe.{name}]: this name is taken; see `python bench.py list recipes`")
+    base = table.get("base", "paper")
+    if base not in _PRESETS:
+        raise unknown_name("recipe", str(base), _PRESETS, f"[recipe.{name}] needs a base of `list recipes`")
+    hints = get_type_hints(Recipe)
+    for key, choices in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+        if table.get(key, choices[0]) not in choices:
+            raise unknown_name(key, str(table[key]), choices, f"[recipe.{name}]: there are {', '.join(choices)}")
+    changeable = [item.name for item in fields(Recipe) if item.name not in ("name", "label")]
+    changes: dict[str, Any] = {}
+    for key, value in table.items():
+        if key == "base":
+            continue
+        if key not in changeable:
+            raise unknown_name("field", key, changeable, f"[recipe.{name}] may have base, {', '.join(changeable)}")
+        changes[key] = _field(f"[recipe.{name}] {key}", hints[key], value)
+    chosen = _PRESETS[base].recipe
+    if "epochs" in changes and "milestones" not in changes:
+        changes["milestones"] = _milestones(changes["epochs"])
+    if "lr" in changes and "small_lr" not in changes:
+        changes["small_lr"] = changes["lr"]
+    return replace(chosen, name=name, label=name, **changes)
+
+
+def _field(where: str, hint: Any, value: Any) -> Any:
+    """A recipe's value, checked: numbers are finite and not negative, whole ones but `pad` not 0. Raises UserError."""
+    numbers = value if hint == tuple[float, ...] and isinstance(value, list) else [value]
+    if hint is str or type(value) is str:
+        if hint is not str or type(value) is not str:
+            raise UserError(f"{where}: {value!r} is of the wrong type")
+        return value
+    for number in numbers:
+        if type(number) not in (int, float) or not math.isfinite(number) or number < 0:
+            raise UserError(f"{where}: {number!r} is not a number of 0 or more")
+    if hint is int and (type(value) is not int or (value < 1 and not where.endswith(" pad"))):
+        raise UserError(f"{where}: {value!r} is not a whole number above 0")
+    return tuple(map(float, numbers)) if hint == tuple[float, ...] else value if hint is int else float(value)

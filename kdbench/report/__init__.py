@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdbench.core.errors import UserError
+from kdbench.core.errors import UserError, unknown_name
 from kdbench.core.files import write_atomic
 from kdbench.core.record import EpochMetrics, ProbeRecord, Record
+from kdbench.plan.study import RunOptions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,17 +21,15 @@ if TYPE_CHECKING:
     from kdbench.report.comparison import Comparison
     from kdbench.report.fidelity import Measured
     from kdbench.report.groups import Selection
+    from kdbench.results import Store
 
 log = logging.getLogger("kdbench")
 
-BASELINE = "kd"
-"""What methods are compared with, unless another one is asked for."""
-
 __all__ = [
-    "BASELINE",
     "Report",
     "compare",
     "write_fidelity",
+    "write_folder",
     "write_picture",
     "write_report",
     "write_transfers",
@@ -52,7 +51,7 @@ def write_report(
     curve: Callable[[str], Sequence[EpochMetrics]],
     out: Path,
     requested: Collection[str] = (),
-    baseline: str = BASELINE,
+    baseline: str = "kd",
     transfers: Sequence[ProbeRecord] = (),
     rule: str = "last",
 ) -> Report:
@@ -107,7 +106,22 @@ def write_report(
     return Report(frame, tuple(notes), tuple(paths))
 
 
-def compare(records: Sequence[Record], baseline: str = BASELINE, requested: Collection[str] = ()) -> list[Comparison]:
+def write_folder(store: Store, records: Sequence[Record], shown: Sequence[Record], baseline: str, rule: str) -> Report:
+    """Write everything that is derived from a results folder's `records`.
+
+    Where a row has several variants, that of the records in `shown` is taken. Raises UserError if the records lack the
+    baseline, or the accuracy of the rule.
+    """
+    known = dict.fromkeys(record.trial.method for record in records)
+    if baseline not in known and baseline != RunOptions.baseline:
+        raise unknown_name("baseline", baseline, known, f"trained are {', '.join(known)}")
+    transfers = store.probe_records()
+    requested = {record.trial.variant for record in shown}
+    report = write_report(records, store.epochs, store.root, requested, baseline, transfers, rule)
+    return replace(report, paths=(*report.paths, *(write_transfers(transfers, store.root) if transfers else ())))
+
+
+def compare(records: Sequence[Record], baseline: str = "kd", requested: Collection[str] = ()) -> list[Comparison]:
     """`comparison.comparisons`, or none with a warning where the libraries of the tests are not installed."""
     from kdbench.report import comparison
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from kdbench.core.files import DamagedFile, quarantine
 from kdbench.core.trial import PROTOCOL
@@ -53,21 +53,6 @@ def read_records(paths: Iterable[Path], read: Callable[[Path], R | None], conseq
             if record is not None:
                 records.append(record)
     return records
-
-
-class _Finished(Protocol):
-    @property
-    def finished(self) -> str: ...
-
-
-def finished_since(find: Callable[[str], _Finished | None], finished_at: Mapping[str, str]) -> Callable[[str], bool]:
-    """A function of a fingerprint: whether a record was written after `finished_at` was read."""
-
-    def finished(fingerprint: str) -> bool:
-        record = find(fingerprint)
-        return record is not None and record.finished != finished_at.get(fingerprint)
-
-    return finished
 
 
 def read_verified(path: Path, sha256: str) -> bytes:

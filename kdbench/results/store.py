@@ -1,8 +1,9 @@
-"""Records of trials: one JSON file each under `runs/`, written atomically, with its epochs and weights.
+"""Records of trials and of linear probes: one JSON file each, written atomically.
 
 runs/ID.json          the record; it is written last, and its presence means that the trial ended
 runs/ID.epochs.json   learning rate, loss terms, accuracies and seconds of every epoch
 runs/ID.pt            final weights (tensors only), whose SHA-256 is in the record
+transfers/ID.json     the record of a linear probe
 
 A file that fails its checksum is quarantined when it is read. A damaged record makes its trial run again. A record
 stands without its epochs, which only charts need, and without its weights, unless the trial must serve as a teacher.
@@ -13,7 +14,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Collection, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean, median
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from kdbench.core.errors import UserError, plain
 from kdbench.core.files import DamagedFile, quarantine, remove_stale, temporary, write_atomic
-from kdbench.core.record import FINAL, EpochMetrics, Outcome, Record
+from kdbench.core.record import FINAL, EpochMetrics, Outcome, ProbeOutcome, ProbeRecord, Record
 from kdbench.core.trial import PROTOCOL, Trial, Value
 from kdbench.results import serialize
 from kdbench.results.reading import UNREADABLE, read_record, read_records, read_verified
@@ -29,16 +30,22 @@ from kdbench.results.reading import UNREADABLE, read_record, read_records, read_
 if TYPE_CHECKING:
     from torch import Tensor
 
+PROBES = "transfers"
+"""Folder of linear probes under a results folder, one record each."""
+
 FOLDERS = ("runs", "checkpoints", "tables", "charts")
 """Folders of a study under its results folder."""
 
 
 class Store:
-    """The trials of one results folder. Unless `quarantine` is False, damaged files are moved to its `damaged/`."""
+    """The trials and linear probes of one results folder.
+
+    Unless `quarantine` is False, damaged files are moved to its `damaged/`.
+    """
 
     def __init__(self, root: Path, quarantine: bool = True) -> None:
         self.root, self.quarantine = root, quarantine
-        self.runs = root / "runs"
+        self.runs, self.probes = root / "runs", root / PROBES
 
     def require_writable(self, *names: str) -> None:
         """Raise UserError if results cannot be written to the folders of these names (none: FOLDERS)."""
@@ -56,7 +63,7 @@ class Store:
 
     def remove_stale(self) -> None:
         """Remove the temporary files of processes that were killed."""
-        for name in ("", *FOLDERS, "transfers"):
+        for name in ("", *FOLDERS, PROBES):
             remove_stale(self.root / name)
 
     def save(self, outcome: Outcome, environment: Mapping[str, Value]) -> Record:
@@ -74,14 +81,47 @@ class Store:
         write_atomic(self.runs / f"{trial_id}.json", serialize.dumps_checksummed({**asdict(record), "id": trial_id}))
         return record
 
+    def save_probe(self, outcome: ProbeOutcome, environment: Mapping[str, Value]) -> ProbeRecord:
+        """Write the record of a linear probe. Raises DiskError."""
+        values = {item.name: getattr(outcome, item.name) for item in fields(outcome)}
+        record = ProbeRecord(PROTOCOL, **values, environment=dict(environment), finished=_now())
+        self.write_probe(record)
+        return record
+
+    def write_probe(self, record: ProbeRecord) -> None:
+        """Write the record of a linear probe. Raises DiskError."""
+        name = record.probe.id
+        write_atomic(self.probes / f"{name}.json", serialize.dumps_checksummed({**asdict(record), "id": name}))
+
+    def probe_records(self) -> list[ProbeRecord]:
+        """All readable records of linear probes, in ascending order of their names."""
+        return read_records(self.probes.glob("*.json"), _read_probe, "it is trained again" if self.quarantine else None)
+
     def records(self) -> list[Record]:
-        """All readable records of this protocol, in ascending order of their names."""
+        """All readable records of trials of this protocol, in ascending order of their names."""
         paths = [path for path in self.runs.glob("*.json") if not path.name.endswith(".epochs.json")]
         return read_records(paths, _read, "its trial runs again" if self.quarantine else None)
 
     def finished_at(self) -> dict[str, str]:
-        """When each trial was finished, by fingerprint; a trial that is trained again gets another time."""
-        return {fingerprint: record.finished for fingerprint, record in self._latest().items()}
+        """When each trial and probe was finished, by fingerprint; what is trained again gets another time."""
+        trials = {fingerprint: record.finished for fingerprint, record in self._latest().items()}
+        return trials | {record.probe.fingerprint: record.finished for record in self.probe_records()}
+
+    def find_finished(self, fingerprint: str) -> str | None:
+        """When the trial or probe with this fingerprint was finished; None if there is no record."""
+        record = self.find(fingerprint) or self.find_probe(fingerprint)
+        return record.finished if record else None
+
+    def completed_probes(self) -> frozenset[str]:
+        """Fingerprints of linear probes that need no training."""
+        return frozenset(record.probe.fingerprint for record in self.probe_records() if record.status in FINAL)
+
+    def find_probe(self, fingerprint: str) -> ProbeRecord | None:
+        """The record of the probe with this fingerprint, if there is one."""
+        for path in _files(self.probes, fingerprint):
+            with suppress(*UNREADABLE):
+                return _read_probe(path)
+        return None
 
     def completed(self, rerun: frozenset[str] = frozenset(), needed: Collection[str] | None = None) -> frozenset[str]:
         """Fingerprints of trials that need no training; trials whose status is in `rerun` are trained again.
@@ -109,10 +149,9 @@ class Store:
     def find(self, fingerprint: str) -> Record | None:
         """The latest record of the trial with this fingerprint; None if there is none."""
         records = []
-        for path in self.runs.glob("*.json"):
-            if path.name.endswith(f".{fingerprint}.json"):
-                with suppress(*UNREADABLE):
-                    records.append(_read(path))
+        for path in _files(self.runs, fingerprint):
+            with suppress(*UNREADABLE):
+                records.append(_read(path))
         return max(filter(None, records), key=_age, default=None)
 
     def epochs(self, trial_id: str) -> tuple[EpochMetrics, ...]:
@@ -206,12 +245,25 @@ def _record(outcome: Outcome, environment: Mapping[str, Value], weights_sha256: 
         extra_info=dict(outcome.extra_info),
         environment=dict(environment),
         weights_sha256=weights_sha256,
-        finished=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        finished=_now(),
         cost=dict(outcome.cost),
         last10_top1=fmean(epoch.top1 for epoch in epochs[-10:]) if last else None,
         validated_top1=validated.top1 if validated else None,
         validated_epoch=validated.epoch if validated else None,
     )
+
+
+def _files(folder: Path, fingerprint: str) -> list[Path]:
+    """The records of a fingerprint, which may come from a forged record and is no pattern."""
+    return [path for path in folder.glob("*.json") if path.name.endswith(f".{fingerprint}.json")]
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _read_probe(path: Path) -> ProbeRecord | None:
+    return read_record(path, ProbeRecord, lambda record: record.probe.id)
 
 
 def _read(path: Path) -> Record | None:

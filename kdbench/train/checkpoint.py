@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,32 +17,41 @@ from kdbench.core.trial import CheckpointInterval
 log = logging.getLogger("kdbench")
 
 
-class Checkpoints:
-    """Files `ID.pt` under one folder, each written whole, with its checksum."""
+class CheckpointSchedule:
+    """When checkpoints are due."""
 
-    def __init__(self, folder: Path, interval: CheckpointInterval | None = None) -> None:
-        self.folder, self.interval = folder, interval or CheckpointInterval()
-        self._kept = time.monotonic()
+    def __init__(self, interval: CheckpointInterval | None = None) -> None:
+        self.interval = interval or CheckpointInterval()
+        self._saved = time.monotonic()
 
     def due(self, epoch: int | None = None) -> bool:
-        """Whether states are to be kept now: at the end of an epoch (from 1), or in the midst of one (None)."""
+        """Whether checkpoints are due now: at the end of an epoch (from 1), or within one (None)."""
         if self.interval.minutes is not None:
-            return time.monotonic() - self._kept >= 60 * self.interval.minutes
+            return time.monotonic() - self._saved >= 60 * self.interval.minutes
         return epoch is not None and epoch % self.interval.epochs == 0
 
-    def save(self, states: Iterable[tuple[str, dict[str, Any]]]) -> None:
-        """Keep the states of these trials. Raises DiskError."""
-        for trial_id, state in states:
-            buffer = io.BytesIO()
-            torch.save(state, buffer)
-            write_checksummed(self._path(trial_id), buffer.getvalue())
-        self._kept = time.monotonic()
+    def saved(self) -> None:
+        """Checkpoints have been written."""
+        self._saved = time.monotonic()
+
+
+class Checkpoints:
+    """Files `ID.pt` under one folder, each written atomically, with its checksum."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def save(self, trial_id: str, state: Mapping[str, Any]) -> None:
+        """Write the state of a trial. Raises DiskError."""
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_checksummed(self._path(trial_id), buffer.getvalue())
 
     def exists(self, trial_id: str) -> bool:
         return self._path(trial_id).exists()
 
     def load(self, trial_id: str) -> dict[str, Any] | None:
-        """The trial's last state on the CPU, or None; a damaged file is quarantined. Raises DiskError."""
+        """The trial's last state, on the CPU, or None; a damaged file is quarantined. Raises DiskError."""
         path = self._path(trial_id)
         try:
             content = read_checksummed(path)
@@ -52,10 +61,10 @@ class Checkpoints:
             quarantine(path, error, "its trial starts again")
             return None
         except OSError as error:
-            raise DiskError(f"{path} cannot be read ({error.strerror}); mend that, or remove the file") from error
+            raise DiskError(f"{path} cannot be read ({error.strerror}); correct that, or remove the file") from error
         try:
             state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        except Exception as error:  # sealed, but not by this program: nothing but plain data is ever opened
+        except Exception as error:  # not written by kdbench: only tensors and plain data are ever opened
             quarantine(path, f"{type(error).__name__}", "its trial starts again")
             return None
         return state

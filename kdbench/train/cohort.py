@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 import torch
 
 from kdbench.core.errors import Interrupted
-from kdbench.core.events import Observer, TeacherWeights
+from kdbench.core.events import Checkpoint, Emit, EpochEnd, StepEnd, TrialEnd
 from kdbench.core.files import DiskError
+from kdbench.core.jobs import CohortJob
 from kdbench.core.record import EpochMetrics, Outcome, Status
-from kdbench.core.trial import Cohort, Trial
+from kdbench.core.trial import Trial
 from kdbench.data.dataset import Dataset
 from kdbench.data.resident import Loader
 from kdbench.distill import registry
 from kdbench.distill.step import Shapes
 from kdbench.models import features, info
-from kdbench.train.checkpoint import Checkpoints, log
+from kdbench.train.checkpoint import CheckpointSchedule, log
 from kdbench.train.cuda_graph import use_cuda_graph
 from kdbench.train.device import peak_mib, reset_peak_memory
 from kdbench.train.evaluate import EVALUATION_BATCH, Accuracy, evaluate
@@ -31,29 +32,31 @@ from kdbench.train.teacher import Teachers, class_means
 class CohortTrainer:
     """The students of a cohort, their shared inputs, and the loop that trains them.
 
-    `limit` shortens every epoch to so many steps, for measurements. `stop` is asked after every step and during
-    evaluation: once it says so, checkpoints are written and Interrupted is raised.
-    Raises what breaks the data or the teachers, which all students share.
+    `load` gives a trial's last checkpoint by its id, `schedule` says when new ones are due. `limit` shortens every
+    epoch to so many steps, for measurements. `stop` is asked after every step and during evaluation: once it says so,
+    checkpoints are emitted and Interrupted is raised. Raises what breaks the data or the teachers, which all students
+    share.
     """
 
     def __init__(
         self,
-        cohort: Cohort,
+        job: CohortJob,
         dataset: Dataset,
-        weights: TeacherWeights,
         device: torch.device,
-        checkpoints: Checkpoints,
-        observer: Observer,
+        emit: Emit,
         *,
+        load: Callable[[str], dict[str, Any] | None] = lambda trial_id: None,
+        schedule: CheckpointSchedule | None = None,
         limit: int | None = None,
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
         reset_peak_memory(device)
-        self.cohort, self.dataset, self.device = cohort, dataset, device
-        self.checkpoints, self.observer, self.stop = checkpoints, observer, stop
+        cohort = job.cohort
+        self.job, self.cohort, self.dataset, self.device, self.emit = job, cohort, dataset, device, emit
+        self.load, self.schedule, self.stop = load, schedule or CheckpointSchedule(), stop
         requires = [registry.requirements(trial.base, trial.settings) for trial in cohort.trials]
         extra = dict.fromkeys(name for require in requires for name in require.extra_teachers)
-        self.teachers = Teachers(cohort, weights, device, extra)
+        self.teachers = Teachers(cohort, job.weights, device, extra)
         networks = [*self.teachers.teachers, *self.teachers.extra.values()]
         archs = {*(trial.arch for trial in cohort.trials), *(teacher.arch for teacher in networks)}
         self.loader = Loader(
@@ -69,8 +72,8 @@ class CohortTrainer:
         self.teacher_top1 = self.teachers.top1(self.loader.evaluation(EVALUATION_BATCH))
         self.students: list[Student] = []
 
-    def train(self) -> Iterator[Outcome]:
-        """Outcomes in the order in which trials end. One student's failure leaves the others as they would be alone."""
+    def train(self) -> None:
+        """Train all students; one's failure leaves the others as they would be alone."""
         recipe = self.cohort.recipe
         for trial in self.cohort.trials:
             try:
@@ -79,24 +82,24 @@ class CohortTrainer:
                 raise
             except Exception as error:
                 status, reason = status_and_reason(error, "before training")
-                yield Outcome(trial, status, reason, teacher_top1=self.teacher_top1)
+                self.emit(TrialEnd(Outcome(trial, status, reason, teacher_top1=self.teacher_top1)))
 
         for epoch in (*range(-1, -recipe.pretraining_epochs - 1, -1), *range(1, recipe.epochs + 1)):
             active = [student for student in self.students if student.is_next(epoch)]
             if not active:
                 continue
-            yield from self._train_epoch(epoch, active)
-            yield from self._end_epoch(epoch, active)
+            self._train_epoch(epoch, active)
+            self._end_epoch(epoch, active)
             last = epoch == recipe.epochs
-            self._save_checkpoints(due=last or self.checkpoints.due(abs(epoch)))
+            self._save_checkpoints(due=last or self.schedule.due(abs(epoch)))
             if epoch > 0:
                 latest = {student.trial.id: student.epochs[-1] for student in active}
-                self.observer.epoch(self.cohort, epoch, latest)
+                self.emit(EpochEnd(self.job, epoch, len(active), latest))
 
         for student in self.students:
-            yield self._outcome(student)
+            self.emit(TrialEnd(self._outcome(student)))
 
-    def _train_epoch(self, epoch: int, active: list[Student]) -> Iterator[Outcome]:
+    def _train_epoch(self, epoch: int, active: list[Student]) -> None:
         """One pass over the training images. A student that fails leaves; one that is ahead waits for the others."""
         steps, inputs = self.loader.steps, self.inputs
         use_graph = use_cuda_graph(self.device, steps)
@@ -112,17 +115,17 @@ class CohortTrainer:
                     if inputs.modified_in_place():
                         raise RuntimeError("the method changed its batch or the teacher's output in place")
                 except Exception as error:
-                    yield self._remove(student, active, error)
+                    self._remove(student, active, error)
                     if inputs.modified_in_place():
                         step_inputs = inputs.recompute()
             for student in active:
                 student.join()
             if not active:
                 break
-            self.observer.step(self.cohort, epoch, number + 1, steps)
-            self._save_checkpoints(due=self.checkpoints.due())
+            self.emit(StepEnd(self.job, epoch, number + 1, steps))
+            self._save_checkpoints(due=self.schedule.due())
 
-    def _end_epoch(self, epoch: int, active: list[Student]) -> Iterator[Outcome]:
+    def _end_epoch(self, epoch: int, active: list[Student]) -> None:
         """Check that the losses were finite, and evaluate the students in one pass over the test images."""
         shared_seconds = self.inputs.timer.mean() * self.loader.steps
         terms = {}
@@ -130,7 +133,7 @@ class CohortTrainer:
             try:
                 terms[student] = student.end_epoch()
             except Exception as error:
-                yield self._remove(student, active, error)
+                self._remove(student, active, error)
         if epoch < 0:
             return
         seconds = {student: student.seconds() for student in active}
@@ -139,9 +142,9 @@ class CohortTrainer:
         for student in list(active):
             on_test, on_validation = test[student], validation.get(student)
             if isinstance(on_test, Exception):
-                yield self._remove(student, active, on_test)
+                self._remove(student, active, on_test)
             elif isinstance(on_validation, Exception):
-                yield self._remove(student, active, on_validation)
+                self._remove(student, active, on_validation)
             else:
                 metrics = EpochMetrics(
                     epoch,
@@ -163,18 +166,20 @@ class CohortTrainer:
         return evaluate(networks, images(EVALUATION_BATCH), self.device, self._save_checkpoints)
 
     def _save_checkpoints(self, due: bool = False) -> None:
-        """Write checkpoints where that is due, or before an orderly end. Raises Interrupted, DiskError."""
+        """Emit checkpoints if they are due, or before an orderly stop. Raises Interrupted."""
         stop = self.stop()
         if due or stop:
-            begun = [student for student in self.students if student.has_begun]
-            self.checkpoints.save((student.trial.id, student.state()) for student in begun)
+            for student in self.students:
+                if student.has_begun:
+                    self.emit(Checkpoint(student.trial.id, student.state()))
+            self.schedule.saved()
         if stop:
             raise Interrupted
 
     def _student(self, trial: Trial) -> Student:
         """A student at its beginning, or where its checkpoint left it."""
         student = build_student(trial, self.dataset, self.teachers, self.loader)
-        if state := self.checkpoints.load(trial.id):
+        if state := self.load(trial.id):
             try:
                 student.load_state(state)
             except Exception as error:
@@ -182,13 +187,14 @@ class CohortTrainer:
                 return build_student(trial, self.dataset, self.teachers, self.loader)
         return student
 
-    def _remove(self, student: Student, active: list[Student], error: Exception) -> Outcome:
+    def _remove(self, student: Student, active: list[Student], error: Exception) -> None:
+        """End a student that failed."""
         active.remove(student)
         self.students.remove(student)
         if isinstance(error, NonfiniteGradient):
             with suppress(Exception):  # the search may fail as the student did
                 error = self._explain(student.trial, error)
-        return self._outcome(student, error)
+        self.emit(TrialEnd(self._outcome(student, error)))
 
     def _explain(self, trial: Trial, error: NonfiniteGradient) -> Diverged:
         """The error with the terms that caused it: the epoch is rerun alone, up to that step."""

@@ -19,7 +19,7 @@ from kdbench.train.device import on_device
 from kdbench.train.evaluate import autocast, evaluate
 from kdbench.train.failures import Diverged
 from kdbench.train.meters import Timer
-from kdbench.train.optim import learning_rate, sgd
+from kdbench.train.optim import build_optimizer, learning_rate
 
 
 class ProbedNetwork(nn.Module):
@@ -59,7 +59,7 @@ class ProbeTrainer:
             torch.manual_seed(derive_seed("probe", probe.data.content, seed))
             network = ProbedNetwork(backbone, embedding_dim, probe.data.classes)
         self.network = on_device(network, device)
-        self.optimizer = sgd(probe.recipe, self.network.head.parameters(), probe.lr)
+        self.optimizer = build_optimizer(probe.recipe, self.network.head.parameters(), probe.lr)
         self.timer = Timer(device)
         self.seconds = 0.0
         self.epoch = 0  # the last one begun
@@ -161,14 +161,15 @@ class StackedProbes:
                 except Exception as error:
                     self.errors[trainer] = error
 
-    def fit(self, labels: Tensor, advance: Callable[[int], None]) -> None:
+    def fit(self, labels: Tensor, end_epoch: Callable[[int, int], None]) -> None:
         """Train all classifiers, with a random view of each image in each epoch.
 
-        `labels` are those of the training images, int64 [N]. After each epoch, `advance` gets the number of probes.
+        `labels` are those of the training images, int64 [N]. After each epoch, `end_epoch` gets its number and that of
+        the probes.
         """
         probe, recipe, timer = self.probe, self.probe.recipe, Timer(self.device)
         students, views, count, embedding_dim = self.features.shape
-        optimizer = sgd(recipe, [self.weight, self.bias], probe.lr)
+        optimizer = build_optimizer(recipe, [self.weight, self.bias], probe.lr)
         features = self.features.view(students, views * count, embedding_dim)
         losses = []
         with timer.running():
@@ -194,7 +195,7 @@ class StackedProbes:
                     optimizer.zero_grad(set_to_none=True)
                     total += loss.detach().double()
                 losses.append(total / steps)
-                advance(students)
+                end_epoch(epoch, students)
         self._unstack(torch.stack(losses), timer.total() / students)
 
     @torch.no_grad()

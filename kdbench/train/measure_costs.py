@@ -2,38 +2,28 @@
 
 from __future__ import annotations
 
+import io
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
 
 import torch
 import torch.nn.functional as F
 
 from kdbench.core.catalog import Cost, Costs
 from kdbench.core.data import DataInfo
-from kdbench.core.record import EpochMetrics, Outcome
+from kdbench.core.events import Checkpoint, Event, TrialEnd
+from kdbench.core.jobs import CohortJob
+from kdbench.core.record import Outcome
 from kdbench.core.trial import PRETRAINED, Cohort, Plan, Recipe, TeacherSource
 from kdbench.data.dataset import Dataset, Split
 from kdbench.models import build
-from kdbench.train.checkpoint import Checkpoints
 from kdbench.train.cohort import CohortTrainer
 from kdbench.train.device import on_device
 from kdbench.train.evaluate import autocast
 
 REPETITIONS = 3
-
-
-class _NoObserver:
-    """Ignores all events."""
-
-    def cohort(self, cohort: Cohort, number: int, of: int) -> None: ...
-    def step(self, cohort: Cohort, epoch: int, step: int, steps: int) -> None: ...
-    def epoch(self, cohort: Cohort, epoch: int, latest: Mapping[str, EpochMetrics]) -> None: ...
-    def outcome(self, outcome: Outcome) -> None: ...
-    def waiting(self, trials: int, processes: Sequence[str]) -> None: ...
 
 
 def measure_costs(plan: Plan, dataset: Dataset, device: torch.device) -> Costs:
@@ -84,11 +74,18 @@ def _method_costs(cohort: Cohort, dataset: Dataset, device: torch.device) -> dic
     one_image = replace(dataset, test=Split(dataset.test.images[:1], dataset.test.labels[:1]))
     with torch.random.fork_rng(devices=[]):
         weights = {s.key: build(s.arch, data.classes, data.size).state_dict() for s in sources.values()}
-    with TemporaryDirectory() as folder:
-        checkpoints = Checkpoints(Path(folder))
-        trainer = CohortTrainer(short, one_image, weights, device, checkpoints, _NoObserver(), limit=REPETITIONS)
-        outcomes = [outcome for outcome in trainer.train() if outcome.epochs]
-        sizes = {outcome.trial.id: checkpoints.size(outcome.trial.id) for outcome in outcomes}
+    outcomes: list[Outcome] = []
+    sizes: dict[str, int] = {}  # of checkpoints, by trial id
+
+    def collect(event: Event) -> None:
+        if isinstance(event, Checkpoint):
+            buffer = io.BytesIO()
+            torch.save(event.state, buffer)
+            sizes[event.id] = buffer.tell()
+        elif isinstance(event, TrialEnd) and isinstance(event.outcome, Outcome) and event.outcome.epochs:
+            outcomes.append(event.outcome)
+
+    CohortTrainer(CohortJob(short, weights), one_image, device, collect, limit=REPETITIONS).train()
     images = REPETITIONS * recipe.batch_size
     return {
         outcome.trial.method: (

@@ -1,24 +1,48 @@
-"""How networks are optimized: the learning rate as a pure function of the epoch, and what it drives."""
+"""How networks are optimized: the learning rate as a pure function of the epoch, and the optimizer that it drives."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 
-from kdbench.core.trial import Recipe
+from kdbench.core.recipe import Recipe
 
 
 def learning_rate(recipe: Recipe, initial: float, epoch: int) -> float:
-    """The learning rate during `epoch` (from 1): it has dropped once for each milestone reached by earlier epochs.
-
-    With the published milestone of 150, epoch 151 is the first at the lower rate (RepDistiller).
-    """
-    return initial * recipe.gamma ** sum(epoch - 1 >= milestone for milestone in recipe.milestones)
+    """The learning rate during `epoch`, from 1; before the first (pretraining) the initial one."""
+    return initial * SCHEDULES[recipe.schedule](recipe, max(epoch, 1))
 
 
-def sgd(recipe: Recipe, parameters: Iterable[torch.Tensor], rate: float) -> torch.optim.SGD:
-    """The optimizer of every recipe."""
-    return torch.optim.SGD(
-        list(parameters), lr=rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=True
-    )
+def build_optimizer(recipe: Recipe, parameters: Iterable[torch.Tensor], lr: float) -> torch.optim.Optimizer:
+    """The recipe's optimizer."""
+    return OPTIMIZERS[recipe.optimizer](recipe, list(parameters), lr)
+
+
+def _step(recipe: Recipe, epoch: int) -> float:
+    """One drop for each milestone that earlier epochs have reached: with the published 150, epoch 151 is the first at
+    the lower rate (RepDistiller)."""
+    return recipe.gamma ** sum(epoch - 1 >= milestone for milestone in recipe.milestones)
+
+
+def _cosine(recipe: Recipe, epoch: int) -> float:
+    """Half a cosine over all epochs (arXiv:1608.03983 without restarts)."""
+    return (1 + math.cos(math.pi * (epoch - 1) / recipe.epochs)) / 2
+
+
+def _sgd(recipe: Recipe, parameters: list[torch.Tensor], lr: float) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=True)
+
+
+def _adamw(recipe: Recipe, parameters: list[torch.Tensor], lr: float) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=lr, weight_decay=recipe.weight_decay, fused=True)
+
+
+SCHEDULES: Mapping[str, Callable[[Recipe, int], float]] = {"step": _step, "cosine": _cosine}
+"""Name -> the factor of the initial learning rate in an epoch."""
+
+OPTIMIZERS: Mapping[str, Callable[[Recipe, list[torch.Tensor], float], torch.optim.Optimizer]] = {
+    "sgd": _sgd,
+    "adamw": _adamw,
+}

@@ -14,7 +14,7 @@ from kdbench.train.meters import EpochTimer, LossMeter
 class PretrainingStage:
     """A student's pretraining: what it trains, and how far it is."""
 
-    def __init__(self, backbone: list[nn.Module], optimizer: torch.optim.SGD, epochs: int) -> None:
+    def __init__(self, backbone: list[nn.Module], optimizer: torch.optim.Optimizer, epochs: int) -> None:
         self.backbone, self.optimizer, self.epochs = backbone, optimizer, epochs
         self.losses: list[float] = []  # mean of each finished epoch
 

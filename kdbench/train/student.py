@@ -25,7 +25,7 @@ from kdbench.train.cuda_graph import CudaGraphStep
 from kdbench.train.device import on_device, seed_default_generator
 from kdbench.train.evaluate import autocast
 from kdbench.train.failures import Diverged, NonfiniteGradient, epoch_name
-from kdbench.train.optim import learning_rate, sgd
+from kdbench.train.optim import build_optimizer, learning_rate
 from kdbench.train.shared_inputs import StepInputs
 from kdbench.train.stages import EpochState, PretrainingStage
 
@@ -64,7 +64,8 @@ class Student:
             self.distiller: Distiller[Any] = method(hyper, context)
         self.network = on_device(network, device)
         self.distiller = self.distiller.to(device)
-        self.optimizer = sgd(trial.recipe, [*self.network.parameters(), *self.distiller.parameters()], trial.lr)
+        parameters = [*self.network.parameters(), *self.distiller.parameters()]
+        self.optimizer = build_optimizer(trial.recipe, parameters, trial.lr)
         self.pretraining = self._pretraining_stage()
 
     def _pretraining_stage(self) -> PretrainingStage | None:
@@ -74,7 +75,7 @@ class Student:
         backbone = backbone_modules(self.network, self.trial.data.size, self.device) if stage.student else []
         parameters = [parameter for module in backbone for parameter in module.parameters(recurse=False)]
         parameters += [parameter for module in stage.modules for parameter in module.parameters()]
-        optimizer = sgd(self.trial.recipe, parameters, self.trial.lr if stage.lr is None else stage.lr)
+        optimizer = build_optimizer(self.trial.recipe, parameters, self.trial.lr if stage.lr is None else stage.lr)
         return PretrainingStage(backbone, optimizer, self.trial.recipe.pretraining_epochs)
 
     # One epoch: begin, steps, end.

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from kdbench.core.data import DataInfo
-from kdbench.core.events import TeacherWeights
 from kdbench.core.files import file_sha256
+from kdbench.core.jobs import Weights
 from kdbench.core.seeding import derive_seed
 from kdbench.core.trial import SELF, Cohort, TeacherSource
 from kdbench.data.dataset import Batch
@@ -76,21 +76,19 @@ class Teachers:
     fit. An extra teacher whose weights are missing is left out: only the trials that require it fail.
     """
 
-    def __init__(
-        self, cohort: Cohort, weights: TeacherWeights, device: torch.device, extra: Iterable[str] = ()
-    ) -> None:
+    def __init__(self, cohort: Cohort, weights: Weights, device: torch.device, extra: Iterable[str] = ()) -> None:
         self.device = device
         self.teachers = tuple(self._load(cohort, source, weights, device) for source in cohort.teachers)
         self.extra = {name: teacher for name in extra if (teacher := self._extra(name, cohort, weights)) is not None}
 
-    def _load(self, cohort: Cohort, source: TeacherSource, weights: TeacherWeights, device: torch.device) -> Teacher:
+    def _load(self, cohort: Cohort, source: TeacherSource, weights: Weights, device: torch.device) -> Teacher:
         data = cohort.data
         state = load_teacher_file(source, data) if source.file else weights.get(source.key)
         if state is None:
             raise ValueError(f"no weights were given for the teacher {source.arch}")
         return Teacher(restore(source.arch, data.classes, data.size, state), source.arch, device, cohort.precision)
 
-    def _extra(self, name: str, cohort: Cohort, weights: TeacherWeights) -> Teacher | None:
+    def _extra(self, name: str, cohort: Cohort, weights: Weights) -> Teacher | None:
         """An extra teacher, see `distill.step.EXTRA_TEACHERS`."""
         if name == SELF:
             sources = [trial.extra_teachers[SELF] for trial in cohort.trials if SELF in trial.extra_teachers]

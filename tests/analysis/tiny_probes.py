@@ -9,34 +9,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from kdbench.core.events import Checkpoint, EpochEnd, Event, TrialEnd
+from kdbench.core.jobs import ProbeJob, Weights
 from kdbench.core.linear_probe import LinearProbe
-from kdbench.core.record import ProbeRecord
+from kdbench.core.record import ProbeOutcome
 from kdbench.core.trial import Trial
 from kdbench.data.dataset import Dataset
 from kdbench.models import build, info
 from kdbench.plan.probe_protocols import protocol, transfer
+from kdbench.runner.executors.local import LocalExecutor
 from kdbench.train.checkpoint import Checkpoints
-from kdbench.train.probe_group import train_probes
 from tests.train import tiny_study
 from tests.train.tiny_study import CPU
 
 TARGET = tiny_study.dataset(train=128, test=40)
-
-
-class Quiet:
-    """A watcher that can stop the run after a number of epochs, as Ctrl-C would."""
-
-    def __init__(self, stop_after: int | None = None) -> None:
-        self.remaining = stop_after
-
-    def group(self, probes: Sequence[LinearProbe]) -> None: ...
-    def record(self, record: ProbeRecord) -> None: ...
-
-    def advance(self, epochs: int) -> None:
-        if self.remaining is not None:
-            self.remaining -= 1
-            if self.remaining == 0:
-                raise KeyboardInterrupt
 
 
 def network_weights(trial: Trial) -> dict[str, Tensor]:
@@ -66,11 +52,26 @@ def train(
     probes: Sequence[LinearProbe],
     folder: Path,
     target: Dataset = TARGET,
-    watcher: Quiet | None = None,
-) -> list[ProbeRecord]:
-    """The records of the probes; `folder` is for checkpoints."""
-    checkpoints = Checkpoints(folder)
-    records = train_probes(
-        probes, target, lambda probe: network_weights(probe.source), checkpoints, CPU, {}, watcher or Quiet()
-    )
-    return list(records)
+    stop_after: int | None = None,
+    weights: Weights | None = None,
+) -> list[ProbeOutcome]:
+    """The outcomes of the probes; `folder` is for checkpoints. It can be stopped after an epoch, as by Ctrl-C."""
+    checkpoints, outcomes = Checkpoints(folder), list[ProbeOutcome]()
+
+    def emit(event: Event) -> None:
+        match event:
+            case Checkpoint():
+                checkpoints.save(event.id, event.state)
+            case EpochEnd(_, epoch) if epoch == stop_after:
+                raise KeyboardInterrupt
+            case TrialEnd(ProbeOutcome() as outcome):
+                outcomes.append(outcome)
+                checkpoints.remove(outcome.probe.id)
+            case _:
+                pass
+
+    if weights is None:
+        weights = {probe.fingerprint: network_weights(probe.source) for probe in probes}
+    executor = LocalExecutor({target.info.content: target}, CPU, checkpoints)
+    executor.run(iter([ProbeJob(tuple(probes), weights)]), emit)
+    return outcomes

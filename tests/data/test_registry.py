@@ -23,9 +23,9 @@ def test_listing_imports_nothing_heavy() -> None:
 
 def test_every_entry_has_a_line_and_a_reader() -> None:
     assert list(describe_datasets()) == [
-        "digits",
         "cifar10",
         "cifar100",
+        "digits",
         "stl10",
         "tiny-imagenet",
         "folder:PATH",
@@ -33,7 +33,7 @@ def test_every_entry_has_a_line_and_a_reader() -> None:
     ]
     for name, line in describe_datasets().items():
         assert line
-        assert callable(import_module(f"kdbench.data.sources.{entry(name).reader}").find)
+        assert callable(import_module(entry(name).module).find)
 
 
 @pytest.mark.parametrize(

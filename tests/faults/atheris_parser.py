@@ -12,8 +12,8 @@ import atheris
 with atheris.instrument_imports():
     from kdbench.plan.expressions import parse
 
-from kdbench.cli.options import build_catalog
 from kdbench.core.errors import UserError
+from kdbench.runner.catalog import build_catalog
 
 CATALOG = build_catalog(None)
 

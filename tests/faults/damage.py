@@ -31,7 +31,7 @@ from kdbench.core.errors import UserError
 from kdbench.core.files import DamagedFile
 from kdbench.data.sources import prepare
 from kdbench.models import build, load_checkpoint
-from kdbench.results import ProbeStore, Store
+from kdbench.results import Store
 from kdbench.train.checkpoint import Checkpoints
 from kdbench.verify.vectors import load
 from tests.data.build import folder_tree, noise, rows
@@ -103,7 +103,7 @@ def _read_weights(path: Path) -> object:
 
 def _state(folder: Path) -> Path:
     checkpoints = Checkpoints(folder / "results" / "checkpoints")
-    checkpoints.save([("trial", {"network": {"weight": torch.arange(500.0)}, "epochs": []})])
+    checkpoints.save("trial", {"network": {"weight": torch.arange(500.0)}, "epochs": []})
     return checkpoints.folder / "trial.pt"
 
 
@@ -112,13 +112,13 @@ def _read_state(path: Path) -> object:
 
 
 def _transfer(folder: Path) -> Path:
-    ProbeStore(folder / "results").save(moved(trained("icd"), 61.5))
+    Store(folder / "results").write_probe(moved(trained("icd"), 61.5))
     (path,) = (folder / "results" / "transfers").iterdir()
     return path
 
 
 def _read_transfer(path: Path) -> object:
-    return ProbeStore(path.parents[1]).records() or None
+    return Store(path.parents[1]).probe_records() or None
 
 
 def _cache(folder: Path) -> Path:

@@ -69,10 +69,10 @@ class Study:
         return printed
 
     def files(self) -> set[str]:
-        """All files of its results and its cache, without the lock that stays, by path."""
+        """All files of its results and its cache, without the locks, which stay, by path."""
         places = (self.out, self.home / "data")
         found = {str(path.relative_to(self.home)) for place in places for path in place.rglob("*") if path.is_file()}
-        return found - {"results/claims/lock"}
+        return {path for path in found if not path.startswith("results/locks/")}
 
     def trials(self) -> dict[str, dict[str, Any]]:
         """Every record with its epochs, without times and places, by file name."""

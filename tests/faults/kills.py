@@ -3,7 +3,7 @@
     python -m tests.faults.kills --kills 50 --seed 20261124 --json FILE
 
 A kill strikes at a chosen event in the life of a file (see harm/sitecustomize.py) in the folder of states, records,
-claims, tables or of the image cache, or at a random time: while it starts, decodes, trains the teacher or the students.
+tables or of the image cache, or at a random time: while it starts, decodes, trains the teacher or the students.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 from tests.faults.fault_study import Study, digits_as_parquet, written
 
-EVENTS = {"checkpoints": 18, "runs": 18, "cache": 3, "claims": 12, "": 30}
+EVENTS = {"checkpoints": 18, "runs": 18, "cache": 3, "": 30}
 """Folder -> within how many events of its files a kill strikes."""
 
 LAST = 2

@@ -18,7 +18,7 @@ WORDS = ["--methods", "kd", "--pairs", "wrn_16_1:resnet8", "--recipe", "digits",
 WORDS += ["--seeds", "1", "--epochs", "2"]
 
 PLACES = {  # folder and number of the event, see harm/sitecustomize.py: the second of a file is half of its content
-    "a claim": ("claims", 2),
+    "the study file": ("results", 2),
     "a training state": ("checkpoints", 2),
     "a later training state": ("checkpoints", 22),
     "weights": ("runs", 2),
@@ -27,7 +27,7 @@ PLACES = {  # folder and number of the event, see harm/sitecustomize.py: the sec
     "a record's name": ("runs", 15),
     "a table": ("tables", 2),
     "a chart": ("charts", 2),
-    "the page": ("results", 2),
+    "the page": ("results", 8),
 }
 SHORT = {("a training state", "ENOSPC"), ("a record", "EIO"), ("a chart", "EROFS")}
 CASES = [

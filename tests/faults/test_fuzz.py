@@ -16,7 +16,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kdbench.cli.options import build_catalog
 from kdbench.core.data import DataRequest
 from kdbench.core.errors import UserError
 from kdbench.core.record import Record
@@ -27,6 +26,7 @@ from kdbench.plan.parsing import parse_classes, parse_interval, parse_seeds
 from kdbench.report import write_report
 from kdbench.results import Store
 from kdbench.results.serialize import dumps_checksummed, load_checksummed
+from kdbench.runner.catalog import build_catalog
 from tests.data.build import folder_tree, rows, write
 from tests.report.factory import study
 from tests.results.test_store import DONE, ENVIRONMENT, TRIAL

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-import json
+import errno
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from kdbench.core import processes
-from kdbench.results.serialize import dumps_checksummed
-from kdbench.run.claims import Claims, Work
-from tests.faults.fault_study import Study, end, written
+from kdbench.core.errors import UserError
+from kdbench.core.events import Event, TrialEnd, Waiting
+from kdbench.core.files import DiskError
+from kdbench.core.jobs import CohortJob
+from kdbench.core.record import Outcome
+from kdbench.results import Store
+from kdbench.runner.executors.local import LocalExecutor
+from kdbench.runner.locks import TrialLocks
+from kdbench.runner.runner import run_jobs
+from kdbench.train.checkpoint import Checkpoints
+from tests.faults.fault_study import ROOT, Study, end, written
+from tests.train import tiny_study
 
 WORDS = ["--methods", "kd,sp", "--pairs", "wrn_16_2:resnet8", "--dataset", "digits", "--threads", "1"]
 
 
-def _work(names: str, after: str = "") -> Work[str]:
-    return Work(names, frozenset(names), frozenset(after))
-
-
-def _nobody(*_: object) -> None:
-    raise AssertionError("there is nobody to wait for")
+def holds_a_lock(process: subprocess.Popen[str]) -> bool:
+    """Whether the process has an open lock file; a process opens one only to hold it."""
+    links = Path(f"/proc/{process.pid}/fd").iterdir()
+    return any("/locks/" in os.readlink(link) for link in links if link.is_symlink())
 
 
 @pytest.mark.parametrize("doomed", [True, pytest.param(False, marks=pytest.mark.slow)])
@@ -33,12 +42,9 @@ def test_four_at_once_do_everything_once(tmp_path: Path, doomed: bool) -> None:
     log = tmp_path / "log"
     processes = [together.start({"log": str(log)}) for _ in range(4)]
     if doomed:
-        victim = None
-        while victim is None:  # the first that has something in hand and has kept a state of it
+        while not list(together.out.glob("checkpoints/*.pt")):
             time.sleep(0.01)
-            for path in together.out.glob("claims/*.json"):
-                if '"names": []' not in path.read_text("utf-8") and list(together.out.glob("checkpoints/*.pt")):
-                    victim = next(each for each in processes if each.pid == int(path.stem.split("-")[1]))
+        victim = next(process for process in processes if holds_a_lock(process))
         end(victim)
         processes.remove(victim)
     printed = [process.communicate(timeout=200)[0] for process in processes]
@@ -52,73 +58,81 @@ def test_four_at_once_do_everything_once(tmp_path: Path, doomed: bool) -> None:
     assert all("7 trials" in text and "top-1 accuracy (%)" in text for text in printed)
 
 
-def test_names_are_shared_out_once(tmp_path: Path) -> None:
-    done: set[str] = set()
-    with Claims(tmp_path) as claims:
-        order = []
-        for group, names in claims.share([_work("cd", after="a"), _work("ab")], done.__contains__, _nobody):
-            order.append(group)
-            assert names == set(group)
-    assert order == ["ab", "cd"]  # what needs `a` comes after it
-    assert list((tmp_path / "claims").iterdir()) == [tmp_path / "claims" / "lock"]
+LOCKER = """
+import sys, time
+from pathlib import Path
+from kdbench.runner.locks import TrialLocks
+locks = TrialLocks(Path(sys.argv[1]))
+assert all(locks.acquire(name) for name in sys.argv[2:])
+print("locked", flush=True)
+time.sleep(600)
+"""
 
 
-def test_what_others_finished_is_not_done_again(tmp_path: Path) -> None:
-    with Claims(tmp_path) as claims:
-        given = list(claims.share([_work("ab"), _work("c")], "bc".__contains__, _nobody))
-    assert given == [("ab", frozenset("a"))]
+@contextmanager
+def other_process(folder: Path, *names: str) -> Iterator[subprocess.Popen[str]]:
+    """A process that holds the locks of these names."""
+    command = [sys.executable, "-c", LOCKER, str(folder), *names]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "locked\n"
+    yield process
+    end(process)
 
 
-def _theirs(folder: Path, name: str, names: str) -> Path:
-    path = folder / "claims" / f"{name}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_bytes(dumps_checksummed({"names": list(names)}))
-    return path
+def test_a_lock_belongs_to_one_process_and_ends_with_it(tmp_path: Path) -> None:
+    locks = TrialLocks(tmp_path)
+    assert locks.acquire("mine")
+    assert locks.acquire("mine")
+    with other_process(tmp_path, "a", "b") as process:
+        assert not locks.acquire("a")
+        assert locks.acquire("c")
+        process.kill()
+        process.wait()
+        started = time.monotonic()
+        while not locks.acquire("a"):
+            assert time.monotonic() - started < 5
+        assert locks.acquire("b")
+    locks.release_all()
+    with other_process(tmp_path, "mine", "a", "b", "c"):
+        assert not any(map(locks.acquire, ("mine", "a", "b", "c")))
 
 
-class _Waiter:
-    """Lets the others get on each time somebody waits for them."""
+def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_flock(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
-    def __init__(self, *deeds: object) -> None:
-        self.deeds: Iterator[object] = iter(deeds)
-        self.heard: list[int] = []
-
-    def __call__(self, count: int, processes: object) -> None:
-        self.heard.append(count)
-        deed = next(self.deeds)
-        assert callable(deed)
-        deed()
+    monkeypatch.setattr("fcntl.flock", no_flock)
+    with pytest.raises((UserError, DiskError), match="locks"):
+        TrialLocks(tmp_path).acquire("a")
 
 
-def test_what_a_living_process_has_is_waited_for(tmp_path: Path) -> None:
-    theirs = _theirs(tmp_path, "00000000-1-1", "ab")  # on another machine, and it gives a sign of life
-    done: set[str] = set()
-    waiter = _Waiter(lambda: done.add("a"), theirs.unlink)
-    with Claims(tmp_path) as claims:
-        given = list(claims.share([_work("abc"), _work("d", after="b")], done.__contains__, waiter))
-    assert given == [("abc", frozenset("c")), ("abc", frozenset("b")), ("d", frozenset("d"))]
-    assert waiter.heard == [3, 3]
+def test_what_another_process_trains_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It finishes one trial, and dies in the other: only that is trained here."""
+    monkeypatch.setattr("kdbench.runner.runner._POLL", 0.02)
+    students = [tiny_study.trial("vanilla", teacher=None, seed=seed) for seed in (0, 1)]
+    store, waited = Store(tmp_path), list[int]()
+    jobs = [CohortJob(tiny_study.cohort(student)) for student in students]
+    with other_process(tmp_path, *(student.fingerprint for student in students)) as process:
 
+        def watch(event: Event) -> None:
+            if isinstance(event, Waiting):
+                waited.append(event.items)
+                if len(waited) == 1:
+                    store.save(Outcome(students[0], "done", weights={}), {})
+                    process.kill()
+                    process.wait()
 
-@pytest.mark.parametrize("where", ["here", "elsewhere"])
-def test_what_a_dead_process_had_is_taken_over(tmp_path: Path, where: str) -> None:
-    machine, _, started = processes.process().split("-")
-    name = f"{machine}-99999999-{started}" if where == "here" else "00000000-1-1"
-    theirs = _theirs(tmp_path, name, "ab")
-    if where == "elsewhere":
-        os.utime(theirs, (time.time() - 301,) * 2)
-    with Claims(tmp_path) as claims:
-        assert list(claims.share([_work("ab")], "".__contains__, _nobody)) == [("ab", frozenset("ab"))]
-    assert not theirs.exists()
+        checkpoints = Checkpoints(tmp_path / "checkpoints")
+        executor = LocalExecutor({tiny_study.DATASET.info.content: tiny_study.DATASET}, tiny_study.CPU, checkpoints)
+        trained: list[str] = []
 
+        def note(event: Event) -> None:
+            watch(event)
+            if isinstance(event, TrialEnd):
+                trained.append(event.outcome.item.fingerprint)
 
-def test_a_process_gives_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kdbench.run.claims._HEARTBEAT", 0.02)
-    with Claims(tmp_path):
-        (mine,) = tmp_path.glob("claims/*.json")
-        assert json.loads(mine.read_text("utf-8"))["names"] == []
-        os.utime(mine, (0, 0))
-        deadline = time.monotonic() + 20
-        while mine.stat().st_mtime == 0:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        run_jobs(jobs, store, executor, checkpoints, note, {})
+    assert waited[0] == 2
+    assert trained == [students[1].fingerprint]
+    assert {record.trial.fingerprint for record in store.records()} == {student.fingerprint for student in students}

@@ -1,31 +1,40 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
 
 from kdbench.core.catalog import Cost, Costs
+from kdbench.core.data import DataInfo, DataRequest
 from kdbench.core.errors import UserError
 from kdbench.core.trial import CheckpointInterval, Pair, Plan, TeacherSource
 from kdbench.plan import pairs, recipes
 from kdbench.plan.estimate import estimate_disk, estimate_seconds, format_bytes, format_duration
-from kdbench.plan.expand import Request, expand
+from kdbench.plan.expand import expand
 from kdbench.plan.expressions import parse
 from kdbench.plan.parsing import parse_classes, parse_interval, parse_seeds
+from kdbench.plan.study import Study
 from tests.plan.catalog import CATALOG, DATA
 
 
-def request(methods: str = "kd,one,picky", seeds: tuple[int, ...] = (0, 1), pair: str = "big:small") -> Request:
+def study(methods: str = "kd,one,picky", seeds: tuple[int, ...] = (0, 1), pair: str = "big:small") -> Study:
     chosen = pairs.parse(pair, "cifar100")
-    return Request(DATA, recipes.recipe("paper"), parse(methods, CATALOG), chosen, seeds, "fp32", {})
+    request = DataRequest("cifar100", 32)
+    return Study(request, recipes.recipe("paper"), parse(methods, CATALOG), chosen, seeds, "fp32")
 
 
-def plan(asked: Request, completed: frozenset[str] = frozenset()) -> Plan:
-    return expand(asked, CATALOG, completed)
+def plan(
+    study: Study,
+    completed: frozenset[str] = frozenset(),
+    data: DataInfo = DATA,
+    files: Mapping[str, TeacherSource] | None = None,
+) -> Plan:
+    return expand(study, data, CATALOG, completed, files)
 
 
 def test_teachers_come_first_with_seed_0_only_and_students_with_every_seed() -> None:
-    planned = plan(request())
+    planned = plan(study())
     shape = [
         (c.seed, [source.arch for source in c.teachers], [(t.arch, t.method) for t in c.trials])
         for c in planned.cohorts
@@ -43,41 +52,39 @@ def test_teachers_come_first_with_seed_0_only_and_students_with_every_seed() -> 
 
 
 def test_a_teacher_is_trained_with_seed_0_also_when_students_have_other_seeds() -> None:
-    first = plan(request(seeds=(5,))).cohorts[0]
+    first = plan(study(seeds=(5,))).cohorts[0]
     assert (first.seed, [trial.arch for trial in first.trials]) == (0, ["big"])
 
 
 def test_one_vanilla_trial_serves_all_pairs() -> None:
-    planned = plan(request(pair="big:small,small:small", seeds=(0,)))
+    planned = plan(study(pair="big:small,small:small", seeds=(0,)))
     assert [trial.arch for trial in planned.pending if trial.method == "vanilla"] == ["big", "small"]
 
 
 def test_networks_that_diverge_at_the_usual_learning_rate_have_a_smaller_one() -> None:
-    assert {trial.arch: trial.lr for trial in plan(request()).pending} == {"big": 0.05, "small": 0.01}
+    assert {trial.arch: trial.lr for trial in plan(study()).pending} == {"big": 0.05, "small": 0.01}
 
 
 def test_completed_trials_are_left_out_and_a_new_method_trains_alone() -> None:
-    before = plan(request("kd"))
-    after = plan(request("kd,one"), frozenset(trial.fingerprint for trial in before.pending))
+    before = plan(study("kd"))
+    after = plan(study("kd,one"), frozenset(trial.fingerprint for trial in before.pending))
     assert {trial.method for trial in after.pending} == {"one"}
     assert len(after.completed) == len(before.pending)
 
 
 def test_a_teacher_from_a_file_is_not_trained_and_changes_the_students() -> None:
-    asked = request()
+    asked = study()
     files = {"big": TeacherSource("big", file="/somewhere/big.pth", sha256="ab" * 32)}
-    planned = plan(replace(asked, files=files))
+    planned = plan(asked, files=files)
     assert "big" not in {trial.arch for trial in planned.pending}
     own = {trial.fingerprint for trial in plan(asked).pending if trial.method == "kd"}
     assert not own & {trial.fingerprint for trial in planned.pending}
     moved = {"big": TeacherSource("big", file="/elsewhere/teacher.pth", sha256="ab" * 32)}
-    assert {t.fingerprint for t in plan(replace(asked, files=moved)).pending} == {
-        t.fingerprint for t in planned.pending
-    }
+    assert {t.fingerprint for t in plan(asked, files=moved).pending} == {t.fingerprint for t in planned.pending}
 
 
 def test_the_fingerprint_knows_what_matters_and_nothing_else() -> None:
-    trial = plan(request()).pending[-1]
+    trial = plan(study()).pending[-1]
     assert trial.id.endswith(trial.fingerprint)
     same = [
         replace(trial, data=replace(trial.data, label="other", sources={"a": "b"})),
@@ -101,9 +108,9 @@ def test_the_fingerprint_knows_what_matters_and_nothing_else() -> None:
 
 def test_too_small_images_and_sets_are_refused() -> None:
     with pytest.raises(UserError, match="small needs images of at least 16x16 pixels"):
-        plan(replace(request(), data=replace(DATA, size=8)))
+        plan(study(), data=replace(DATA, size=8))
     with pytest.raises(UserError, match="40 training images, less than one batch of 64"):
-        plan(replace(request(), data=replace(DATA, train=40)))
+        plan(study(), data=replace(DATA, train=40))
 
 
 @pytest.mark.parametrize(
@@ -148,7 +155,7 @@ def test_pairs_with_several_teachers() -> None:
 
 
 def test_each_teacher_is_trained_once_and_students_wait_for_all() -> None:
-    planned = plan(request("kd", seeds=(1,), pair="big+small:small,big:small"))
+    planned = plan(study("kd", seeds=(1,), pair="big+small:small,big:small"))
     vanilla = {trial.arch: trial for trial in planned.pending if trial.method == "vanilla" and trial.seed == 0}
     assert list(vanilla) == ["big", "small"]
     pair = next(cohort for cohort in planned.cohorts if len(cohort.teachers) == 2)
@@ -161,7 +168,7 @@ def test_each_teacher_is_trained_once_and_students_wait_for_all() -> None:
 
 
 def test_a_method_that_needs_the_trained_student_waits_for_its_vanilla_trial_of_seed_0() -> None:
-    planned = plan(request("kd,selfish", seeds=(5,)))
+    planned = plan(study("kd,selfish", seeds=(5,)))
     first = planned.cohorts[0]
     assert (first.seed, [trial.arch for trial in first.trials]) == (0, ["big", "small"])
     small = first.trials[1]
@@ -170,7 +177,7 @@ def test_a_method_that_needs_the_trained_student_waits_for_its_vanilla_trial_of_
     selfish = next(trial for trial in pair.trials if trial.method == "selfish")
     assert selfish.extra_teachers["self"].trial == small.fingerprint
     assert replace(selfish, extra_teachers={}).fingerprint != selfish.fingerprint
-    alone = {trial.method: trial.fingerprint for trial in plan(request("kd", seeds=(5,))).pending}
+    alone = {trial.method: trial.fingerprint for trial in plan(study("kd", seeds=(5,))).pending}
     assert alone["kd"] in {trial.fingerprint for trial in pair.trials}  # the others are as they were
 
 
@@ -195,7 +202,7 @@ def test_recipes() -> None:
 
 def test_largest_gradients_are_part_of_the_recipe_only_where_asked_for() -> None:
     plain, clipped = (
-        plan(replace(request(), recipe=recipes.recipe("paper", max_grad_norm=norm))) for norm in (None, 5.0)
+        plan(replace(study(), recipe=recipes.recipe("paper", max_grad_norm=norm))) for norm in (None, 5.0)
     )
     assert clipped.pending[0].recipe_label == "paper,clip=5"
     assert not clipped.pending[0].recipe.published()
@@ -216,7 +223,7 @@ def test_intervals() -> None:
 
 
 def test_the_disk_space_adds_up() -> None:
-    planned = plan(request("kd,one", seeds=(0,)))
+    planned = plan(study("kd,one", seeds=(0,)))
     costs = Costs({"big": Cost(1, 1, 10_000_000), "small": Cost(1, 1, 1_000_000)}, checkpoint_bytes={"one": 500_000})
     kept, states = estimate_disk(planned, costs)
     assert kept - 13_000_000 == pytest.approx(4 * 104_192)  # weights; and records with 240 epochs
@@ -225,7 +232,7 @@ def test_the_disk_space_adds_up() -> None:
 
 
 def test_the_estimate_adds_up() -> None:
-    planned = plan(request("kd", seeds=(0,)))
+    planned = plan(study("kd", seeds=(0,)))
     costs = {"big": Cost(train=0.3, forward=0.1), "small": Cost(train=0.03, forward=0.01)}
     images = 1000 // 64 * 64
     vanilla = images * (0.3 + 0.03) + 100 * (0.1 + 0.01)

@@ -6,13 +6,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 from math import exp
 
-from kdbench.core.data import DataInfo
+from kdbench.core.data import DataInfo, DataRequest
 from kdbench.core.record import EpochMetrics, Record, Status
 from kdbench.core.trial import PROTOCOL, VANILLA, Recipe, TeacherSource, Trial, Value
 
 CIFAR100 = DataInfo("cifar100", "c" * 64, 100, 50000, 10000, 32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), True)
 CIFAR10 = replace(CIFAR100, label="cifar10", content="d" * 64, classes=10)
-PART = replace(CIFAR100, label="cifar100[n=1000]", content="e" * 64, train=1000)
+PART = replace(
+    CIFAR100,
+    label="cifar100[n=1000]",
+    content="e" * 64,
+    train=1000,
+    request=DataRequest("cifar100", 32, subset=1000),
+)
 PAPER = Recipe("paper", "paper", 240, 64, 0.05, 0.01, 0.9, 5e-4, (150.0, 180.0, 210.0), 0.1, 32, 4)
 SHORT = replace(PAPER, label="paper@6", epochs=6, milestones=(3.75, 4.5, 5.25))
 PAIR = ("resnet56", "resnet20")
@@ -48,6 +54,7 @@ def trained(
         lr,
         () if method == VANILLA else sources,
         method,
+        method.partition("(")[0].removesuffix("+kd"),
         {"ce_weight": 1.0},
         code,
         seed,

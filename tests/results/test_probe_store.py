@@ -8,7 +8,7 @@ import pytest
 from kdbench.core.linear_probe import LinearProbe
 from kdbench.core.record import ProbeRecord
 from kdbench.core.trial import PROTOCOL
-from kdbench.results import ProbeStore
+from kdbench.results import Store
 from kdbench.results.serialize import dumps_checksummed, load_checksummed
 from tests.results.test_store import DATA, RECIPE, TRIAL
 
@@ -19,33 +19,33 @@ FAILED = replace(DONE, probe=replace(PROBE, views=2), status="failed", reason="w
 
 
 def test_a_saved_probe_is_read_back(tmp_path: Path) -> None:
-    store = ProbeStore(tmp_path)
-    assert store.records() == []
+    store = Store(tmp_path)
+    assert store.probe_records() == []
     for record in (DONE, FAILED):
-        store.save(record)
-    assert sorted(store.records(), key=lambda record: record.status) == [DONE, FAILED]
-    assert store.completed() == {PROBE.fingerprint}  # the other runs again
-    assert {path.name for path in store.folder.iterdir()} == {f"{record.probe.id}.json" for record in (DONE, FAILED)}
-    assert store.find(PROBE.fingerprint) == DONE
-    assert store.find("another") is None
+        store.write_probe(record)
+    assert sorted(store.probe_records(), key=lambda record: record.status) == [DONE, FAILED]
+    assert store.completed_probes() == {PROBE.fingerprint}  # the other runs again
+    assert {path.name for path in store.probes.iterdir()} == {f"{record.probe.id}.json" for record in (DONE, FAILED)}
+    assert store.find_probe(PROBE.fingerprint) == DONE
+    assert store.find_probe("another") is None
     assert store.finished_at() == {record.probe.fingerprint: record.finished for record in (DONE, FAILED)}
 
 
 def test_records_of_another_protocol_and_damaged_ones_are_not_read(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store = ProbeStore(tmp_path)
-    store.save(replace(DONE, protocol=PROTOCOL + 1))
-    store.save(FAILED)
-    assert store.records() == [FAILED]
-    path = store.folder / f"{FAILED.probe.id}.json"
+    store = Store(tmp_path)
+    store.write_probe(replace(DONE, protocol=PROTOCOL + 1))
+    store.write_probe(FAILED)
+    assert store.probe_records() == [FAILED]
+    path = store.probes / f"{FAILED.probe.id}.json"
     content = load_checksummed(path)
     path.write_bytes(dumps_checksummed({**content, "id": "another"}))
-    assert store.records() == []
+    assert store.probe_records() == []
     assert "do not belong to its id" in caplog.text
     assert path.exists()
     path.write_bytes(dumps_checksummed(content).replace(b'"seed": 7', b'"seed": 3'))
-    assert store.records() == []
+    assert store.probe_records() == []
     assert "its checksum does not agree" in caplog.text
     assert not path.exists()
     assert (tmp_path / "damaged" / path.name).exists()

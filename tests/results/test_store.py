@@ -20,9 +20,11 @@ from kdbench.results.serialize import dumps_checksummed, load_checksummed
 
 DATA = DataInfo("toy[n=9]", "c0", 4, 9, 4, 8, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), True, {"a/b.bin": "00"})
 RECIPE = Recipe("paper", "paper@2", 2, 4, 0.05, 0.01, 0.9, 5e-4, (1.25, 1.5, 1.75), 0.1, 8, 1)
-VANILLA_TRIAL = Trial(DATA, RECIPE, "big", 0.05, (), "vanilla", {"ce_weight": 1.0}, "code", 0, "fp32")
+VANILLA_TRIAL = Trial(DATA, RECIPE, "big", 0.05, (), "vanilla", "vanilla", {"ce_weight": 1.0}, "code", 0, "fp32")
 TEACHERS = (TeacherSource("big", trial=VANILLA_TRIAL.fingerprint),)
-TRIAL = Trial(DATA, RECIPE, "small", 0.05, TEACHERS, "one(k=3)+kd", {"k": 3, "kd_weight": 1.0}, "code", 7, "fp32")
+TRIAL = Trial(
+    DATA, RECIPE, "small", 0.05, TEACHERS, "one(k=3)+kd", "one", {"k": 3, "kd_weight": 1.0}, "code", 7, "fp32"
+)
 EPOCHS = (
     EpochMetrics(1, 0.05, {"ce": 1.5}, 60.0, 90.0, 2.0, 0.5),
     EpochMetrics(2, 0.005, {"ce": 1.0}, 55.0, 95.0, 4.0, 1.5),

@@ -374,14 +374,10 @@ def test_extra_teachers_are_what_they_say() -> None:
 
 
 def test_a_missing_extra_teacher_fails_its_trial_alone(tmp_path: Path) -> None:
-    from kdbench.run.executors.local import LocalExecutor
-    from kdbench.train.checkpoint import Checkpoints
-
     cohort = tiny_study.cohort(trial("t_extra"), trial("kd"))
     weights = tiny_study.teacher_weights(cohort)
     del weights["trial:vanilla resnet8"]
-    executor = LocalExecutor(DATASET, tiny_study.CPU, Checkpoints(tmp_path))
-    outcomes = {outcome.trial.method: outcome for outcome in executor.train(cohort, weights, tiny_study.Quiet())}
+    outcomes = {outcome.trial.method: outcome for outcome in tiny_study.run_cohort(tmp_path, cohort, weights)}
     assert outcomes["kd"].status == "done"
     assert outcomes["t_extra"].status == "failed"
     assert "its extra teacher 'self' was not trained" in (outcomes["t_extra"].reason or "")

@@ -9,10 +9,8 @@ import torch
 
 from kdbench.core.errors import Interrupted
 from kdbench.data.resident import Loader
-from kdbench.run.executors.local import LocalExecutor
-from kdbench.train.checkpoint import Checkpoints
 from kdbench.train.device import configure_torch, describe_environment, resolve_device, resolve_precision
-from tests.train.tiny_study import CPU, DATASET, Quiet, cohort, teacher_weights, train, trial
+from tests.train.tiny_study import CPU, DATASET, cohort, run_cohort, train, trial
 
 pytestmark = [
     pytest.mark.gpu,
@@ -44,8 +42,7 @@ def test_a_cohort_trains_on_the_device(tmp_path: Path, precision: str) -> None:
     device = resolve_device("cuda")
     configure_torch(device, precision, None)
     trials = [replace(trial(method), precision=precision) for method in METHODS]
-    executor = LocalExecutor(DATASET, device, Checkpoints(tmp_path))
-    outcomes = {o.trial.method: o for o in executor.train(cohort(*trials), teacher_weights(cohort(*trials)), Quiet())}
+    outcomes = {o.trial.method: o for o in run_cohort(tmp_path, cohort(*trials), device=device)}
     assert {name: outcome.status for name, outcome in outcomes.items()} == dict.fromkeys(METHODS, "done")
     here = train(tmp_path / "cpu", *(trial(method) for method in METHODS))
     for method in METHODS:
@@ -61,15 +58,12 @@ def test_stopped_in_the_midst_of_an_epoch_it_goes_on(tmp_path: Path) -> None:
     configure_torch(device, "fp32", None)
     trials = [trial(method) for method in METHODS]
     asked = iter([False] * 5 + [True])  # three steps, one batch of evaluation, the end of the epoch, and one step
-    stopped = LocalExecutor(DATASET, device, Checkpoints(tmp_path / "parts"), stop=lambda: next(asked))
     with pytest.raises(Interrupted):
-        list(stopped.train(cohort(*trials), teacher_weights(cohort(*trials)), Quiet()))
-    ends = []
-    for folder in ("parts", "whole"):
-        executor = LocalExecutor(DATASET, device, Checkpoints(tmp_path / folder))
-        ends.append(
-            {o.trial.method: o for o in executor.train(cohort(*trials), teacher_weights(cohort(*trials)), Quiet())}
-        )
+        run_cohort(tmp_path / "parts", cohort(*trials), device=device, stop=lambda: next(asked))
+    ends = [
+        {o.trial.method: o for o in run_cohort(tmp_path / folder, cohort(*trials), device=device)}
+        for folder in ("parts", "whole")
+    ]
     for method in METHODS:
         resumed, whole = (end[method].epochs[1] for end in ends)
         assert resumed.epoch == 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,15 +13,14 @@ from torch import Tensor
 
 from kdbench import models
 from kdbench.core.errors import UserError
+from kdbench.core.jobs import ProbeJob
 from kdbench.core.linear_probe import LinearProbe
 from kdbench.data.dataset import Dataset, Split, digest
 from kdbench.data.resident import sequential_batches
 from kdbench.plan.probe_protocols import PROTOCOLS, protocol
-from kdbench.train import probe_group
-from kdbench.train.checkpoint import Checkpoints
 from kdbench.train.linear_probe import ProbeTrainer
-from kdbench.train.probe_group import train_probes
-from tests.analysis.tiny_probes import TARGET, Quiet, linear_probe, network_weights, train
+from kdbench.train.probe_group import ProbeGroupTrainer
+from tests.analysis.tiny_probes import TARGET, linear_probe, network_weights, train
 from tests.train.tiny_study import CPU
 
 
@@ -30,9 +28,7 @@ def trained(probe: LinearProbe) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The state dicts of a probed network before and after training."""
     trainer = ProbeTrainer(probe, network_weights(probe.source), CPU)
     before = {name: tensor.clone() for name, tensor in trainer.network.state_dict().items()}
-    group = probe_group._Group(TARGET, Checkpoints(Path("/nonexistent")), CPU, Quiet())
-    group.normalizations = set()
-    group.checkpoints.save = lambda *_: None  # type: ignore[method-assign]
+    group = ProbeGroupTrainer(ProbeJob((probe,)), TARGET, CPU, lambda event: None)
     train = group._train_on_batches if probe.bn_train_mode else group._train_on_features
     ((returned, error),) = train([trainer])
     assert error is None
@@ -111,7 +107,7 @@ def test_a_probe_is_the_same_alone_in_a_group_and_resumed(tmp_path: Path) -> Non
         assert together[1].loss == pytest.approx(alone.loss, rel=1e-5 if name == "frozen" else 0)
         folder = tmp_path / f"{name} interrupted"
         with pytest.raises(KeyboardInterrupt):
-            train([probe], folder, watcher=Quiet(stop_after=1))
+            train([probe], folder, stop_after=1)
         assert len(list(folder.glob("*"))) == (
             name == "authors"
         )  # frozen probes are so quick that they have no checkpoints
@@ -133,10 +129,10 @@ def test_seeds_and_views_change_the_probe(tmp_path: Path) -> None:
 
 
 def test_a_failed_probe_leaves_the_others(tmp_path: Path) -> None:
-    def weights(probe: LinearProbe) -> Mapping[str, Tensor]:
-        if probe.source.arch == "wrn_16_1":
-            raise ValueError("its weights are damaged")
+    def weights(probe: LinearProbe) -> dict[str, Tensor]:
         state = network_weights(probe.source)
+        if probe.source.arch == "wrn_16_1":
+            del state["bn1.weight"]
         if probe.seed == 5:
             state["bn1.running_mean"] = torch.full_like(state["bn1.running_mean"], float("nan"))
             state["bn1.weight"] = torch.full_like(state["bn1.weight"], float("nan"))
@@ -146,12 +142,10 @@ def test_a_failed_probe_leaves_the_others(tmp_path: Path) -> None:
         intact, damaged = linear_probe("resnet8", name), linear_probe("wrn_16_1", name)
         nonfinite = replace(intact, source=replace(intact.source, seed=5))
         probes = [damaged, nonfinite, intact]
-        records = {
-            record.probe.fingerprint: record
-            for record in train_probes(probes, TARGET, weights, Checkpoints(tmp_path), CPU, {}, Quiet())
-        }
+        loaded = {probe.fingerprint: weights(probe) for probe in probes}
+        records = {outcome.probe.fingerprint: outcome for outcome in train(probes, tmp_path, weights=loaded)}
         assert records[damaged.fingerprint].status == "failed"
-        assert "its weights are damaged" in (records[damaged.fingerprint].reason or "")
+        assert "loading state_dict" in (records[damaged.fingerprint].reason or "")
         assert records[nonfinite.fingerprint].status == "diverged"
         assert "not finite in epoch 1" in (records[nonfinite.fingerprint].reason or "")
         assert records[nonfinite.fingerprint].top1 is None

@@ -17,8 +17,6 @@ from kdbench.core.trial import CheckpointInterval
 from kdbench.data.dataset import Split
 from kdbench.distill import Context, Distiller, Hyper, Shapes, Step, register, registry
 from kdbench.results import Store
-from kdbench.run.executors.local import LocalExecutor
-from kdbench.train.checkpoint import Checkpoints
 from kdbench.train.shared_inputs import StepInputs
 from kdbench.train.student import Student
 from tests.train import tiny_study
@@ -357,10 +355,7 @@ def test_held_out_images_choose_an_epoch_and_are_not_trained_on(tmp_path: Path) 
     held = Split(whole.train.images[:40], whole.train.labels[:40])
     images = replace(whole, val=held, info=replace(whole.info, val=40))
     one = replace(tiny_study.trial("kd"), data=images.info)
-    executor = LocalExecutor(images, tiny_study.CPU, Checkpoints(tmp_path))
-    (outcome,) = executor.train(
-        tiny_study.cohort(one), tiny_study.teacher_weights(tiny_study.cohort(one)), tiny_study.Quiet()
-    )
+    (outcome,) = tiny_study.run_cohort(tmp_path, tiny_study.cohort(one), dataset=images)
     assert all(epoch.val_top1 is not None for epoch in outcome.epochs)
     plain = tiny_study.train(tmp_path / "plain", tiny_study.trial("kd"))["kd/resnet8"]
     assert all(epoch.val_top1 is None for epoch in plain.epochs)

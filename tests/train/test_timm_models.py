@@ -15,8 +15,6 @@ from kdbench.core.trial import Trial, Value
 from kdbench.data.dataset import Dataset, Split
 from kdbench.data.resident import Loader
 from kdbench.distill import Shapes, registry
-from kdbench.run.executors.local import LocalExecutor
-from kdbench.train.checkpoint import Checkpoints
 from tests.train import tiny_study
 
 ARCHS = [
@@ -52,8 +50,8 @@ def train(folder: Path, teacher: str, student: str, *methods: str) -> dict[str, 
     cohort = tiny_study.cohort(*(trial(method, teacher, student) for method in methods))
     torch.manual_seed(0)
     weights = {key: dict(models.build(teacher, CLASSES, SIZE).state_dict()) for key in cohort.sources}
-    executor = LocalExecutor(dataset(), tiny_study.CPU, Checkpoints(folder))
-    return {outcome.trial.method: outcome for outcome in executor.train(cohort, weights, tiny_study.Quiet())}
+    outcomes = tiny_study.run_cohort(folder, cohort, weights, dataset=dataset())
+    return {outcome.trial.method: outcome for outcome in outcomes}
 
 
 def reason(method: str, teacher: str, student: str, **settings: Value) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,14 +11,16 @@ from torch import Tensor
 
 from kdbench.core.catalog import Catalog
 from kdbench.core.data import DataInfo
-from kdbench.core.record import EpochMetrics, Outcome
+from kdbench.core.events import Checkpoint, EpochEnd, Event, TrialEnd
+from kdbench.core.jobs import CohortJob, Weights
+from kdbench.core.record import Outcome
 from kdbench.core.trial import SELF, VANILLA, CheckpointInterval, Cohort, TeacherSource, Trial
 from kdbench.data.dataset import Dataset, Split
 from kdbench.distill import registry
 from kdbench.models import build
 from kdbench.plan.expressions import parse
 from kdbench.plan.recipes import recipe
-from kdbench.run.executors.local import LocalExecutor
+from kdbench.runner.executors.local import LocalExecutor
 from kdbench.train.checkpoint import Checkpoints
 
 CPU = torch.device("cpu")
@@ -45,21 +47,20 @@ DATASET = dataset()
 
 
 class Quiet:
-    """An observer that can stop the run after an epoch, as Ctrl-C would."""
+    """Collects events, and can stop the run after an epoch, as Ctrl-C would."""
 
     def __init__(self, stop_after: int | None = None) -> None:
         self.stop_after = stop_after
         self.trained: list[tuple[int, int]] = []  # epoch, students
+        self.outcomes: list[Outcome] = []
 
-    def cohort(self, cohort: Cohort, number: int, of: int) -> None: ...
-    def step(self, cohort: Cohort, epoch: int, step: int, steps: int) -> None: ...
-    def outcome(self, outcome: Outcome) -> None: ...
-    def waiting(self, trials: int, processes: Sequence[str]) -> None: ...
-
-    def epoch(self, cohort: Cohort, epoch: int, latest: Mapping[str, EpochMetrics]) -> None:
-        self.trained.append((epoch, len(latest)))
-        if epoch == self.stop_after:
-            raise KeyboardInterrupt
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, TrialEnd) and isinstance(event.outcome, Outcome):
+            self.outcomes.append(event.outcome)
+        elif isinstance(event, EpochEnd):
+            self.trained.append((event.epoch, event.count))
+            if event.epoch == self.stop_after:
+                raise KeyboardInterrupt
 
 
 def source(arch: str) -> TeacherSource:
@@ -79,6 +80,7 @@ def trial(expression: str, *, arch: str = "resnet8", teacher: str | None = "wrn_
         lr=RECIPE.lr,
         teachers=tuple(source(name) for name in sorted(teacher.split("+"))) if teacher else (),
         method=method.expression,
+        base=method.name,
         settings=method.settings,
         code=methods[method.name].code,
         seed=seed,
@@ -113,15 +115,36 @@ def train(
     interval: CheckpointInterval | None = None,
 ) -> dict[str, Outcome]:
     """Outcomes by method and architecture; a run that is stopped gives those that had ended by then."""
-    executor = LocalExecutor(DATASET, CPU, Checkpoints(folder, interval), stop=stop)
-    together = cohort(*trials)
-    outcomes: dict[str, Outcome] = {}
+    together, observer = cohort(*trials), observer or Quiet(stop_after)
     try:
-        for outcome in executor.train(together, teacher_weights(together), observer or Quiet(stop_after)):
-            outcomes[f"{outcome.trial.method}/{outcome.trial.arch}"] = outcome
+        run_cohort(folder, together, observer=observer, stop=stop, interval=interval)
     except KeyboardInterrupt:
         assert stop_after is not None or stop()
-    return outcomes
+    return {f"{outcome.trial.method}/{outcome.trial.arch}": outcome for outcome in observer.outcomes}
+
+
+def run_cohort(
+    folder: Path,
+    cohort: Cohort,
+    weights: Weights | None = None,
+    *,
+    dataset: Dataset | None = None,
+    device: torch.device = CPU,
+    observer: Quiet | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    interval: CheckpointInterval | None = None,
+) -> list[Outcome]:
+    """The outcomes of a cohort under the local executor; checkpoints are written to `folder`."""
+    dataset, observer, checkpoints = dataset or DATASET, observer or Quiet(), Checkpoints(folder)
+
+    def emit(event: Event) -> None:
+        if isinstance(event, Checkpoint):
+            checkpoints.save(event.id, event.state)
+        observer(event)
+
+    job = CohortJob(cohort, teacher_weights(cohort) if weights is None else weights)
+    LocalExecutor({dataset.info.content: dataset}, device, checkpoints, interval, stop).run(iter([job]), emit)
+    return observer.outcomes
 
 
 def longer(trial: Trial, epochs: int) -> Trial:

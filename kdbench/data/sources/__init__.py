@@ -18,7 +18,7 @@ __all__ = ["Dataset", "Split", "prepare"]
 def prepare(request: DataRequest, data_dir: Path) -> Dataset:
     """Find, decode and select the requested data; downloads and the cache are in `data_dir`. Raises UserError."""
     data_dir = data_dir.expanduser()
-    reader = import_module(f"kdbench.data.sources.{entry(request.source).reader}")
+    reader = import_module(entry(request.source).module)
     if request.label_column is not None and not request.source.startswith("parquet:"):
         raise UserError(f"--label-column {request.label_column!r} is for parquet:PATH; {request.source} has one label")
     try:

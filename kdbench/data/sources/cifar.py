@@ -13,6 +13,11 @@ from kdbench.data.dataset import Decoded, Source, Split, files_sha256
 from kdbench.data.decode import resize
 from kdbench.data.sources.archive import Archive, obtain
 
+SOURCES = {
+    "cifar10": "60,000 photographs of 32x32 pixels, 10 classes; downloaded when absent",
+    "cifar100": "60,000 photographs of 32x32 pixels, 100 classes; downloaded when absent",
+}
+
 # Those of every published study of the family; nearly, but not quite, what the images give.
 _CIFAR100_CONSTANTS = ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
 _SIDE = 32  # pixels, as published: plain arrays that need no cache

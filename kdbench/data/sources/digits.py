@@ -12,6 +12,10 @@ from kdbench.core.errors import UserError
 from kdbench.data.dataset import Decoded, Source, Split, digest
 from kdbench.data.decode import resize
 
+SOURCES = {
+    "digits": "1,797 handwritten digits of 8x8 pixels, 10 classes; comes with scikit-learn",
+}
+
 _TEST_IMAGES = 360  # a fifth
 _DIGEST = "b04a47f470294ef2fa42b2645960dd6fa7252877e4953ceb8023f65ad13cc565"
 

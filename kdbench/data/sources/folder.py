@@ -14,6 +14,10 @@ from kdbench.data.dataset import Decoded, Source, Split, files_sha256
 from kdbench.data.decode import decode_all
 from kdbench.data.subset import safe_label
 
+SOURCES = {
+    "folder:PATH": "your own images: train/ and test/ or val/, with one folder per class",
+}
+
 TEST_NAMES = ("test", "val", "valid", "validation")
 """Where the test split is looked for, best first."""
 

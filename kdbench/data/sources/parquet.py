@@ -29,6 +29,10 @@ from kdbench.data.decode import decode_all
 from kdbench.data.sources.parquet_columns import Columns, choose_columns
 from kdbench.data.subset import safe_label
 
+SOURCES = {
+    "parquet:PATH": "image sets as shared on the Hugging Face hub: a folder of parquet files",
+}
+
 _TRAIN, _TEST = "train", ("test", "val", "valid", "validation")
 _SPLIT = re.compile(rf"({'|'.join((_TRAIN, *_TEST))})(?![a-z0-9])", re.IGNORECASE)
 _SHARD = re.compile(r"-(\d+)-of-(\d+)")

@@ -14,6 +14,10 @@ from kdbench.data.dataset import Decoded, Source, Split, files_sha256
 from kdbench.data.decode import resize
 from kdbench.data.sources.archive import Archive, obtain
 
+SOURCES = {
+    "stl10": "13,000 photographs of 96x96 pixels, 10 classes; downloaded when absent (2.6 GB)",
+}
+
 _CONSTANTS = ((0.4467, 0.4398, 0.4066), (0.2603, 0.2566, 0.2712))  # those of the published transfer study
 _UNLABELLED = "unlabeled_X.bin"
 

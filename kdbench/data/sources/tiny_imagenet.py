@@ -17,6 +17,10 @@ from kdbench.data.dataset import Decoded, Source, Split, digest, files_sha256
 from kdbench.data.decode import decode_all
 from kdbench.data.sources.archive import Archive, obtain
 
+SOURCES = {
+    "tiny-imagenet": "110,000 photographs of 64x64 pixels, 200 classes; downloaded when absent",
+}
+
 ARCHIVE = Archive(
     "tiny-imagenet",
     "http://cs231n.stanford.edu/tiny-imagenet-200.zip",

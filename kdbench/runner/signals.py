@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+_HANDLED = (signal.SIGINT, signal.SIGTERM)
 _NOTICE = b"\nkdbench: finishing this step and saving checkpoints; press again to stop at once\n"
 
 
@@ -19,9 +21,23 @@ class Signals:
         self._orderly = False
 
     def listen(self) -> None:
+        """Handle signals from now on. Does nothing in a thread, where Python cannot."""
         self.number, self._orderly = None, False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._handle)
+        if threading.current_thread() is threading.main_thread():
+            for number in _HANDLED:
+                signal.signal(number, self._handle)
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Handle signals within this context, and restore the handlers that were there."""
+        before = {number: signal.getsignal(number) for number in _HANDLED}
+        self.listen()
+        try:
+            yield
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                for number, handler in before.items():
+                    signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         first, self.number = self.number is None, number

@@ -1,0 +1,55 @@
+"""One lock per trial, so that several processes that work on one results folder train each trial once.
+
+The operating system releases the locks of a process that ends, however it ends. Lock files stay in `locks/`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from filelock import BaseFileLock, FileLock, Timeout
+
+from kdbench.core.errors import UserError
+from kdbench.core.files import DiskError
+
+FOLDER = "locks"
+
+
+class TrialLocks:
+    """The locks that this process holds on trials of a results folder, by fingerprint."""
+
+    def __init__(self, root: Path) -> None:
+        self.folder = root / FOLDER
+        self._held: dict[str, BaseFileLock] = {}
+
+    def acquire(self, fingerprint: str) -> bool:
+        """Take a lock if no other process has it; does not wait. Raises UserError, DiskError."""
+        if fingerprint in self._held:
+            return True
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = _lock(self.folder / fingerprint)
+            lock.acquire(timeout=0)
+        except Timeout:
+            return False
+        except NotImplementedError:
+            raise UserError(f"{self.folder} is on a file system without file locks: choose another --out") from None
+        except OSError as error:
+            raise DiskError(f"{self.folder} cannot be written: {error.strerror}") from error
+        self._held[fingerprint] = lock
+        return True
+
+    def release(self, fingerprint: str) -> None:
+        if lock := self._held.pop(fingerprint, None):
+            lock.release()
+
+    def release_all(self) -> None:
+        for fingerprint in list(self._held):
+            self.release(fingerprint)
+
+
+def _lock(path: Path) -> BaseFileLock:
+    try:
+        return FileLock(path, fallback_to_soft=False)
+    except TypeError:  # filelock before 4: never falls back
+        return FileLock(path)

@@ -1,0 +1,182 @@
+"""Run jobs: hand out those that are ready, and write what becomes of them. Nothing else writes results."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from kdbench.core.errors import Interrupted
+from kdbench.core.events import Checkpoint, Emit, Event, Executor, JobLost, JobStarted, TrialEnd, Waiting
+from kdbench.core.jobs import CohortJob, Job, ProbeJob, Weights
+from kdbench.core.record import FINAL, Outcome, ProbeOutcome
+from kdbench.core.trial import Value
+from kdbench.results import Store
+from kdbench.runner.locks import TrialLocks
+from kdbench.train.checkpoint import Checkpoints
+
+log = logging.getLogger("kdbench")
+
+_POLL = 1.0  # seconds between two looks at what other processes have finished
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    store: Store,
+    executor: Executor,
+    checkpoints: Checkpoints,
+    watch: Emit,
+    environment: Mapping[str, Value],
+    finished_at: Mapping[str, str] | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    known: Sequence[Outcome] = (),
+) -> None:
+    """Run jobs until each of their items has a record, here or written by another process.
+
+    Other processes may work on the same results folder: an item belongs to the process that has its lock.
+    `finished_at` is the store's when the jobs were made; items that were finished since are not run. `known` are
+    outcomes that need no training. `watch` receives every event. Raises DiskError, UserError, Interrupted.
+    """
+    before = store.finished_at() if finished_at is None else finished_at
+    run = _Run(list(jobs), store, checkpoints, watch, environment, before, stop)
+    try:
+        for outcome in known:
+            if not run.is_finished(outcome.trial.fingerprint):
+                run.emit(TrialEnd(outcome))
+        executor.run(run.ready_jobs(), run.emit)
+    finally:
+        run.locks.release_all()
+
+
+@dataclass
+class _Run:
+    pending: list[Job]
+    store: Store
+    checkpoints: Checkpoints
+    watch: Emit
+    environment: Mapping[str, Value]
+    finished_at: Mapping[str, str]
+    stop: Callable[[], bool]
+    running: set[str] = field(default_factory=set)  # fingerprints
+
+    def __post_init__(self) -> None:
+        self.locks = TrialLocks(self.store.root)
+        self.numbers = {item.fingerprint: number for number, job in enumerate(self.pending, 1) for item in job.items}
+        self.total = len(self.pending)
+
+    def is_finished(self, fingerprint: str) -> bool:
+        """Whether a record was written since the jobs were made."""
+        finished = self.store.find_finished(fingerprint)
+        return finished is not None and finished != self.finished_at.get(fingerprint)
+
+    def ready_jobs(self) -> Iterator[Job | None]:
+        """Jobs whose teachers are there, narrowed to the items that no other process has; None: none is ready yet."""
+        while self.pending:
+            idle = True
+            for job in list(self.pending):
+                unfinished = {item.fingerprint for other in self.pending for item in other.items} | self.running
+                if job.after & unfinished:
+                    continue
+                self.pending.remove(job)
+                claimed, elsewhere = self._claim(job)
+                if elsewhere:
+                    self.pending.append(job.narrowed(elsewhere))
+                if claimed and (ready := self._with_weights(job.narrowed(claimed))):
+                    idle = False
+                    self.running |= claimed
+                    first = ready.items[0].fingerprint
+                    self.emit(JobStarted(ready, self.numbers[first], self.total))
+                    yield ready
+            if idle and self.pending:
+                if not self.running:
+                    self.emit(Waiting(sum(len(job.items) for job in self.pending)))
+                    time.sleep(_POLL)
+                if self.stop():
+                    raise Interrupted
+                yield None
+
+    def _claim(self, job: Job) -> tuple[frozenset[str], frozenset[str]]:
+        """Items whose lock this process now has and that have no record; items that other processes have."""
+        claimed, elsewhere = set(), set()
+        for item in job.items:
+            name = item.fingerprint
+            if not self.locks.acquire(name):
+                elsewhere.add(name)
+            elif self.is_finished(name):  # only now: it may have ended just before its lock was free
+                self.locks.release(name)
+            else:
+                claimed.add(name)
+        return frozenset(claimed), frozenset(elsewhere)
+
+    def _with_weights(self, job: Job) -> Job | None:
+        """The job with the networks that it needs. Items that lack one fail here; None: no item is left."""
+        if isinstance(job, ProbeJob):
+            return self._probes_with_weights(job)
+        weights, missing = _teacher_weights(job, self.store)
+        if missing is None:
+            return replace(job, weights=weights)
+        for trial in job.items:
+            self.emit(TrialEnd(Outcome(trial, "failed", missing)))
+        return None
+
+    def _probes_with_weights(self, job: ProbeJob) -> ProbeJob | None:
+        weights = {}
+        for probe in job.items:
+            try:
+                record = self.store.find(probe.source.fingerprint)
+                if record is None:
+                    raise ValueError(f"{probe.source.id} has no record")
+                weights[probe.fingerprint] = self.store.weights(record)
+            except ValueError as error:
+                self.emit(TrialEnd(ProbeOutcome(probe, "failed", f"before training: ValueError: {error}")))
+        return replace(job.narrowed(frozenset(weights)), weights=weights) if weights else None
+
+    def emit(self, event: Event) -> None:
+        """Write what an event brings, then let the others see it."""
+        match event:
+            case Checkpoint():
+                self.checkpoints.save(event.id, event.state)
+            case TrialEnd(outcome):
+                if isinstance(outcome, Outcome):
+                    self.store.save(outcome, self.environment)
+                else:
+                    self.store.save_probe(outcome, self.environment)
+                if outcome.status in FINAL:
+                    self.checkpoints.remove(outcome.item.id)
+                self.running.discard(outcome.item.fingerprint)
+                self.locks.release(outcome.item.fingerprint)
+            case JobLost(job, reason):
+                left = frozenset(item.fingerprint for item in job.items) & self.running
+                log.warning("%s was lost (%s): it continues from its last checkpoints", job.title, reason)
+                self.running -= left
+                if left:
+                    self.pending.append(job.narrowed(left))
+            case _:
+                pass
+        self.watch(event)
+
+
+def _teacher_weights(job: CohortJob, store: Store) -> tuple[Weights, str | None]:
+    """State dicts of the cohort's trained networks, and why a teacher is missing, if one is.
+
+    Extra teachers that are missing are left out: only the trials that require them fail.
+    """
+    weights = {}
+    for key, source in job.cohort.sources.items():
+        if source.trial is None:
+            continue
+        record = store.find(source.trial)
+        if record is None:
+            problem = "has no record"
+        elif record.status != "done":
+            problem = f"{record.status}: {record.reason}"
+        else:
+            try:
+                weights[key] = store.weights(record)
+                continue
+            except ValueError as error:
+                problem = f"has no weights: {error}"
+        if source in job.cohort.teachers:
+            return {}, f"its teacher {source.arch} {problem}"
+    return weights, None

@@ -1,0 +1,157 @@
+"""From a study to its records: prepare the data, make the plan, train what is missing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from kdbench import models
+from kdbench.core.checkpoint import CheckpointInterval
+from kdbench.core.errors import UserError
+from kdbench.core.events import Emit
+from kdbench.core.files import file_sha256, write_atomic
+from kdbench.core.jobs import CohortJob
+from kdbench.core.record import Outcome, Record
+from kdbench.core.trial import PRETRAINED, Plan, TeacherSource, Trial
+from kdbench.data.dataset import Dataset
+from kdbench.data.registry import default_data_dir
+from kdbench.data.sources import prepare
+from kdbench.plan.expand import expand
+from kdbench.plan.parsing import check_threads, parse_interval
+from kdbench.plan.study import RunOptions, Study
+from kdbench.results import Store
+from kdbench.runner.catalog import build_catalog
+from kdbench.runner.executors.local import LocalExecutor
+from kdbench.runner.runner import run_jobs
+from kdbench.train.checkpoint import Checkpoints
+from kdbench.train.device import configure_torch, describe_environment, resolve_device, resolve_precision
+
+log = logging.getLogger("kdbench")
+
+RERUN = ("done", "diverged", "failed", "n/a", "all")
+
+
+@dataclass
+class StudyRun:
+    """A study made ready: its data, its plan, and where its results go."""
+
+    study: Study
+    plan: Plan
+    dataset: Dataset
+    store: Store
+    checkpoints: Checkpoints
+    interval: CheckpointInterval
+    device: torch.device
+    finished_at: Mapping[str, str] = field(repr=False)
+    """When each trial of the folder was finished, read before the plan was made: what another process finishes from
+    then on is not trained again."""
+
+    @property
+    def summary(self) -> str:
+        """How many trials are done, to train, resumed and not applicable."""
+        plan = self.plan
+        resumed = sum(self.checkpoints.exists(trial.id) for trial in plan.pending)
+        return (
+            f"{len(plan.trials)} trials: {len(plan.completed)} already there, {len(plan.pending)} to train in "
+            f"{len(plan.cohorts)} cohorts, {len(plan.not_applicable)} not applicable"
+            + (f"; {resumed} resume from checkpoints" if resumed else "")
+        )
+
+    @property
+    def jobs(self) -> list[CohortJob]:
+        """The cohorts to train."""
+        return [CohortJob(cohort) for cohort in self.plan.cohorts]
+
+    def train(self, watch: Emit, stop: Callable[[], bool] = lambda: False) -> None:
+        """Train what is missing; `watch` receives the events. Raises DiskError, Interrupted."""
+        for trial in self.plan.completed:  # a process may have been killed after it wrote the record
+            self.checkpoints.remove(trial.id)
+        if self.plan.cohorts or self.plan.not_applicable:
+            datasets = {self.dataset.info.content: self.dataset}
+            executor = LocalExecutor(datasets, self.device, self.checkpoints, self.interval, stop)
+            environment = describe_environment(self.device)
+            known = [Outcome(trial, "n/a", reason) for trial, reason in self.plan.not_applicable]
+            run_jobs(
+                self.jobs, self.store, executor, self.checkpoints, watch, environment, self.finished_at, stop, known
+            )
+
+    def own_records(self, records: Sequence[Record]) -> list[Record]:
+        """Those of a folder's records that belong to the study."""
+        wanted = {trial.fingerprint for trial in self.plan.trials}
+        return [record for record in records if record.trial.fingerprint in wanted]
+
+    def missing(self, records: Sequence[Record]) -> list[Trial]:
+        """The study's trials without a record."""
+        known = {record.trial.fingerprint for record in records}
+        return [trial for trial in self.plan.trials if trial.fingerprint not in known]
+
+
+def prepare_study(
+    study: Study,
+    run: RunOptions,
+    *,
+    dry_run: bool = False,
+    say: Callable[[str], None] = print,
+) -> StudyRun:
+    """Prepare the images of a study and make its plan; `dry_run` writes nothing. Raises UserError."""
+    rerun, interval = _parse_rerun(run.rerun), parse_interval(run.checkpoint_every)
+    check_threads(run.threads)
+    device = resolve_device(run.device)
+    study = replace(study, precision=resolve_precision(study.precision, device, study.recipe.size))
+    store = Store(run.out)
+    if not dry_run:
+        store.require_writable()
+        store.remove_stale()
+    dataset = prepare(study.data, run.data_dir or default_data_dir())
+    catalog = build_catalog(dataset)
+    for module, reason in catalog.broken.items():
+        log.warning("%s is left out, it failed to import: %s", module, reason)
+    for arch in dict.fromkeys(arch for pair in study.pairs for arch in pair.archs):
+        models.features(arch, dataset.info.classes, dataset.info.size)  # raises UserError if the model does not fit
+    files = _teacher_files(study, dataset)
+    finished_at = store.finished_at()
+
+    def plan(needed: Collection[str] = ()) -> Plan:
+        return expand(study, dataset.info, catalog, store.completed(rerun, needed), files)
+
+    planned = plan()
+    if needed := planned.teachers & {trial.fingerprint for trial in planned.completed}:  # these need their weights too
+        planned = plan(needed)
+    if not dry_run:
+        write_atomic(run.out / "study.toml", study.toml().encode())
+        for arch in dict.fromkeys(trial.arch for trial in planned.pending if trial.arch.endswith(PRETRAINED)):
+            say(f"weights of {arch}: loading from the cache, or downloading ...")
+            models.fetch(arch, dataset.info.classes, dataset.info.size)
+    configure_torch(device, study.precision, run.threads)
+    checkpoints = Checkpoints(run.out / "checkpoints")
+    return StudyRun(study, planned, dataset, store, checkpoints, interval, device, finished_at)
+
+
+def _parse_rerun(text: str | None) -> frozenset[str]:
+    words = [word.strip() for word in text.split(",")] if text else []
+    for word in words:
+        if word not in RERUN:
+            raise UserError(f"--rerun {word!r} is not one of {', '.join(RERUN)}")
+    return frozenset(RERUN if "all" in words else words)
+
+
+def _teacher_files(study: Study, dataset: Dataset) -> dict[str, TeacherSource]:
+    """The checkpoints that the user named, by architecture; each is loaded once to check that it fits."""
+    archs = list(dict.fromkeys(arch for pair in study.pairs for arch in pair.teachers))
+    file, folder = study.options.teacher, study.options.teacher_dir
+    if file and folder:
+        raise UserError("give --teacher FILE or --teacher-dir DIR, not both")
+    if file and len(archs) > 1:
+        raise UserError(
+            f"--teacher FILE is for one architecture, and the pairs have {', '.join(archs)}: use --teacher-dir"
+        )
+    sources = {}
+    for arch in archs if file or folder else ():
+        path = models.find_checkpoint(folder, arch) if folder else file
+        assert path is not None
+        models.load_checkpoint(path, arch, dataset.info.classes, dataset.info.size)
+        sources[arch] = TeacherSource(arch, file=str(path.resolve()), sha256=file_sha256(path))
+    return sources

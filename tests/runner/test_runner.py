@@ -1,0 +1,152 @@
+"""Every trial of a plan ends in a record, whatever breaks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from kdbench.core.events import Emit, Executor, JobEnd, JobLost, TrialEnd
+from kdbench.core.jobs import CohortJob, Job, ProbeJob
+from kdbench.core.record import Outcome, ProbeOutcome
+from kdbench.core.trial import SELF, TeacherSource
+from kdbench.results import Store
+from kdbench.runner.executors.local import LocalExecutor
+from kdbench.runner.runner import run_jobs
+from kdbench.train.checkpoint import Checkpoints
+from tests.analysis.tiny_probes import linear_probe
+from tests.train.tiny_study import CPU, DATASET, Quiet, cohort, trial
+
+VANILLA = cohort(trial("vanilla", arch="wrn_16_1", teacher=None))
+ITSELF = trial("vanilla", teacher=None)
+TEACHERS = (TeacherSource("wrn_16_1", trial=VANILLA.trials[0].fingerprint),)
+STUDENTS = [replace(trial(name), teachers=TEACHERS) for name in ("kd", "icd")]
+WITH_ITSELF = replace(STUDENTS[1], extra_teachers={SELF: TeacherSource("resnet8", trial=ITSELF.fingerprint)})
+
+
+class Scripted:
+    """An executor that emits or raises what it is told, trial by trial."""
+
+    def __init__(self, *script: Outcome | ProbeOutcome | Exception) -> None:
+        self.script = list(script)
+        self.jobs: list[Job] = []
+
+    def run(self, jobs: Iterator[Job | None], emit: Emit) -> None:
+        for job in jobs:
+            assert job is not None
+            self.jobs.append(job)
+            for _ in job.items:
+                result = self.script.pop(0)
+                if isinstance(result, Exception):
+                    raise result
+                emit(TrialEnd(result))
+            emit(JobEnd(job))
+
+
+def run(
+    folder: Path, executor: Executor, *jobs: Job, known: Sequence[Outcome] = ()
+) -> dict[str, tuple[str, str | None]]:
+    store = Store(folder)
+    run_jobs(jobs, store, executor, Checkpoints(folder / "checkpoints"), Quiet(), {}, known=known)
+    return {record.trial.method: (record.status, record.reason) for record in store.records()}
+
+
+def test_whatever_breaks_every_trial_has_a_record(tmp_path: Path) -> None:
+    known = [Outcome(replace(trial("crd"), teachers=TEACHERS), "n/a", "no negatives")]
+    Store(tmp_path).save(Outcome(VANILLA.trials[0], "done", weights={}), {})  # weights of another architecture
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    executor = LocalExecutor({DATASET.info.content: DATASET}, CPU, checkpoints)
+    records = run(tmp_path, executor, CohortJob(cohort(*STUDENTS)), known=known)
+    for name in ("kd", "icd"):
+        status, reason = records[name]
+        assert status == "failed"
+        assert (reason or "").startswith("its cohort could not be trained: RuntimeError: ")
+    assert records["crd"] == ("n/a", "no negatives")
+    assert not list((tmp_path / "checkpoints").glob("*"))
+
+
+def test_a_lost_job_runs_again_without_the_trials_that_ended(tmp_path: Path) -> None:
+    class Forgetful(Scripted):
+        def run(self, jobs: Iterator[Job | None], emit: Emit) -> None:
+            first = next(jobs)
+            assert first is not None
+            self.jobs.append(first)
+            emit(TrialEnd(self.script.pop(0)))  # type: ignore[arg-type]
+            emit(JobLost(first, "its machine is gone"))
+            super().run(jobs, emit)
+
+    Store(tmp_path).save(Outcome(VANILLA.trials[0], "done", weights={}), {})
+    executor = Forgetful(*(Outcome(student, "done", weights={}) for student in STUDENTS))
+    records = run(tmp_path, executor, CohortJob(cohort(*STUDENTS)))
+    assert records["kd"] == records["icd"] == ("done", None)
+    assert [[item.fingerprint for item in job.items] for job in executor.jobs] == [
+        [student.fingerprint for student in STUDENTS],
+        [STUDENTS[1].fingerprint],
+    ]
+
+
+def test_a_probe_whose_network_is_damaged_fails_alone(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for student in STUDENTS:
+        store.save(Outcome(student, "done", weights={"network.weight": torch.zeros(1)}), {})
+    probes = [replace(linear_probe(), source=student) for student in STUDENTS]
+    (damaged,) = (tmp_path / "runs").glob("*icd*.pt")
+    damaged.write_bytes(b"nonsense")
+    executor = Scripted(ProbeOutcome(probes[0], "done", top1=50.0))
+    run(tmp_path, executor, ProbeJob(tuple(probes)))
+    records = {record.probe.fingerprint: record for record in store.probe_records()}
+    assert records[probes[0].fingerprint].top1 == 50.0
+    assert records[probes[1].fingerprint].status == "failed"
+    assert "is damaged" in (records[probes[1].fingerprint].reason or "")
+    assert [set(job.weights) for job in executor.jobs] == [{probes[0].fingerprint}]
+
+
+@pytest.mark.parametrize(
+    ("teacher", "reason"),
+    [
+        (Outcome(VANILLA.trials[0], "diverged", "the loss was not finite"), "its teacher wrn_16_1 diverged: the loss"),
+        (Outcome(VANILLA.trials[0], "done"), "its teacher wrn_16_1 has no weights: "),
+        (None, "its teacher wrn_16_1 has no record"),
+    ],
+)
+def test_students_of_a_missing_teacher_fail_with_its_reason(
+    tmp_path: Path, teacher: Outcome | None, reason: str
+) -> None:
+    if teacher:
+        Store(tmp_path).save(teacher, {})
+    records = run(tmp_path, Scripted(), CohortJob(cohort(*STUDENTS)))
+    for name in ("kd", "icd"):
+        assert records[name][0] == "failed"
+        assert reason in (records[name][1] or "")
+
+
+def test_a_missing_extra_teacher_is_left_to_its_trial(tmp_path: Path) -> None:
+    """The executor trains the others; see tests/train/test_abilities.py for what the trial says."""
+    Store(tmp_path).save(Outcome(VANILLA.trials[0], "done", weights={}), {})
+    executor = Scripted(Outcome(STUDENTS[0], "done", weights={}), Outcome(WITH_ITSELF, "failed", "no such teacher"))
+    run(tmp_path, executor, CohortJob(cohort(STUDENTS[0], WITH_ITSELF)))
+    assert [job.weights for job in executor.jobs] == [{TEACHERS[0].key: {}}]
+
+
+def test_a_cohort_waits_for_its_teachers_and_extra_teachers(tmp_path: Path) -> None:
+    job = CohortJob(cohort(STUDENTS[0], WITH_ITSELF))
+    assert job.after == {VANILLA.trials[0].fingerprint, ITSELF.fingerprint}
+    assert CohortJob(VANILLA).after == frozenset()
+    outcomes = [Outcome(item, "done", weights={}) for item in (VANILLA.trials[0], STUDENTS[0])]
+    executor = Scripted(*outcomes)
+    run(tmp_path, executor, CohortJob(cohort(STUDENTS[0])), CohortJob(VANILLA))
+    assert [job.items[0].fingerprint for job in executor.jobs] == [item.trial.fingerprint for item in outcomes]
+
+
+def test_a_full_disk_is_not_a_failed_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    Store(tmp_path).save(Outcome(VANILLA.trials[0], "done", weights={}), {})
+    monkeypatch.setattr(Store, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        run(tmp_path, Scripted(Outcome(STUDENTS[0], "done")), CohortJob(cohort(*STUDENTS)))
+    assert len(list((tmp_path / "runs").glob("*.json"))) == 1
