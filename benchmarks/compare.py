@@ -40,8 +40,9 @@ from kdbench.core.errors import UserError
 from kdbench.core.events import Checkpoint, Event, StepEnd, TrialEnd
 from kdbench.core.jobs import CohortJob
 from kdbench.core.trial import VANILLA, Cohort, Pair, Trial, Value
-from kdbench.data.dataset import Dataset, Split
+from kdbench.data.dataset import Split
 from kdbench.data.registry import default_data_dir
+from kdbench.data.resident import ResidentDataset
 from kdbench.data.sources import prepare
 from kdbench.distill import Distiller, registry
 from kdbench.models import build
@@ -100,7 +101,7 @@ class Bench:
     """Both sides on one pair, with the same images and the same untrained teachers."""
 
     def __init__(
-        self, args: argparse.Namespace, dataset: Dataset, catalog: Catalog, folder: Path, device: torch.device
+        self, args: argparse.Namespace, dataset: ResidentDataset, catalog: Catalog, folder: Path, device: torch.device
     ) -> None:
         self.args, self.dataset, self.device = args, dataset, device
         self.checkpoints = Checkpoints(folder)
@@ -206,7 +207,7 @@ class Bench:
         return result
 
 
-def catalog_of_both(dataset: Dataset) -> Catalog:
+def catalog_of_both(dataset: ResidentDataset) -> Catalog:
     """The catalog of methods that both sides can train."""
     catalog = build_catalog(dataset)
 
@@ -217,7 +218,7 @@ def catalog_of_both(dataset: Dataset) -> Catalog:
     return replace(catalog, incompatibility=incompatibility)
 
 
-def load(source: str, size: int) -> Dataset:
+def load(source: str, size: int) -> ResidentDataset:
     """`synthetic` or `synthetic:COUNT`: noise with balanced labels; otherwise a data set as bench.py names it."""
     kind, _, count = source.partition(":")
     if kind == "synthetic":
@@ -225,7 +226,7 @@ def load(source: str, size: int) -> Dataset:
         pixels = torch.randint(256, (number, size, size, 3), dtype=torch.uint8, generator=generator)
         train, names = Split(pixels, torch.arange(number) % CLASSES), tuple(map(str, range(CLASSES)))
         data = DataInfo(source, source, CLASSES, number, number, size, (0.5, 0.5, 0.5), (0.3, 0.3, 0.3), flip=True)
-        dataset = Dataset(data, train, train, names)
+        dataset = ResidentDataset(data, train, train, names)
     else:
         dataset = prepare(DataRequest(source, size), default_data_dir())
     test = Split(dataset.test.images[:TEST_IMAGES], dataset.test.labels[:TEST_IMAGES])

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 
 from kdbench.core.trial import Trial, Value
-from kdbench.data.dataset import Dataset
+from kdbench.data.resident import ResidentDataset
 from kdbench.distill import Batch, Context, Distiller, Output, Requires, Step, registry
 from kdbench.distill.memory_bank import initial_memory, smallest_pool
 from kdbench.distill.objective import objective
@@ -56,7 +56,7 @@ class ContrastiveBatch(Batch):
 class TransformedImages(torch.utils.data.Dataset[tuple[Any, ...]]):
     """The training split image by image: transformed image, label, index."""
 
-    def __init__(self, dataset: Dataset, pad: int) -> None:
+    def __init__(self, dataset: ResidentDataset, pad: int) -> None:
         self.pixels: NDArray[np.uint8] = dataset.train.images.numpy()  # [N, H, W, 3]
         self.labels: list[int] = dataset.train.labels.tolist()
         self.transform = transforms.Compose(
@@ -78,7 +78,7 @@ class TransformedImages(torch.utils.data.Dataset[tuple[Any, ...]]):
 class ImagesWithNegatives(TransformedImages):
     """Also draws `k` negatives for each image, with replacement only if there are fewer images of other classes."""
 
-    def __init__(self, dataset: Dataset, pad: int, k: int) -> None:
+    def __init__(self, dataset: ResidentDataset, pad: int, k: int) -> None:
         super().__init__(dataset, pad)
         labels = np.asarray(self.labels)
         self.k, self.pools = k, [np.flatnonzero(labels != label) for label in range(dataset.info.classes)]
@@ -150,7 +150,9 @@ class Meters:
 class ConventionalTrainer:
     """One student and its method under the conventional loop; vanilla trials have no teachers."""
 
-    def __init__(self, trial: Trial, dataset: Dataset, teachers: Sequence[nn.Module], device: torch.device) -> None:
+    def __init__(
+        self, trial: Trial, dataset: ResidentDataset, teachers: Sequence[nn.Module], device: torch.device
+    ) -> None:
         self.trial, self.dataset, self.teachers, self.device = trial, dataset, teachers, device
         contrastive = trial.base == CONTRASTIVE
         classes, size, recipe = dataset.info.classes, dataset.info.size, trial.recipe

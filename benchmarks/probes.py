@@ -24,7 +24,8 @@ from benchmarks.compare import load, machine, summary, write_json
 from kdbench.core.events import Event, TrialEnd
 from kdbench.core.jobs import ProbeJob
 from kdbench.core.trial import VANILLA, Trial
-from kdbench.data.dataset import Dataset, Split
+from kdbench.data.dataset import Split
+from kdbench.data.resident import ResidentDataset
 from kdbench.models import build, info
 from kdbench.plan.probe_protocols import protocol, transfer
 from kdbench.plan.recipes import recipe
@@ -34,13 +35,13 @@ from kdbench.train.probe_group import ProbeGroupTrainer
 CLASSES, TEST_IMAGES = 10, 8000
 
 
-def target(count: int) -> Dataset:
+def target(count: int) -> ResidentDataset:
     """Synthetic images with `count` training images."""
     dataset = load(f"synthetic:{count + TEST_IMAGES}", 32)
     pixels, labels = dataset.train.images, dataset.train.labels % CLASSES
     data = replace(dataset.info, classes=CLASSES, train=count, test=TEST_IMAGES)
     train, test = Split(pixels[:count], labels[:count]), Split(pixels[count:], labels[count:])
-    return Dataset(data, train, test, tuple(map(str, range(CLASSES))))
+    return ResidentDataset(data, train, test, tuple(map(str, range(CLASSES))))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -85,3 +85,9 @@ def test_shared_code_names_no_method(path: Path) -> None:
             node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else None,
         }
         assert not words & names, f"{path.name}, line {getattr(node, 'lineno', '?')}"
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if room(path) != "data"], ids=lambda path: path.name)
+def test_images_come_from_loaders(path: Path) -> None:
+    """No room but data/ knows splits, or which kind of data set it has."""
+    assert not any(name.startswith("kdbench.data.resident") or name.endswith(".Split") for name in imported(path))

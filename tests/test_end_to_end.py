@@ -241,6 +241,13 @@ def test_figures_of_a_study(study: Path, tmp_path: Path) -> None:
     for method, row in found.items():  # the networks are those of the accuracy table
         assert float(row["top1_mean"]) == pytest.approx(float(trained[method]["top1_mean"]), abs=1e-3)
     assert not found["teacher"]["agreement_mean"]
+    with (study / "tables" / "metrics.csv").open(newline="") as file:  # from the records, without any network
+        recorded = {row["method"]: row for row in csv.DictReader(file)}
+    for method in ("vanilla", "kd", "icd"):
+        for name in ("ece", "nll", *(("agreement", "kl") if method != "vanilla" else ())):
+            assert float(recorded[method][f"{name}_mean"]) == pytest.approx(
+                float(found[method][f"{name}_mean"]), abs=1e-3
+            ), (method, name)
     assert 0 < float(found["kd"]["cka_mean"]) <= 1
     damaged = tmp_path / "damaged"
     shutil.copytree(study, damaged)
@@ -268,3 +275,20 @@ def test_a_pair_with_two_teachers(tmp_path: Path) -> None:
     assert float(table["teacher"]["top1_mean"]) > 0
     assert "resnet14+wrn_16_1" in bench("figures", "--samples", "50", out=out)
     assert "0 to train" in bench(*argv, "--epochs", "1", out=out)
+
+
+def test_a_time_limit_a_status_and_no_weights(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    argv = ["--methods", "kd", *COMMON[:-3], "30", "--seeds", "1"]
+    assert "kdbench" not in bench(*argv, "--time-limit", "1s", out=out, code=130)
+    status = bench("status", out=out)
+    assert status.startswith("3 trials: 2 interrupted, 1 waiting\nleft, if one process trains it from the start: ")
+    argv = ["--methods", "kd", *COMMON[:-1], "1"]
+    bench(*argv, "--keep-weights", "none", out=out)
+    assert bench("status", out=out) == "3 trials: 3 done\n"
+    assert not list((out / "runs").glob("*.pt"))
+    assert "3 already there, 0 to train" in bench(*argv, out=out)
+    (record,) = (content for name, content in records(out).items() if ".kd." in name)
+    assert record["metrics"].keys() == {"nll", "ece", "agreement", "kl"}  # type: ignore[attr-defined]
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, check=False)
+    assert ("commit" in record["environment"]) == (commit.returncode == 0)  # type: ignore[operator]

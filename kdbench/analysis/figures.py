@@ -39,7 +39,7 @@ class PairFigures:
         dataset, recipe, teacher, student = pair
         distilled = next(record.trial for record in records if record.trial.teacher)
         self.dataset, self.seed = models.dataset, seed
-        self.labels = self.dataset.test.labels
+        self.labels = self.dataset.test_labels
         self.caption = f"{dataset}, {recipe}; {teacher} → {student}; seed {seed}"
         self.teacher = models.teacher(distilled)
         self.students: dict[str, Predictions] = {}

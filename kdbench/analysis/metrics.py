@@ -10,9 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdbench.analysis.predictions import Predictions
-
-BINS = 15
-"""Number of confidence bins of the calibration error and the reliability diagram: Guo et al., arXiv:1706.04599."""
+from kdbench.train.evaluate import BINS
 
 
 def agreement(student: Tensor, teacher: Tensor) -> float:

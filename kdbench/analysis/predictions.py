@@ -11,7 +11,6 @@ from kdbench.core.data import Normalization
 from kdbench.core.record import Record
 from kdbench.core.trial import Cohort, TeacherSource, Trial
 from kdbench.data.dataset import Dataset
-from kdbench.data.resident import Loader, sequential_batches
 from kdbench.models import info, restore
 from kdbench.models.output import Output
 from kdbench.results import Store
@@ -82,8 +81,7 @@ class ModelLoader:
         teacher_weights = {source.key: self._teacher_weights(source, trial) for source in trained}
         teachers = Teachers(cohort, teacher_weights, self.device, trial.extra_teachers)
         normalizations = [teacher.normalization for teacher in teachers.teachers if teacher.normalization]
-        loader = Loader(
-            self.dataset,
+        loader = self.dataset.loader(
             batch_size=min(trial.recipe.batch_size, self.dataset.info.train),
             pad=trial.recipe.pad,
             device=self.device,
@@ -104,8 +102,8 @@ class ModelLoader:
         """Predictions for the test split; logits are those of `deployed` if it is given."""
         logits, embeddings = [], []
         normalizations = [normalization] if normalization else []
-        test = sequential_batches(self.dataset.test, self.dataset.info, EVALUATION_BATCH, self.device, normalizations)
-        for batch in test:
+        loader = self.dataset.loader(batch_size=1, pad=0, device=self.device, seed=0, normalizations=normalizations)
+        for batch in loader.evaluation(EVALUATION_BATCH):
             images = batch.images_for(normalization)
             with autocast(self.device, precision):
                 output: Output = network(images, pre_activations=False)

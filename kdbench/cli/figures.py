@@ -25,7 +25,7 @@ from kdbench.data.registry import default_data_dir
 from kdbench.plan.parsing import check_threads
 
 if TYPE_CHECKING:
-    from kdbench.data.sources import Dataset
+    from kdbench.data.dataset import Dataset
 
 DESCRIPTION = """\
 Compare students with their teacher on the test split: differences of logits by class (the paper's figure), t-SNE,

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from kdbench.cli import figures, report, run, transfer, verify
+from kdbench.cli import figures, report, run, status, transfer, verify
 from kdbench.cli import list as list_command
 from kdbench.core.errors import Interrupted, UserError, plain
 from kdbench.runner.signals import SIGNALS
@@ -53,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 COMMANDS: dict[str, tuple[Callable[[], argparse.ArgumentParser], Callable[[argparse.Namespace], int]]] = {
     "": (run.build_parser, run.main),
     "list": (list_command.build_parser, list_command.main),
+    "status": (status.build_parser, status.main),
     "report": (report.build_parser, report.main),
     "transfer": (transfer.build_parser, transfer.main),
     "figures": (figures.build_parser, figures.main),

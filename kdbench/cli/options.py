@@ -46,6 +46,8 @@ def add_selection(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> 
     parser.add_argument("--classes", help="label numbers to keep: 0-9 or 3,5,7")
     parser.add_argument("--subset", type=int, metavar="N", help="keep N training images, stratified")
     parser.add_argument("--label-column", help="parquet only: the column that holds the labels")
+    about = "folder:PATH without a test part: test on this fraction of the images (0.2), stratified"
+    parser.add_argument("--test-fraction", type=float, metavar="F", help=about)
     parser.add_argument("--data-dir", type=Path, help="downloads and decoded images (default: ~/.cache/kdbench)")
 
 
@@ -88,7 +90,7 @@ def data_request(args: argparse.Namespace, source: str, size: int) -> DataReques
     """The data request from the options of `add_selection`. Raises UserError."""
     classes = parse_classes(args.classes) if args.classes else None
     fraction = getattr(args, "val_fraction", None) or 0.0
-    return DataRequest(source, size, classes, args.subset, fraction, args.label_column)
+    return DataRequest(source, size, classes, args.subset, fraction, args.label_column, args.test_fraction or 0.0)
 
 
 def show(store: Store, records: Sequence[Record], shown: Sequence[Record], baseline: str, rule: str) -> None:

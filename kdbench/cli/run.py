@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kdbench import __version__
 from kdbench.cli.options import (
     Parser,
     add_device,
@@ -21,7 +22,7 @@ from kdbench.cli.options import (
 )
 from kdbench.core.catalog import Catalog
 from kdbench.plan.parsing import check_threads
-from kdbench.plan.study import read_options, resolve
+from kdbench.plan.study import KEEP_WEIGHTS, read_options, resolve
 from kdbench.runner.signals import SIGNALS
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ batches, from the same initial weights, over several seeds.
 
 other commands (each has --help):
   list methods|pairs|datasets|models|recipes
+  status           what is done, running and left in a results folder
   report           rebuild tables and charts from the records of a results folder
   transfer         train linear classifiers for another data set on the trained networks
   figures          compare students with their teacher: plots, agreement, calibration
@@ -61,6 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,  # what was not typed may stand in a study file
     )
+    parser.add_argument("--version", action="version", version=f"kdbench {__version__}")
     about = "a study as TOML: [study], [run] and [recipe.NAME]; what is typed besides takes its place"
     parser.add_argument("--study", type=Path, metavar="FILE", help=about)
     what = parser.add_argument_group("what to compare")
@@ -91,6 +94,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     about = "save a checkpoint every N epochs (1, the default) or minutes (10min)"
     how.add_argument("--checkpoint-every", metavar="N", help=about)
+    about = "which final weights stay: all (default), teachers, none"
+    how.add_argument("--keep-weights", choices=KEEP_WEIGHTS, help=about)
+    about = "stop in an orderly way after this time: 50min, 2h (exit code 130)"
+    how.add_argument("--time-limit", metavar="TIME", help=about)
     how.add_argument(
         "--rerun", metavar="STATUS", help="train trials of this status again: done, failed, diverged, n/a or all"
     )
@@ -148,7 +155,7 @@ def _estimate(prepared: StudyRun, out: Path) -> int:
         print(f"  n/a {trial.pair} {trial.method}: {reason}")
     if plan.cohorts:
         print("measuring a few steps of each network and each method ...", flush=True)
-        costs = measure_costs(plan, prepared.dataset, prepared.device)
+        costs = measure_costs(plan, prepared.dataset, prepared.device, _say)
         print(f"estimated time on this device: {format_duration(estimate_seconds(plan, costs))}")
         kept, checkpoint_bytes = estimate_disk(plan, costs)
         existing = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir())

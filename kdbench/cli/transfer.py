@@ -26,7 +26,7 @@ from kdbench.plan.parsing import check_threads
 from kdbench.plan.probe_protocols import PROTOCOLS, protocol, transfer
 
 if TYPE_CHECKING:
-    from kdbench.data.sources import Dataset
+    from kdbench.data.dataset import Dataset
     from kdbench.results import Store
 
 DESCRIPTION = """\

@@ -19,6 +19,7 @@ class DataRequest:
     subset: int | None = None  # number of training images to keep, stratified by class; None: all
     val_fraction: float = 0.0  # share of the training images to hold out for choosing an epoch
     label_column: str | None = None  # parquet only
+    test_fraction: float = 0.0  # share of the images to test on, for data without a test split
 
 
 @dataclass(frozen=True)

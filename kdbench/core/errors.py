@@ -18,7 +18,7 @@ class Interrupted(KeyboardInterrupt):
 def unknown_name(kind: str, name: str, known: Iterable[str], where: str) -> UserError:
     """The error for a name that is not among the `known` ones: suggests the closest, then says `where` to see all."""
     by_lowercase = {candidate.lower(): candidate for candidate in known}
-    closest = difflib.get_close_matches(name.lower(), by_lowercase, n=1, cutoff=0.5)
+    closest = difflib.get_close_matches(name.lower(), by_lowercase, n=1)
     hint = f"did you mean {by_lowercase[closest[0]]!r}? " if closest else ""
     return UserError(f"unknown {kind} {name!r}: {hint}{where}")
 

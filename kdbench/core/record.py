@@ -44,6 +44,8 @@ class Outcome:
     `peak_mib` (of the process on its device while the cohort trained), `cohort_size` (students in that cohort) and
     `split_from` (students of the original cohort, if it was split because they did not fit into memory together)."""
 
+    metrics: Mapping[str, float] = field(default_factory=dict)  # as in Record
+
     @property
     def item(self) -> Trial:
         return self.trial
@@ -94,6 +96,9 @@ class Record:
     last10_top1: float | None = None  # %, mean of the last ten epochs
     validated_top1: float | None = None  # %, on the test split, of the epoch that was best on the held-out images
     validated_epoch: int | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """After the last epoch, on the test split: `nll` (nats) and `ece` (%), and to the teacher `agreement` (%) and `kl`
+    (nats); see `train/evaluate.py`."""
 
     @property
     def seconds_per_epoch(self) -> float | None:

@@ -21,7 +21,7 @@ from kdbench.data.dataset import Decoded, Source, Split, digest
 
 log = logging.getLogger("kdbench")
 
-DECODER = 1
+DECODER = 2
 """Version of the decoding. Increase it whenever `decode.py` or a source turns the same files into other images."""
 
 _TENSORS = ("train_images", "train_labels", "test_images", "test_labels")

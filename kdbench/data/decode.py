@@ -21,14 +21,15 @@ Pixels = NDArray[np.uint8]
 WORKERS = min(16, os.cpu_count() or 1)
 """Threads for reading and decoding; Pillow and hashlib release the GIL."""
 
+_NAMED = 10  # images that an error names
 _CHUNK = 32  # images per task: for small images, handing over single ones costs as much as decoding them
 
 
 def square(image: Image.Image, size: int) -> Pixels:
     """RGB pixels [size, size, 3]: the shorter side is resized to `size`, the longer one center-cropped.
 
-    Resizing is bicubic with antialiasing; an image of the right size keeps its pixels. Transparency is dropped. Raises
-    ValueError for pixel types without a known range.
+    Resizing is bicubic with antialiasing; an image of the right size keeps its pixels. Transparent images are
+    composited, see `flatten`. Raises ValueError for pixel types without a known range.
     """
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":
@@ -38,9 +39,23 @@ def square(image: Image.Image, size: int) -> Pixels:
         if gray.min() < 0 or gray.max() > 65535:
             raise ValueError("32-bit pixels have no known range")
         image = Image.fromarray(((gray + 128) // 257).astype(np.uint8))
-    elif image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # converting to RGB directly warns
+    if image.has_transparency_data:
+        image = flatten(image)
     return np.asarray(ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC))
+
+
+def flatten(image: Image.Image) -> Image.Image:
+    """An RGB image over black if its visible pixels are light (mean luminance above one half), otherwise over white.
+
+    What was drawn on a transparent background stays visible so, whether it is light or dark.
+    """
+    rgba = np.asarray(image.convert("RGBA")).astype(np.float64)
+    color, alpha = rgba[..., :3], rgba[..., 3:] / 255
+    luminance = color @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow converts to gray
+    weight = alpha.sum()
+    light = weight > 0 and (luminance * alpha[..., 0]).sum() / weight > 127.5
+    composited = color * alpha + (0.0 if light else 255.0) * (1 - alpha)
+    return Image.fromarray(np.rint(composited).astype(np.uint8))
 
 
 def decode(where: str, encoded: bytes | Path, size: int, side: int | None = None) -> Pixels:
@@ -70,13 +85,18 @@ def decode(where: str, encoded: bytes | Path, size: int, side: int | None = None
 def decode_all(encoded: Iterable[tuple[str, bytes | Path]], count: int, size: int, side: int | None = None) -> Pixels:
     """Decode `count` images, given as (where, image), in parallel to pixels [count, size, size, 3]; see `decode`.
 
-    The iterable is read bit by bit, so that only a few encoded images are in memory. Raises UserError.
+    The iterable is read bit by bit, so that only a few encoded images are in memory. Raises UserError, which names the
+    first ten of the images that cannot be decoded.
     """
+    unreadable: list[tuple[int, UserError]] = []
     pixels = _allocate(count, size)
 
     def decode_chunk(start: int, chunk: list[tuple[str, bytes | Path]]) -> None:
         for row, (where, image) in enumerate(chunk, start):
-            pixels[row] = decode(where, image, size, side)
+            try:
+                pixels[row] = decode(where, image, size, side)
+            except UserError as error:
+                unreadable.append((row, error))
 
     images = iter(encoded)
     tasks: deque[Future[None]] = deque()
@@ -97,7 +117,17 @@ def decode_all(encoded: Iterable[tuple[str, bytes | Path]], count: int, size: in
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+    if unreadable:
+        raise _all_in_one([error for _, error in sorted(unreadable, key=lambda item: item[0])])
     return pixels
+
+
+def _all_in_one(errors: list[UserError]) -> UserError:
+    if len(errors) == 1:
+        return errors[0]
+    shown = "; ".join(map(str, errors[:_NAMED]))
+    more = f"; and {len(errors) - _NAMED:,} more" if len(errors) > _NAMED else ""
+    return UserError(f"{len(errors):,} images cannot be used: {shown}{more}")
 
 
 def resize(images: Pixels, size: int) -> Pixels:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -10,20 +12,57 @@ from torch import Tensor
 from kdbench.core.data import DataInfo, Normalization
 from kdbench.core.errors import UserError
 from kdbench.core.seeding import derive_seed
-from kdbench.data.dataset import Batch, Dataset, Split, ViewBatch
+from kdbench.data.augment import FixedAugmentation, show
+from kdbench.data.dataset import Batch, Dataset, Loader, Split, ViewBatch
 from kdbench.data.views import MIXED, View, mixing_coefficients, rectangle
 
 
-class Loader:
-    """Serves one data set on one device, each batch also under each of the `normalizations`.
+@dataclass(frozen=True)
+class ResidentDataset(Dataset):
+    """A data set whose images are all in memory."""
 
-    `pad` is the number of black pixels added on each side before a random crop. `limit` ends an epoch after that many
-    batches; it is for measurements. Raises UserError if the training split is smaller than one batch.
-    """
+    info: DataInfo
+    train: Split
+    test: Split
+    class_names: tuple[str, ...]
+    val: Split | None = None  # held out from training to choose an epoch
+    ignored: int = 0
+
+    @property
+    def labels(self) -> Tensor:
+        return self.train.labels
+
+    @property
+    def test_labels(self) -> Tensor:
+        return self.test.labels
+
+    def loader(
+        self,
+        *,
+        batch_size: int,
+        pad: int,
+        device: torch.device,
+        seed: int,
+        normalizations: Collection[Normalization] = (),
+        limit: int | None = None,
+    ) -> Loader:
+        return ResidentLoader(
+            self,
+            batch_size=batch_size,
+            pad=pad,
+            device=device,
+            seed=seed,
+            normalizations=normalizations,
+            limit=limit,
+        )
+
+
+class ResidentLoader:
+    """Serves a resident data set; see `Loader` and `Dataset.loader`."""
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: ResidentDataset,
         *,
         batch_size: int,
         pad: int,
@@ -32,25 +71,40 @@ class Loader:
         normalizations: Collection[Normalization] = (),
         limit: int | None = None,
     ) -> None:
-        count, height, width, _ = dataset.train.images.shape
+        count = len(dataset.train)
         if count < batch_size:
             raise UserError(
                 f"{dataset.info.label}: the training split has {count} images, less than one batch of {batch_size}; "
                 f"take a larger --subset or more --classes"
             )
         self.info, self.batch_size, self.pad, self.device, self.seed = dataset.info, batch_size, pad, device, seed
-        # Padded once, so that a crop is a single gather.
-        self._train = torch.zeros(count, height + 2 * pad, width + 2 * pad, 3, dtype=torch.uint8, device=device)
-        self._train[:, pad : pad + height, pad : pad + width] = dataset.train.images.to(device)
+        self._split = dataset.train
         self._train_labels = dataset.train.labels.to(device)
-        self._test = Split(dataset.test.images.to(device), dataset.test.labels.to(device))
-        self._val = dataset.val and Split(dataset.val.images.to(device), dataset.val.labels.to(device))
+        self._test = dataset.test.take(torch.arange(1)) if limit else dataset.test
+        self._val = dataset.val
         self.steps = min(count // batch_size, limit or count)
-        """Batches per epoch; the last incomplete one is dropped."""
+        height, width = dataset.train.stored.shape[1:3]
         self._rows, self._columns = torch.arange(height, device=device), torch.arange(width, device=device)
         self._mean_std = torch.tensor((dataset.info.mean, dataset.info.std)).to(device)  # [2, 3]
         self._normalizations = {key: torch.tensor(key).to(device) for key in normalizations}
         self._view_crops: dict[View, tuple[int, Tensor]] = {}  # the latest epoch and its crops
+
+    @cached_property
+    def _train(self) -> Tensor:
+        """The training images on the device, padded once, so that a crop is a single gather: uint8 [N, H', W', 3]."""
+        height, width, pad = len(self._rows), len(self._columns), self.pad
+        shape = len(self._split), height + 2 * pad, width + 2 * pad, 3
+        padded = torch.zeros(shape, dtype=torch.uint8, device=self.device)
+        padded[:, pad : pad + height, pad : pad + width] = self._split.pixels().to(self.device)
+        return padded
+
+    @cached_property
+    def _resident_test(self) -> Split:
+        return Split(self._test.pixels().to(self.device), self._test.labels.to(self.device))
+
+    @cached_property
+    def _resident_val(self) -> Split | None:
+        return self._val and Split(self._val.pixels().to(self.device), self._val.labels.to(self.device))
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from step `start` on: shuffled, randomly cropped and flipped."""
@@ -81,21 +135,26 @@ class Loader:
             ).to(self.device)
         return ViewBatch(self._batch(pixels, base.labels, base.indices))
 
-    def training_images(self, batch_size: int) -> Iterator[Batch]:
-        """The training split in order, without augmentation; the last batch may be smaller."""
-        height, width = len(self._rows), len(self._columns)
-        images = self._train[:, self.pad : self.pad + height, self.pad : self.pad + width]
-        split = Split(images, self._train_labels)
-        return sequential_batches(split, self.info, batch_size, self.device, self._normalizations)
+    def training_images(self, batch_size: int, augmentation: FixedAugmentation | None = None) -> Iterator[Batch]:
+        return self._in_order(self._split, batch_size, augmentation)
 
     def evaluation(self, batch_size: int) -> Iterator[Batch]:
-        """The test split in order, without augmentation; the last batch may be smaller."""
-        return sequential_batches(self._test, self.info, batch_size, self.device, self._normalizations)
+        return self._in_order(self._resident_test, batch_size)
 
     def validation(self, batch_size: int) -> Iterator[Batch]:
-        """The held-out images in order, without augmentation; no batch if there are none."""
-        if self._val is not None:
-            yield from sequential_batches(self._val, self.info, batch_size, self.device, self._normalizations)
+        if self._resident_val is not None:
+            yield from self._in_order(self._resident_val, batch_size)
+
+    def _in_order(
+        self, split: Split, batch_size: int, augmentation: FixedAugmentation | None = None
+    ) -> Iterator[Batch]:
+        """The images of a split in order; the last batch may be smaller."""
+        for start in range(0, len(split), batch_size):
+            positions = slice(start, start + batch_size)
+            pixels, labels = split.pixels(positions).to(self.device), split.labels[positions].to(self.device)
+            if augmentation is not None:
+                pixels = show(pixels, augmentation)
+            yield self._batch(pixels, labels, torch.arange(start, start + len(labels), device=self.device))
 
     def _mixed(self, view: View, key: tuple[object, ...], step: int, base: Batch) -> ViewBatch:
         """Mixup or cutmix of a batch with a random permutation of itself."""
@@ -145,18 +204,6 @@ class Loader:
     def _batch(self, pixels: Tensor, labels: Tensor, indices: Tensor) -> Batch:
         normalized = {key: normalize(pixels, *mean_std) for key, mean_std in self._normalizations.items()}
         return Batch(normalize(pixels, *self._mean_std), labels, indices, normalized)
-
-
-def sequential_batches(
-    split: Split, info: DataInfo, batch_size: int, device: torch.device, normalizations: Collection[Normalization] = ()
-) -> Iterator[Batch]:
-    """The images of a split in order, without augmentation; the last batch may be smaller."""
-    for start in range(0, len(split), batch_size):
-        positions = slice(start, start + batch_size)
-        pixels, labels = split.images[positions].to(device), split.labels[positions].to(device)
-        indices = torch.arange(start, start + len(labels), device=device)
-        normalized = {key: normalize(pixels, *key) for key in normalizations}
-        yield Batch(normalize(pixels, info.mean, info.std), labels, indices, normalized)
 
 
 def normalize(images: Tensor, mean: Tensor | Sequence[float], std: Tensor | Sequence[float]) -> Tensor:

@@ -11,12 +11,13 @@ from torch import Tensor
 from kdbench.core.data import DataInfo, DataRequest, format_ranges
 from kdbench.core.errors import UserError
 from kdbench.core.seeding import derive_seed
-from kdbench.data.dataset import Dataset, Decoded, Source, Split, Triple, digest
+from kdbench.data.dataset import Decoded, Source, Split, Triple, digest
+from kdbench.data.resident import ResidentDataset
 
 log = logging.getLogger("kdbench")
 
 
-def select(source: Source, decoded: Decoded, request: DataRequest) -> Dataset:
+def select(source: Source, decoded: Decoded, request: DataRequest) -> ResidentDataset:
     """Classes first (both splits, labels renumbered in ascending order), then the subset, then what is held out.
 
     Raises UserError.
@@ -34,15 +35,15 @@ def select(source: Source, decoded: Decoded, request: DataRequest) -> Dataset:
         train.images
     )  # of all training images: the subset does not move them
 
-    notes = [] if len(numbers) == len(decoded.names) else [format_ranges(numbers)]
+    notes = [*source.notes] + ([] if len(numbers) == len(decoded.names) else [format_ranges(numbers)])
     if request.subset is not None and request.subset != len(train):
         if not 1 <= request.subset < len(train):
             raise UserError(
                 f"--subset {request.subset}: {source.label} has {len(train)} training images"
-                f"{' of these classes' if notes else ''}; ask for 1 to {len(train)}"
+                f"{' of these classes' if len(numbers) < len(decoded.names) else ''}; ask for 1 to {len(train)}"
             )
         rows = stratified(train.labels, request.subset)
-        train = Split(train.images[rows], train.labels[rows])
+        train = train.take(rows)
         notes.append(f"n={request.subset}")
 
     val = None
@@ -52,8 +53,7 @@ def select(source: Source, decoded: Decoded, request: DataRequest) -> Dataset:
             raise UserError(f"--val-fraction must leave images on both sides, got {request.val_fraction:g}")
         held = torch.zeros(len(train), dtype=torch.bool)
         held[stratified(train.labels, count)] = True
-        val = Split(train.images[held], train.labels[held])
-        train = Split(train.images[~held], train.labels[~held])
+        val, train = train.take(held.nonzero().flatten()), train.take((~held).nonzero().flatten())
         notes.append(f"val={request.val_fraction:g}")
 
     parts = [train, test] + ([val] if val else [])
@@ -71,7 +71,8 @@ def select(source: Source, decoded: Decoded, request: DataRequest) -> Dataset:
         val=len(val) if val else 0,
         request=request,
     )
-    return Dataset(info, train, test, tuple(decoded.names[number] for number in numbers), val)
+    names = tuple(decoded.names[number] for number in numbers)
+    return ResidentDataset(info, train, test, names, val, source.ignored)
 
 
 def _classes(source: Source, decoded: Decoded, wanted: tuple[int, ...] | None) -> list[int]:
@@ -91,8 +92,8 @@ def _keep_classes(split: Split, numbers: list[int]) -> Split:
     known = torch.tensor(numbers)  # [C], ascending
     kept = torch.isin(split.labels, known)  # [N]
     if kept.all():
-        return Split(split.images, torch.searchsorted(known, split.labels))
-    return Split(split.images[kept], torch.searchsorted(known, split.labels[kept]))
+        return Split(split.stored, torch.searchsorted(known, split.labels), split.rows)
+    return split.take(kept.nonzero().flatten(), torch.searchsorted(known, split.labels[kept]))
 
 
 def stratified(labels: Tensor, count: int) -> Tensor:
@@ -110,6 +111,17 @@ def stratified(labels: Tensor, count: int) -> Tensor:
         stream = torch.Generator().manual_seed(derive_seed("subset", number))
         chosen.append(rows[torch.randperm(len(rows), generator=stream)[:share]])
     return torch.cat(chosen).sort().values
+
+
+def hold_out_test(split: Split, fraction: float, label: str) -> tuple[Split, Split]:
+    """Training and test images of data that has no test split: stratified, always the same. Raises UserError."""
+    count = round(fraction * len(split)) if 0 < fraction < 1 else 0
+    if not 1 <= count < len(split):
+        raise UserError(f"--test-fraction must leave images of {label} on both sides, got {fraction:g}")
+    held = torch.zeros(len(split), dtype=torch.bool)
+    held[stratified(split.labels, count)] = True
+    kept, test = (~held).nonzero().flatten(), held.nonzero().flatten()
+    return Split(split.images[kept], split.labels[kept]), Split(split.images[test], split.labels[test])
 
 
 def channel_statistics(images: Tensor) -> tuple[Triple, Triple]:

@@ -30,6 +30,14 @@ def parse_interval(text: str) -> CheckpointInterval:
     return CheckpointInterval(minutes=float(match[1])) if match[2] else CheckpointInterval(int(match[1]))
 
 
+def parse_duration(text: str) -> float:
+    """Seconds of `90s`, `50min` or `2h`. Raises UserError."""
+    match = re.fullmatch(r"\s*(\d{1,6}(?:\.\d{1,6})?)\s*(s|m|min|h)\s*", text)
+    if not match or not float(match[1]):
+        raise UserError(f"--time-limit {text!r} is not a time such as 50min, 2h or 90s")
+    return float(match[1]) * {"s": 1, "m": 60, "min": 60, "h": 3600}[match[2]]
+
+
 def parse_classes(text: str) -> tuple[int, ...]:
     """`0-9`, `3,5,7` or `0-4,8`: label numbers, from 0."""
     chosen: set[int] = set()

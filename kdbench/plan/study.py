@@ -39,6 +39,7 @@ class StudyOptions:
     subset: int | None = None
     val_fraction: float | None = None
     label_column: str | None = None
+    test_fraction: float | None = None
     recipe: str | None = None
     epochs: int | None = None
     lr: float | None = None
@@ -46,6 +47,10 @@ class StudyOptions:
     precision: str = "auto"
     teacher: Path | None = None
     teacher_dir: Path | None = None
+
+
+KEEP_WEIGHTS = ("all", "teachers", "none")
+"""Final weights that stay: of every trial, of vanilla trials (which may teach), or none once the study has ended."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,8 @@ class RunOptions:
     baseline: str = "kd"  # that methods are compared with
     select: str = "last"  # which epoch counts, see report/epoch_rules.py
     plugins: Path | None = None  # file or folder of methods, data sets and recipes
+    keep_weights: str = "all"  # one of KEEP_WEIGHTS
+    time_limit: str | None = None  # after which an orderly stop begins
 
 
 @dataclass(frozen=True)
@@ -111,7 +118,8 @@ def resolve(
     seeds, chosen_pairs = parse_seeds(options.seeds), pairs.parse(options.pairs, options.dataset)
     classes = parse_classes(options.classes) if options.classes else None
     fraction = options.val_fraction or 0.0
-    data = DataRequest(options.dataset, recipe.size, classes, options.subset, fraction, options.label_column)
+    held_out = options.test_fraction or 0.0
+    data = DataRequest(options.dataset, recipe.size, classes, options.subset, fraction, options.label_column, held_out)
     if options.precision not in PRECISIONS:
         raise unknown_name("precision", options.precision, PRECISIONS, f"there are {', '.join(PRECISIONS)}")
     known = catalog()

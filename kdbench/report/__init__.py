@@ -60,7 +60,7 @@ def write_report(
     `curve` gives the epochs of a trial by its id; where it fails, the charts by epoch do without that trial.
     Where a row has several variants, one of `asked` is shown, else the newest. `rule` says which epoch counts.
     """
-    from kdbench.report import comparison, cost, footnotes, latex, markdown, page, tables, versus_published
+    from kdbench.report import comparison, cost, fidelity, footnotes, latex, markdown, page, tables, versus_published
     from kdbench.report import epoch_rules as rules
     from kdbench.report.groups import select
 
@@ -98,7 +98,12 @@ def write_report(
             paths.append(write_atomic(path, content))
             if path.suffix == ".png":
                 drawn.setdefault(table, {})[kind] = content
-    other_tables = page.further_tables(transfers, _fidelity(out), versus, chosen_by_rule)
+    measured = fidelity.fidelity(fidelity.from_records(selection.groups))
+    paths.append(write_atomic(out / "tables" / "metrics.csv", _csv(measured)))
+    drawn_before = _fidelity(out)
+    other_tables = page.further_tables(
+        transfers, measured if drawn_before is None else drawn_before, versus, chosen_by_rule
+    )
     html = page.page(
         records, selection.groups, frame, cost_frame, comparisons, notes, drawn, ties, other_tables, epoch_rule
     )

@@ -21,6 +21,7 @@ def command(trial: Trial) -> str:
         words += ["--classes", format_ranges(request.classes)] if request.classes else []
         words += ["--subset", str(request.subset)] if request.subset is not None else []
         words += ["--val-fraction", f"{request.val_fraction:g}"] if request.val_fraction else []
+        words += ["--test-fraction", f"{request.test_fraction:g}"] if request.test_fraction else []
         words += ["--label-column", request.label_column] if request.label_column else []
     if recipe.name in recipes.names() and recipe.lr != recipes.recipe(recipe.name).lr:
         words += ["--lr", f"{recipe.lr:g}"]

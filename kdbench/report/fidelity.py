@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from kdbench.report.groups import method_key, pair_key
+from kdbench.report.groups import Group, method_key, pair_key
 from kdbench.report.tables import MISSING
 
 MEASURES = {
@@ -64,6 +64,25 @@ def fidelity(measured: Sequence[Measured]) -> pd.DataFrame:
         rows.append(row)
     columns = [*_PLACE, "n", *(f"{name}_{part}" for name in MEASURES for part in ("mean", "sd"))]
     return pd.DataFrame(rows, columns=columns)
+
+
+def from_records(groups: Sequence[Group]) -> list[Measured]:
+    """What the records themselves hold, which needs no networks: top-1, agreement, KL, ECE and NLL."""
+    return [
+        Measured(
+            group.dataset,
+            group.recipe,
+            group.teacher,
+            group.student,
+            group.method,
+            record.trial.seed,
+            {"top1": record.top1, **{name: record.metrics[name] for name in MEASURES if name in record.metrics}},
+        )
+        for group in groups
+        if group.teacher
+        for record in group.done
+        if record.metrics and record.top1 is not None
+    ]
 
 
 def _order(place: tuple[str, ...]) -> tuple[Any, ...]:

@@ -201,9 +201,9 @@ def further_tables(
     if measured is not None:
         for pair in fidelity.pairs(measured):
             title = f"Fidelity and calibration: {tables.pair_label(*pair[2:])}"
-            found_tables.append(
-                (pair[:2], _text(title, fidelity.wide(measured, pair), "method (n)", " ".join(fidelity.NOTES)))
-            )
+            shown = fidelity.wide(measured, pair)
+            shown = shown.loc[:, (shown != tables.MISSING).any()]  # records have fewer measures than `figures`
+            found_tables.append((pair[:2], _text(title, shown, "method (n)", " ".join(fidelity.NOTES))))
     for where in tables.tables(rules):
         lines = {
             f"{tables.pair_label(row['teacher'], row['student'])}: {row['method']}": [

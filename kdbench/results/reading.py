@@ -6,7 +6,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from kdbench.core.files import DamagedFile, quarantine
 from kdbench.core.trial import PROTOCOL
@@ -32,16 +32,29 @@ def read_record(path: Path, kind: type[R], identify: Callable[[R], str]) -> R | 
     return record
 
 
-def read_records(paths: Iterable[Path], read: Callable[[Path], R | None], consequence: str | None) -> list[R]:
-    """The records that `read` returns for these files, in ascending order of their paths.
+class RecordReader(Generic[R]):
+    """Reads records with `parse`, each file once until it changes."""
 
-    Damaged files are quarantined, and the message names the consequence; None: they stay. Files that cannot be read
-    for another reason are named and stay: a later version may have written them.
-    """
-    records = []
-    for path in sorted(paths):
+    def __init__(self, parse: Callable[[Path], R | None]) -> None:
+        self._parse = parse
+        self._known: dict[Path, tuple[tuple[int, int, int], R | None]] = {}
+
+    def read(self, paths: Iterable[Path], consequence: str | None) -> list[R]:
+        """The records in these files, in ascending order of their paths.
+
+        Damaged files are quarantined, and the message names the consequence; None: they stay. Files that cannot be
+        read for another reason are named and stay: a later version may have written them.
+        """
+        records = (self._record(path, consequence) for path in sorted(paths))
+        return [record for record in records if record is not None]
+
+    def _record(self, path: Path, consequence: str | None) -> R | None:
         try:
-            record = read(path)
+            status = path.stat()
+            state = status.st_ino, status.st_mtime_ns, status.st_size  # files are replaced, never changed
+            if path not in self._known or self._known[path][0] != state:
+                self._known[path] = state, self._parse(path)
+            return self._known[path][1]
         except DamagedFile as error:
             if consequence is None:
                 log.warning("%s is damaged (%s) and is left out", path, error)
@@ -49,10 +62,7 @@ def read_records(paths: Iterable[Path], read: Callable[[Path], R | None], conseq
                 quarantine(path, error, consequence)
         except UNREADABLE as error:
             log.warning("%s is not a record of this version and is left out (%s)", path, error)
-        else:
-            if record is not None:
-                records.append(record)
-    return records
+        return None
 
 
 def read_verified(path: Path, sha256: str) -> bytes:

@@ -25,7 +25,7 @@ from kdbench.core.files import DamagedFile, quarantine, remove_stale, temporary,
 from kdbench.core.record import FINAL, EpochMetrics, Outcome, ProbeOutcome, ProbeRecord, Record
 from kdbench.core.trial import PROTOCOL, Trial, Value
 from kdbench.results import serialize
-from kdbench.results.reading import UNREADABLE, read_record, read_records, read_verified
+from kdbench.results.reading import UNREADABLE, RecordReader, read_record, read_verified
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,6 +46,7 @@ class Store:
     def __init__(self, root: Path, quarantine: bool = True) -> None:
         self.root, self.quarantine = root, quarantine
         self.runs, self.probes = root / "runs", root / PROBES
+        self._reader, self._probe_reader = RecordReader(_read), RecordReader(_read_probe)
 
     def require_writable(self, *names: str) -> None:
         """Raise UserError if results cannot be written to the folders of these names (none: FOLDERS)."""
@@ -66,11 +67,11 @@ class Store:
         for name in ("", *FOLDERS, PROBES):
             remove_stale(self.root / name)
 
-    def save(self, outcome: Outcome, environment: Mapping[str, Value]) -> Record:
-        """Write a trial's weights and epochs, then its record. Raises DiskError."""
+    def save(self, outcome: Outcome, environment: Mapping[str, Value], keep_weights: bool = True) -> Record:
+        """Write a trial's weights (if they are to be kept) and epochs, then its record. Raises DiskError."""
         trial_id = outcome.trial.id
         sha256 = None
-        if outcome.weights is not None:
+        if outcome.weights is not None and keep_weights:
             from kdbench.results.weights import save_weights
 
             sha256 = save_weights(self._weights_path(trial_id), outcome.weights)
@@ -93,14 +94,18 @@ class Store:
         name = record.probe.id
         write_atomic(self.probes / f"{name}.json", serialize.dumps_checksummed({**asdict(record), "id": name}))
 
+    def remove_weights(self, trial_id: str) -> None:
+        """Remove a trial's final weights; its record stands."""
+        self._weights_path(trial_id).unlink(missing_ok=True)
+
     def probe_records(self) -> list[ProbeRecord]:
         """All readable records of linear probes, in ascending order of their names."""
-        return read_records(self.probes.glob("*.json"), _read_probe, "it is trained again" if self.quarantine else None)
+        return self._probe_reader.read(self.probes.glob("*.json"), "it is trained again" if self.quarantine else None)
 
     def records(self) -> list[Record]:
         """All readable records of trials of this protocol, in ascending order of their names."""
         paths = [path for path in self.runs.glob("*.json") if not path.name.endswith(".epochs.json")]
-        return read_records(paths, _read, "its trial runs again" if self.quarantine else None)
+        return self._reader.read(paths, "its trial runs again" if self.quarantine else None)
 
     def finished_at(self) -> dict[str, str]:
         """When each trial and probe was finished, by fingerprint; what is trained again gets another time."""
@@ -250,6 +255,7 @@ def _record(outcome: Outcome, environment: Mapping[str, Value], weights_sha256: 
         last10_top1=fmean(epoch.top1 for epoch in epochs[-10:]) if last else None,
         validated_top1=validated.top1 if validated else None,
         validated_epoch=validated.epoch if validated else None,
+        metrics=dict(outcome.metrics),
     )
 
 

@@ -20,7 +20,7 @@ def build_catalog(images: Dataset | None = None) -> Catalog:
         assert images is not None
         student, *teachers = (models.features(arch, data.classes, data.size) for arch in (pair.student, *pair.teachers))
         family = models.info(pair.student).family
-        shapes = Shapes(student, tuple(teachers), data.classes, images.train.labels, family)
+        shapes = Shapes(student, tuple(teachers), data.classes, images.labels, family)
         return registry.incompatibility(name, settings, shapes)
 
     return Catalog(infos, models.info, incompatibility, registry.discover())

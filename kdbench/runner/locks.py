@@ -39,6 +39,15 @@ class TrialLocks:
         self._held[fingerprint] = lock
         return True
 
+    def is_held_elsewhere(self, fingerprint: str) -> bool:
+        """Whether another process holds the lock."""
+        if fingerprint in self._held or not (self.folder / fingerprint).exists():
+            return False
+        if not self.acquire(fingerprint):
+            return True
+        self.release(fingerprint)
+        return False
+
     def release(self, fingerprint: str) -> None:
         if lock := self._held.pop(fingerprint, None):
             lock.release()

@@ -31,15 +31,17 @@ def run_jobs(
     finished_at: Mapping[str, str] | None = None,
     stop: Callable[[], bool] = lambda: False,
     known: Sequence[Outcome] = (),
+    keep_weights: str = "all",
 ) -> None:
     """Run jobs until each of their items has a record, here or written by another process.
 
     Other processes may work on the same results folder: an item belongs to the process that has its lock.
     `finished_at` is the store's when the jobs were made; items that were finished since are not run. `known` are
-    outcomes that need no training. `watch` receives every event. Raises DiskError, UserError, Interrupted.
+    outcomes that need no training. `watch` receives every event. `keep_weights` is one of KEEP_WEIGHTS; those of
+    vanilla trials stay until the jobs have ended, since others may need them. Raises DiskError, UserError, Interrupted.
     """
     before = store.finished_at() if finished_at is None else finished_at
-    run = _Run(list(jobs), store, checkpoints, watch, environment, before, stop)
+    run = _Run(list(jobs), store, checkpoints, watch, environment, before, stop, keep_weights)
     try:
         for outcome in known:
             if not run.is_finished(outcome.trial.fingerprint):
@@ -58,6 +60,7 @@ class _Run:
     environment: Mapping[str, Value]
     finished_at: Mapping[str, str]
     stop: Callable[[], bool]
+    keep_weights: str
     running: set[str] = field(default_factory=set)  # fingerprints
 
     def __post_init__(self) -> None:
@@ -139,7 +142,8 @@ class _Run:
                 self.checkpoints.save(event.id, event.state)
             case TrialEnd(outcome):
                 if isinstance(outcome, Outcome):
-                    self.store.save(outcome, self.environment)
+                    keep = self.keep_weights == "all" or not outcome.trial.teachers
+                    self.store.save(outcome, self.environment, keep)
                 else:
                     self.store.save_probe(outcome, self.environment)
                 if outcome.status in FINAL:

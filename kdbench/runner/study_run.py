@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -10,7 +11,7 @@ import torch
 
 from kdbench import models
 from kdbench.core.checkpoint import CheckpointInterval
-from kdbench.core.errors import UserError
+from kdbench.core.errors import UserError, unknown_name
 from kdbench.core.events import Emit
 from kdbench.core.files import file_sha256, write_atomic
 from kdbench.core.jobs import CohortJob
@@ -20,9 +21,10 @@ from kdbench.data.dataset import Dataset
 from kdbench.data.registry import default_data_dir
 from kdbench.data.sources import prepare
 from kdbench.plan.expand import expand
-from kdbench.plan.parsing import check_threads, parse_interval
-from kdbench.plan.study import RunOptions, Study
+from kdbench.plan.parsing import check_threads, parse_duration, parse_interval
+from kdbench.plan.study import KEEP_WEIGHTS, RunOptions, Study
 from kdbench.results import Store
+from kdbench.results.plan_file import write_plan
 from kdbench.runner.catalog import build_catalog
 from kdbench.runner.executors.local import LocalExecutor
 from kdbench.runner.runner import run_jobs
@@ -44,6 +46,8 @@ class StudyRun:
     store: Store
     checkpoints: Checkpoints
     interval: CheckpointInterval
+    keep_weights: str
+    deadline: float | None  # of time.monotonic()
     device: torch.device
     finished_at: Mapping[str, str] = field(repr=False)
     """When each trial of the folder was finished, read before the plan was made: what another process finishes from
@@ -66,17 +70,36 @@ class StudyRun:
         return [CohortJob(cohort) for cohort in self.plan.cohorts]
 
     def train(self, watch: Emit, stop: Callable[[], bool] = lambda: False) -> None:
-        """Train what is missing; `watch` receives the events. Raises DiskError, Interrupted."""
+        """Train what is missing; `watch` receives the events. `stop`, or the time limit, begin an orderly stop.
+
+        Raises DiskError, Interrupted.
+        """
+
+        def stop_now() -> bool:
+            return stop() or (self.deadline is not None and time.monotonic() >= self.deadline)
+
         for trial in self.plan.completed:  # a process may have been killed after it wrote the record
             self.checkpoints.remove(trial.id)
         if self.plan.cohorts or self.plan.not_applicable:
             datasets = {self.dataset.info.content: self.dataset}
-            executor = LocalExecutor(datasets, self.device, self.checkpoints, self.interval, stop)
+            executor = LocalExecutor(datasets, self.device, self.checkpoints, self.interval, stop_now)
             environment = describe_environment(self.device)
             known = [Outcome(trial, "n/a", reason) for trial, reason in self.plan.not_applicable]
             run_jobs(
-                self.jobs, self.store, executor, self.checkpoints, watch, environment, self.finished_at, stop, known
+                self.jobs,
+                self.store,
+                executor,
+                self.checkpoints,
+                watch,
+                environment,
+                self.finished_at,
+                stop_now,
+                known,
+                self.keep_weights,
             )
+        if self.keep_weights == "none":
+            for trial in self.plan.trials:
+                self.store.remove_weights(trial.id)
 
     def own_records(self, records: Sequence[Record]) -> list[Record]:
         """Those of a folder's records that belong to the study."""
@@ -99,6 +122,9 @@ def prepare_study(
     """Prepare the images of a study and make its plan; `dry_run` writes nothing. Raises UserError."""
     rerun, interval = _parse_rerun(run.rerun), parse_interval(run.checkpoint_every)
     check_threads(run.threads)
+    if run.keep_weights not in KEEP_WEIGHTS:
+        raise unknown_name("value", run.keep_weights, KEEP_WEIGHTS, f"keep_weights is one of {', '.join(KEEP_WEIGHTS)}")
+    deadline = time.monotonic() + parse_duration(run.time_limit) if run.time_limit else None
     device = resolve_device(run.device)
     study = replace(study, precision=resolve_precision(study.precision, device, study.recipe.size))
     store = Store(run.out)
@@ -106,6 +132,7 @@ def prepare_study(
         store.require_writable()
         store.remove_stale()
     dataset = prepare(study.data, run.data_dir or default_data_dir())
+    say(dataset.summary)
     catalog = build_catalog(dataset)
     for module, reason in catalog.broken.items():
         log.warning("%s is left out, it failed to import: %s", module, reason)
@@ -121,13 +148,16 @@ def prepare_study(
     if needed := planned.teachers & {trial.fingerprint for trial in planned.completed}:  # these need their weights too
         planned = plan(needed)
     if not dry_run:
-        write_atomic(run.out / "study.toml", study.toml().encode())
         for arch in dict.fromkeys(trial.arch for trial in planned.pending if trial.arch.endswith(PRETRAINED)):
             say(f"weights of {arch}: loading from the cache, or downloading ...")
             models.fetch(arch, dataset.info.classes, dataset.info.size)
+        write_atomic(run.out / "study.toml", study.toml().encode())
+        write_plan(run.out, planned.trials)
     configure_torch(device, study.precision, run.threads)
     checkpoints = Checkpoints(run.out / "checkpoints")
-    return StudyRun(study, planned, dataset, store, checkpoints, interval, device, finished_at)
+    return StudyRun(
+        study, planned, dataset, store, checkpoints, interval, run.keep_weights, deadline, device, finished_at
+    )
 
 
 def _parse_rerun(text: str | None) -> frozenset[str]:

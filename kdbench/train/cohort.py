@@ -14,8 +14,7 @@ from kdbench.core.files import DiskError
 from kdbench.core.jobs import CohortJob
 from kdbench.core.record import EpochMetrics, Outcome, Status
 from kdbench.core.trial import Trial
-from kdbench.data.dataset import Dataset
-from kdbench.data.resident import Loader
+from kdbench.data.dataset import Dataset, Loader
 from kdbench.distill import registry
 from kdbench.distill.step import Shapes
 from kdbench.models import features, info
@@ -59,8 +58,7 @@ class CohortTrainer:
         self.teachers = Teachers(cohort, job.weights, device, extra)
         networks = [*self.teachers.teachers, *self.teachers.extra.values()]
         archs = {*(trial.arch for trial in cohort.trials), *(teacher.arch for teacher in networks)}
-        self.loader = Loader(
-            dataset,
+        self.loader = dataset.loader(
             batch_size=cohort.recipe.batch_size,
             pad=cohort.recipe.pad,
             device=device,
@@ -137,8 +135,8 @@ class CohortTrainer:
         if epoch < 0:
             return
         seconds = {student: student.seconds() for student in active}
-        test = self._evaluate(active)
-        validation = self._evaluate(active, validation=True) if self.dataset.val else {}
+        test = self._evaluate(active, metrics=epoch == self.cohort.recipe.epochs)
+        validation = self._evaluate(active, validation=True) if self.dataset.info.val else {}
         for student in list(active):
             on_test, on_validation = test[student], validation.get(student)
             if isinstance(on_test, Exception):
@@ -157,13 +155,18 @@ class CohortTrainer:
                     on_validation.top1 if on_validation else None,
                 )
                 student.epochs.append(metrics)
+                student.metrics = dict(on_test.metrics)
 
-    def _evaluate(self, students: list[Student], validation: bool = False) -> dict[Student, Accuracy | Exception]:
+    def _evaluate(
+        self, students: list[Student], validation: bool = False, metrics: bool = False
+    ) -> dict[Student, Accuracy | Exception]:
         for student in students:
             student.eval()
         images = self.loader.validation if validation else self.loader.evaluation
         networks = {student: student.predict for student in students}
-        return evaluate(networks, images(EVALUATION_BATCH), self.device, self._save_checkpoints)
+        teacher = self.teachers.log_probabilities if self.teachers.teachers else None
+        batches = images(EVALUATION_BATCH)
+        return evaluate(networks, batches, self.device, self._save_checkpoints, metrics=metrics, teacher=teacher)
 
     def _save_checkpoints(self, due: bool = False) -> None:
         """Emit checkpoints if they are due, or before an orderly stop. Raises Interrupted."""
@@ -224,7 +227,8 @@ class CohortTrainer:
             epoch = student.current.epoch if student.current else 0
             status, reason = status_and_reason(failure, epoch_name(epoch))
         epochs = tuple(student.epochs)
-        return Outcome(student.trial, status, reason, epochs, self.teacher_top1, extra_info, weights, cost)
+        metrics = student.metrics if status == "done" else {}
+        return Outcome(student.trial, status, reason, epochs, self.teacher_top1, extra_info, weights, cost, metrics)
 
 
 def build_student(trial: Trial, dataset: Dataset, teachers: Teachers, loader: Loader) -> Student:
@@ -237,7 +241,7 @@ def build_student(trial: Trial, dataset: Dataset, teachers: Teachers, loader: Lo
         raise ValueError(f"its extra teacher {untrained[0]!r} was not trained")
     own = features(trial.arch, data.classes, data.size)
     others = tuple(features(source.arch, data.classes, data.size) for source in trial.teachers)
-    labels = dataset.train.labels.clone()
+    labels = dataset.labels.clone()
     shapes = Shapes(own, others or (own,), data.classes, labels, info(trial.arch).family)
     teacher_info: dict[str, Any] = {}
     if requires.classifier:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -122,7 +123,24 @@ def describe_environment(device: torch.device) -> dict[str, Value]:
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),
         "host": platform.node(),
+        **_commit(),
     }
+
+
+def _commit() -> dict[str, Value]:
+    """The commit of the code, and whether it was edited since, where the code is a git checkout."""
+    root = Path(__file__).resolve().parents[2]
+    try:
+        commit, edits = (
+            subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=10)
+            for arguments in (
+                ["log", "-1", "--format=%H", "--", "kdbench", "methods"],
+                ["status", "--porcelain", "--", "kdbench", "methods"],
+            )
+        )
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {"commit": commit.stdout.strip(), "edited": bool(edits.stdout.strip())} if commit.stdout.strip() else {}
 
 
 def _processor() -> str:

@@ -17,7 +17,7 @@ from kdbench.core.events import Checkpoint, Event, TrialEnd
 from kdbench.core.jobs import CohortJob
 from kdbench.core.record import Outcome
 from kdbench.core.trial import PRETRAINED, Cohort, Plan, Recipe, TeacherSource
-from kdbench.data.dataset import Dataset, Split
+from kdbench.data.dataset import Dataset
 from kdbench.models import build
 from kdbench.train.cohort import CohortTrainer
 from kdbench.train.device import on_device
@@ -26,38 +26,53 @@ from kdbench.train.evaluate import autocast
 REPETITIONS = 3
 
 
-def measure_costs(plan: Plan, dataset: Dataset, device: torch.device) -> Costs:
-    """Costs of architectures alone, and what each method adds to its student in the first cohort that has it."""
+SLOW = 1.5
+"""Seconds of a step from which on it is not repeated: an estimate must not take minutes itself."""
+
+
+def measure_costs(
+    plan: Plan, dataset: Dataset, device: torch.device, say: Callable[[str], None] = lambda text: None
+) -> Costs:
+    """Costs of architectures alone, and what each method adds to its student in the first cohort that has it.
+
+    `say` is told what has been measured.
+    """
     first = plan.cohorts[0]
     archs = [trial.arch for trial in plan.pending] + [
         s.arch for cohort in plan.cohorts for s in cohort.sources.values()
     ]
-    costs = architecture_costs(archs, first.data, first.recipe, device, first.precision)
+    costs = architecture_costs(archs, first.data, first.recipe, device, first.precision, say)
     methods: dict[str, float] = {}
     pretrained: set[str] = set()
     checkpoint_bytes: dict[str, int] = {}
     for cohort in plan.cohorts:
         new = [trial for trial in cohort.trials if trial.method not in methods]
         if cohort.teachers and new:
-            measured = _method_costs(cohort.with_trials(new), dataset, device)
+            one_step = cohort.recipe.batch_size * costs[new[0].arch].train
+            measured = _method_costs(cohort.with_trials(new), dataset, device, slow=one_step > SLOW)
             for trial in new:
                 cost = costs[trial.arch]
                 if trial.method in measured:
                     seconds, has_pretraining, size = measured[trial.method]
                     methods[trial.method] = max(0.0, seconds - cost.train)
+                    say(f"  {trial.method} on {trial.arch}: {1000 * seconds:.3g} ms per image")
                     checkpoint_bytes[trial.method] = max(0, size - 2 * cost.size)
                     if has_pretraining:
                         pretrained.add(trial.method)
     return Costs(costs, methods, frozenset(pretrained), checkpoint_bytes)
 
 
-def _method_costs(cohort: Cohort, dataset: Dataset, device: torch.device) -> dict[str, tuple[float, bool, int]]:
+def _method_costs(
+    cohort: Cohort, dataset: Dataset, device: torch.device, slow: bool
+) -> dict[str, tuple[float, bool, int]]:
     """By a few real steps: seconds an image of each student under its method, whether that has a pretraining, and the
     bytes of its checkpoint.
 
-    A random teacher costs what a trained one does. The first of two epochs of a few steps is not counted.
+    A random teacher costs what a trained one does. The first of two epochs of a few steps is not counted; slow networks
+    take one step.
     """
-    data, recipe = cohort.data, replace(cohort.recipe, epochs=2)
+    data, recipe = cohort.data, replace(cohort.recipe, epochs=1 if slow else 2)
+    steps = 1 if slow else REPETITIONS
     sources = {key: _untrained(source) for key, source in cohort.sources.items()}
     teachers = tuple(sources[source.key] for source in cohort.teachers)
     trials = tuple(
@@ -71,7 +86,6 @@ def _method_costs(cohort: Cohort, dataset: Dataset, device: torch.device) -> dic
         for trial in cohort.trials
     )
     short = replace(cohort, recipe=recipe, teachers=teachers, trials=trials)
-    one_image = replace(dataset, test=Split(dataset.test.images[:1], dataset.test.labels[:1]))
     with torch.random.fork_rng(devices=[]):
         weights = {s.key: build(s.arch, data.classes, data.size).state_dict() for s in sources.values()}
     outcomes: list[Outcome] = []
@@ -85,8 +99,8 @@ def _method_costs(cohort: Cohort, dataset: Dataset, device: torch.device) -> dic
         elif isinstance(event, TrialEnd) and isinstance(event.outcome, Outcome) and event.outcome.epochs:
             outcomes.append(event.outcome)
 
-    CohortTrainer(CohortJob(short, weights), one_image, device, collect, limit=REPETITIONS).train()
-    images = REPETITIONS * recipe.batch_size
+    CohortTrainer(CohortJob(short, weights), dataset, device, collect, limit=steps).train()
+    images = steps * recipe.batch_size
     return {
         outcome.trial.method: (
             outcome.epochs[-1].student_seconds / images,
@@ -104,7 +118,12 @@ def _untrained(source: TeacherSource) -> TeacherSource:
 
 
 def architecture_costs(
-    archs: Iterable[str], data: DataInfo, recipe: Recipe, device: torch.device, precision: str
+    archs: Iterable[str],
+    data: DataInfo,
+    recipe: Recipe,
+    device: torch.device,
+    precision: str,
+    say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Cost]:
     """Medians of a few steps after one that is not counted, on random images."""
     images = torch.rand(recipe.batch_size, 3, data.size, data.size, device=device)
@@ -132,15 +151,18 @@ def architecture_costs(
         network.eval()
         size = sum(tensor.nbytes for tensor in network.state_dict().values())
         costs[arch] = Cost(spent / recipe.batch_size, _median_seconds(forward, device) / recipe.batch_size, size)
+        say(f"  {arch}: {1000 * costs[arch].train:.3g} ms per image")
     return costs
 
 
 def _median_seconds(work: Callable[[], None], device: torch.device) -> float:
-    times = []
-    for _ in range(REPETITIONS + 1):
+    times: list[float] = []
+    while len(times) < REPETITIONS + 1:
         started = time.perf_counter()
         work()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - started)
+        if times[0] > SLOW:
+            return times[0]
     return median(times[1:])

@@ -13,9 +13,8 @@ from kdbench.core.events import Checkpoint, Emit, EpochEnd, TrialEnd
 from kdbench.core.jobs import ProbeJob
 from kdbench.core.linear_probe import LinearProbe
 from kdbench.core.record import ProbeOutcome
-from kdbench.data.augment import show, views
-from kdbench.data.dataset import Batch, Dataset, Split
-from kdbench.data.resident import Loader, sequential_batches
+from kdbench.data.augment import views
+from kdbench.data.dataset import Dataset
 from kdbench.models import features, info
 from kdbench.train.checkpoint import log
 from kdbench.train.evaluate import EVALUATION_BATCH
@@ -45,7 +44,14 @@ class ProbeGroupTrainer:
     ) -> None:
         self.job, self.dataset, self.device, self.emit, self.load, self.stop = job, dataset, device, emit, load, stop
         normalizations = (info(probe.source.arch).normalization for probe in job.items)
-        self.normalizations = {normalization for normalization in normalizations if normalization}
+        first = job.items[0]
+        self.loader = dataset.loader(
+            batch_size=first.recipe.batch_size,
+            pad=first.recipe.pad,
+            device=device,
+            seed=first.seed,
+            normalizations={normalization for normalization in normalizations if normalization},
+        )
 
     def train(self) -> None:
         """Train all probes; as many at a time as their stored features allow."""
@@ -73,7 +79,7 @@ class ProbeGroupTrainer:
     def _end(self, probe: LinearProbe, trainer: ProbeTrainer | None, error: Exception | None) -> None:
         if trainer and not error:
             try:
-                top1, top5 = trainer.accuracy(self._batches(self.dataset.test))
+                top1, top5 = trainer.accuracy(self.loader.evaluation(EVALUATION_BATCH))
             except Exception as failure:
                 error = failure
             else:
@@ -99,38 +105,26 @@ class ProbeGroupTrainer:
                 return ProbeTrainer(probe, weights, self.device)
         return trainer
 
-    def _batches(self, split: Split) -> Iterator[Batch]:
-        return sequential_batches(split, self.dataset.info, EVALUATION_BATCH, self.device, self.normalizations)
-
     def _train_on_features(self, trainers: list[ProbeTrainer]) -> Trained:
         """Compute the features of every view, then train all classifiers at once."""
-        probe, train = trainers[0].probe, self.dataset.train
-        stack = StackedProbes(trainers)
-        for index, view in enumerate(views(probe.views, probe.recipe.pad, self.dataset.info.flip)):
-            for batch in self._batches(Split(show(train.images, view), train.labels)):
+        probe, stack = trainers[0].probe, StackedProbes(trainers)
+        for index, augmentation in enumerate(views(probe.views, probe.recipe.pad, self.dataset.info.flip)):
+            for batch in self.loader.training_images(EVALUATION_BATCH, augmentation):
                 stack.embed(index, batch)
-        stack.fit(train.labels, self._end_epoch)
+        stack.fit(self.dataset.labels, self._end_epoch)
         for trainer in trainers:
             yield trainer, stack.errors.get(trainer)
 
     def _train_on_batches(self, trainers: list[ProbeTrainer]) -> Trained:
         """Train all networks on the same augmented batches, with a checkpoint after each epoch."""
         probe = trainers[0].probe
-        loader = Loader(
-            self.dataset,
-            batch_size=probe.recipe.batch_size,
-            pad=probe.recipe.pad,
-            device=self.device,
-            seed=probe.seed,
-            normalizations=self.normalizations,
-        )
         remaining = list(trainers)
         for epoch in range(1, probe.recipe.epochs + 1):
             active = [trainer for trainer in remaining if trainer.epoch == epoch - 1]
             errors: dict[ProbeTrainer, Exception] = {}
             for trainer in active:
                 trainer.begin_epoch(epoch)
-            for number, batch in enumerate(loader.epoch(epoch) if active else ()):
+            for number, batch in enumerate(self.loader.epoch(epoch) if active else ()):
                 for trainer in active:
                     if trainer not in errors:
                         try:

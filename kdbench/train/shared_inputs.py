@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kdbench.data.dataset import Batch, ViewBatch
-from kdbench.data.resident import Loader
+from kdbench.data.dataset import Batch, Loader, ViewBatch
 from kdbench.data.views import View
 from kdbench.distill.step import Requires
 from kdbench.models.output import Output

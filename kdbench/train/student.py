@@ -49,6 +49,7 @@ class Student:
         self.trial, self.device = trial, device
         self.normalization = info(trial.arch).normalization
         self.epochs: list[EpochMetrics] = []  # finished ones
+        self.metrics: dict[str, float] = {}  # after the last epoch, see `evaluate`
         self.current: EpochState | None = None
         self._saved_epoch: dict[str, Any] | None = None  # an epoch under way, from a checkpoint
         self._seed_key = (trial.method, trial.teacher, trial.arch, trial.seed)
@@ -276,6 +277,7 @@ class Student:
         return {
             "fingerprint": self.trial.fingerprint,
             "epochs": [asdict(epoch) for epoch in self.epochs],
+            "metrics": self.metrics,
             "network": self.network.state_dict(),
             "distiller": self.distiller.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -293,4 +295,4 @@ class Student:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.pretraining:
             self.pretraining.load_state(state["pretraining"])
-        self.epochs, self._saved_epoch = epochs, state["epoch_under_way"]
+        self.epochs, self.metrics, self._saved_epoch = epochs, state["metrics"], state["epoch_under_way"]

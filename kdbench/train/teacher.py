@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +16,7 @@ from kdbench.core.files import file_sha256
 from kdbench.core.jobs import Weights
 from kdbench.core.seeding import derive_seed
 from kdbench.core.trial import SELF, Cohort, TeacherSource
-from kdbench.data.dataset import Batch
-from kdbench.data.resident import Loader
+from kdbench.data.dataset import Batch, Loader
 from kdbench.models import build, classifier_of, info, load_checkpoint, restore, stage_batch_norms_of
 from kdbench.models.folding import fold
 from kdbench.models.output import Classifier, Output
@@ -111,17 +111,15 @@ class Teachers:
         """Accuracy in per cent: of the one teacher, or of the mean of their class probabilities; None without any."""
         if not self.teachers:
             return None
-
-        def ensemble(batch: Batch) -> Tensor:
-            logits = [teacher(batch).logits for teacher in self.teachers]
-            return (
-                logits[0] if len(logits) == 1 else torch.stack([logit.softmax(dim=1) for logit in logits]).mean(dim=0)
-            )
-
-        accuracy = evaluate({"ensemble": ensemble}, batches, self.device)["ensemble"]
+        accuracy = evaluate({"teachers": self.log_probabilities}, batches, self.device)["teachers"]
         if isinstance(accuracy, Exception):
             raise accuracy
         return accuracy.top1
+
+    def log_probabilities(self, batch: Batch) -> Tensor:
+        """Log-probabilities, float64 [B, C], of the one teacher, or of the mean of their class probabilities."""
+        log_p = torch.stack([teacher(batch).logits.double().log_softmax(dim=1) for teacher in self.teachers])
+        return log_p[0] if len(log_p) == 1 else log_p.logsumexp(dim=0) - math.log(len(log_p))
 
     def embeddings(self, loader: Loader) -> Tensor:
         """The (first) teacher's embeddings [N, D] of the training images, without augmentation."""

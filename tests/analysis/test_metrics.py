@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kdbench.analysis import metrics
 from kdbench.analysis.predictions import Predictions
+from kdbench.train.evaluate import BINS
 
 STREAM = torch.Generator().manual_seed(0)
 LABELS = torch.arange(200) % 5
@@ -46,7 +47,7 @@ def test_calibration_error_is_the_weighted_gap_of_the_bins() -> None:
     tensor = logits(3.0)
     confidence, prediction = tensor.softmax(1).max(1)
     correct = (prediction == LABELS).double()
-    bins = (confidence * metrics.BINS).ceil().long().clamp(1, metrics.BINS)
+    bins = (confidence * BINS).ceil().long().clamp(1, BINS)
     gaps = [
         float((confidence[bins == b].double().mean() - correct[bins == b].mean()).abs() * (bins == b).sum())
         for b in bins.unique()

@@ -15,6 +15,7 @@ from kdbench.core.linear_probe import LinearProbe
 from kdbench.core.record import ProbeOutcome
 from kdbench.core.trial import Trial
 from kdbench.data.dataset import Dataset
+from kdbench.data.resident import ResidentDataset
 from kdbench.models import build, info
 from kdbench.plan.probe_protocols import protocol, transfer
 from kdbench.runner.executors.local import LocalExecutor
@@ -37,7 +38,7 @@ def linear_probe(
     *,
     epochs: int | None = 2,
     views: int = 1,
-    target: Dataset = TARGET,
+    target: ResidentDataset = TARGET,
     precision: str = "fp32",
     seed: int = 0,
 ) -> LinearProbe:

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kdbench.core.data import DataInfo, DataRequest
-from kdbench.data.dataset import Dataset, Split, digest
+from kdbench.data.dataset import Split, digest
+from kdbench.data.resident import ResidentDataset
 from kdbench.data.sources import prepare
 
 
@@ -35,19 +36,19 @@ def png(pixels: NDArray[Any]) -> bytes:
     return target.getvalue()
 
 
-def get(source: str, tmp_path: Path, size: int = 8, **request: Any) -> Dataset:
+def get(source: str, tmp_path: Path, size: int = 8, **request: Any) -> ResidentDataset:
     """`prepare` with a data folder inside tmp_path."""
     return prepare(DataRequest(source, size, **request), tmp_path / "data-dir")
 
 
-def image_set(count: int, size: int = 8, classes: int = 2, flip: bool = True, seed: int = 0) -> Dataset:
+def image_set(count: int, size: int = 8, classes: int = 2, flip: bool = True, seed: int = 0) -> ResidentDataset:
     """An image set made of nothing: noise, labels in turn."""
     train = Split(torch.from_numpy(noise(count, size, seed)), torch.arange(count) % classes)
     test = Split(torch.from_numpy(noise(7, size, seed + 1)), torch.arange(7) % classes)
     mean, std = (0.1, 0.5, 0.7), (0.2, 0.25, 0.5)
     content = digest(train.images, train.labels, test.images, test.labels)
     info = DataInfo("noise", content, classes, count, 7, size, mean, std, flip)
-    return Dataset(info, train, test, tuple(str(number) for number in range(classes)))
+    return ResidentDataset(info, train, test, tuple(str(number) for number in range(classes)))
 
 
 def rows(

@@ -15,8 +15,8 @@ from kdbench.core import files
 from kdbench.core.data import DataRequest
 from kdbench.core.errors import UserError
 from kdbench.data import cache
-from kdbench.data.dataset import Dataset
 from kdbench.data.decode import decode_all
+from kdbench.data.resident import ResidentDataset
 from kdbench.data.sources import folder
 from tests.data.build import folder_tree, get, noise, png
 
@@ -38,7 +38,7 @@ def entries(tmp_path: Path) -> list[Path]:
     return sorted((tmp_path / "data-dir/cache").iterdir())
 
 
-def same(one: Dataset, other: Dataset) -> bool:
+def same(one: ResidentDataset, other: ResidentDataset) -> bool:
     return (
         one.info == other.info
         and one.class_names == other.class_names

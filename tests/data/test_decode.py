@@ -52,6 +52,19 @@ def test_a_palette_with_transparency_gives_no_warning() -> None:
     assert decode("x", encode(image, "PNG", transparency=bytes([0, 128, 255])), 8).shape == (8, 8, 3)
 
 
+@pytest.mark.parametrize(("ink", "paper"), [(30, 255), (220, 0)])
+def test_what_is_drawn_on_a_transparent_background_stays_visible(ink: int, paper: int) -> None:
+    """Dark drawings lie on white, light ones on black; half-transparent pixels lie between."""
+    rgba = np.zeros((8, 8, 4), np.uint8)
+    rgba[..., :3] = ink
+    rgba[2:6, 2:6, 3] = 255
+    rgba[2, 2, 3] = 128
+    found = decode("x", encode(Image.fromarray(rgba), "PNG"), 8)
+    assert (found[0, 0] == paper).all()
+    assert (found[4, 4] == ink).all()
+    np.testing.assert_allclose(found[2, 2], (ink * 128 + paper * 127) / 255, atol=0.5)
+
+
 def test_the_camera_s_orientation_is_applied() -> None:
     image = noise(1)[0]
     exif = Image.Exif()
@@ -105,13 +118,13 @@ def test_the_limit_against_decompression_bombs_holds(limit: int, monkeypatch: py
         decode("a.png", png(noise(1)[0]), 8)
 
 
-def test_many_images_keep_their_order_and_the_first_error_counts() -> None:
+def test_many_images_keep_their_order_and_errors_are_named_in_order() -> None:
     images = noise(300, 4)
     encoded: list[tuple[str, bytes | Path]] = [(f"row {row}", png(image)) for row, image in enumerate(images)]
     np.testing.assert_array_equal(decode_all(iter(encoded), 300, 4), images)
     encoded[7] = encoded[250] = ("bad", b"")
     encoded[7] = ("first", b"")
-    with pytest.raises(UserError, match=r"^first: "):
+    with pytest.raises(UserError, match=r"^2 images cannot be used: first: .*; bad: .*$"):
         decode_all(encoded, 300, 4)
     with pytest.raises(UserError, match="only 3 of 5 images are there"):
         decode_all(encoded[:3], 5, 4)

@@ -43,7 +43,10 @@ def test_what_is_no_image_is_ignored(tmp_path: Path) -> None:
     for name in (".git", "empty", "__MACOSX"):
         (tmp_path / "pets/train" / name).mkdir()
     (tmp_path / "pets/train/__MACOSX/._0.png").write_bytes(b"?")
-    assert get(source, tmp_path).info == before
+    found = get(source, tmp_path)
+    assert found.info == before
+    assert found.ignored == 2  # hidden files are not worth a word
+    assert found.summary == "folder:pets: 6 training and 6 test images, 2 classes at 8x8 pixels; 2 files ignored"
 
 
 def test_images_lie_at_any_depth_and_in_capitals(tmp_path: Path) -> None:
@@ -106,3 +109,38 @@ def test_one_class_is_not_enough(tmp_path: Path) -> None:
         shutil.rmtree(tmp_path / "pets" / split / "cat")
     with pytest.raises(UserError, match="folder:pets: 1 class is left; a classifier needs at least two"):
         get(source, tmp_path)
+
+
+def test_all_unreadable_images_are_named_at_once(tmp_path: Path) -> None:
+    source = folder_tree(tmp_path / "pets")
+    for path in (tmp_path / "pets").rglob("*.png"):
+        path.write_bytes(b"?")
+        for copy in range(3):
+            shutil.copy(path, path.with_stem(f"{path.stem}{copy}"))
+    with pytest.raises(UserError) as caught:
+        get(source, tmp_path)
+    sentence = str(caught.value)
+    assert sentence.startswith(f"24 images cannot be used: {tmp_path / 'pets/train/cat/0.png'}: cannot be read")
+    assert sentence.endswith("; and 14 more")
+    assert sentence.count("cannot be read as an image") == 10
+
+
+def test_a_part_can_be_held_out_for_the_test(tmp_path: Path) -> None:
+    source = folder_tree(tmp_path / "pets")
+    with pytest.raises(UserError, match="has the test part test: leave out --test-fraction"):
+        get(source, tmp_path, test_fraction=0.5)
+    shutil.rmtree(tmp_path / "pets/test")
+    with pytest.raises(UserError, match=r"or give --test-fraction 0\.2 to test on a fifth of the images"):
+        get(source, tmp_path)
+    found = get(source, tmp_path, test_fraction=1 / 3)
+    assert found.info.label == "folder:pets[test=0.333333]"
+    assert (found.train.labels.bincount().tolist(), found.test.labels.bincount().tolist()) == ([2, 2], [1, 1])
+    whole = {image.numpy().tobytes() for part in (found.train, found.test) for image in part.images}
+    assert whole == {image.tobytes() for seed in (0, 1) for image in noise(3, 8, seed)}
+    again = get(source, tmp_path, test_fraction=1 / 3)  # from the cache
+    assert again.info == found.info
+    assert get(source, tmp_path, test_fraction=0.5).info.content != found.info.content
+    with pytest.raises(UserError, match=r"--test-fraction must leave images of folder:pets on both sides, got 0\.01"):
+        get(source, tmp_path, test_fraction=0.01)
+    with pytest.raises(UserError, match="--test-fraction is for folder:PATH; digits has a test split"):
+        get("digits", tmp_path, test_fraction=0.2)

@@ -12,24 +12,24 @@ from torchvision.transforms.functional import to_tensor
 
 from kdbench.core.errors import UserError
 from kdbench.core.seeding import derive_seed
-from kdbench.data.dataset import Batch, Dataset
-from kdbench.data.resident import Loader, normalize
+from kdbench.data.dataset import Batch
+from kdbench.data.resident import ResidentDataset, ResidentLoader, normalize
 from tests.data.build import image_set
 
 CPU = torch.device("cpu")
 
 
-def loader(images: Dataset, **changes: Any) -> Loader:
-    return Loader(images, **{"batch_size": 8, "pad": 2, "device": CPU, "seed": 0, **changes})
+def loader(images: ResidentDataset, **changes: Any) -> ResidentLoader:
+    return ResidentLoader(images, **{"batch_size": 8, "pad": 2, "device": CPU, "seed": 0, **changes})
 
 
-def pixels(batch: Batch, images: Dataset) -> Tensor:
+def pixels(batch: Batch, images: ResidentDataset) -> Tensor:
     """Back to uint8 [B, H, W, 3]."""
     mean, std = (torch.tensor(value).view(3, 1, 1) for value in (images.info.mean, images.info.std))
     return ((batch.images * std + mean) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
 
 
-def epoch(source: Loader, number: int) -> tuple[Tensor, Tensor, Tensor]:
+def epoch(source: ResidentLoader, number: int) -> tuple[Tensor, Tensor, Tensor]:
     batches = list(source.epoch(number))
     return (
         torch.cat([batch.images for batch in batches]),

@@ -11,12 +11,13 @@ import torch
 
 from kdbench.core.data import DataRequest
 from kdbench.core.errors import UserError
-from kdbench.data.dataset import Dataset, Decoded, Source, Split
+from kdbench.data.dataset import Decoded, Source, Split
+from kdbench.data.resident import ResidentDataset
 from kdbench.data.subset import channel_statistics, safe_label, select, stratified
 from tests.data.build import get, noise
 
 
-def chosen(labels: list[int], test: list[int], names: int, **request: Any) -> Dataset:
+def chosen(labels: list[int], test: list[int], names: int, **request: Any) -> ResidentDataset:
     decoded = Decoded(
         Split(torch.from_numpy(noise(len(labels))), torch.tensor(labels)),
         Split(torch.from_numpy(noise(len(test), seed=1)), torch.tensor(test)),

@@ -39,7 +39,7 @@ def test_files(tmp_path: Path) -> None:
     drawn = ("accuracy", "curves", "cost", "gains")  # ranks need two pairs
     assert names == {
         "report.html",
-        *(f"tables/{name}" for name in (*tabled, "published.csv", "ranks.csv", "selection.csv")),
+        *(f"tables/{name}" for name in (*tabled, "metrics.csv", "published.csv", "ranks.csv", "selection.csv")),
         *(f"charts/{kind}.cifar100.paper.{ending}" for kind in drawn for ending in ("png", "svg")),
     }
     assert {path for path in tmp_path.rglob("*") if path.is_file()} == set(report.paths)  # nothing temporary is left

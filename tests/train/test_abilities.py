@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from kdbench.core.record import Outcome
 from kdbench.data.dataset import Batch
-from kdbench.data.resident import Loader
+from kdbench.data.resident import ResidentLoader
 from kdbench.distill import (
     Context,
     Distiller,
@@ -249,8 +249,8 @@ def test_what_nobody_asks_for_is_not_computed(tmp_path: Path, monkeypatch: pytes
 
         return counted
 
-    monkeypatch.setattr(Loader, "view", count(views, Loader.view))
-    monkeypatch.setattr(Loader, "training_images", count(teachers, Loader.training_images))
+    monkeypatch.setattr(ResidentLoader, "view", count(views, ResidentLoader.view))
+    monkeypatch.setattr(ResidentLoader, "training_images", count(teachers, ResidentLoader.training_images))
     monkeypatch.setattr(Student, "_forward", count(students, Student._forward))
     train(tmp_path / "plain", trial("kd"), trial("icd"))
     steps = 3 * 3  # epochs of three steps
@@ -273,7 +273,7 @@ def test_the_teacher_is_asked_once_for_each_view(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(Teacher, "__call__", call)
     train(tmp_path, trial("t_views"), trial("t_views+kd"), trial("kd"))
-    assert len(calls) == 1 + 9 * (1 + 4)  # its accuracy, then nine steps
+    assert len(calls) == 1 + 9 * (1 + 4) + 1  # its accuracy, nine steps, and the metrics at the end
 
 
 def test_the_kd_term_is_the_mean_over_teachers(tmp_path: Path) -> None:
@@ -313,7 +313,7 @@ def test_predictions_are_what_is_evaluated_and_deployed(tmp_path: Path) -> None:
     )
     deploy = {name.removeprefix("deploy."): value for name, value in outcome.weights.items() if "deploy." in name}
     assert set(deploy) == {"projector.0.weight", "projector.0.bias", "weight", "bias"}
-    loader = Loader(DATASET, batch_size=64, pad=1, device=tiny_study.CPU, seed=0)
+    loader = DATASET.loader(batch_size=64, pad=1, device=tiny_study.CPU, seed=0)
     (batch,) = loader.evaluation(500)
     with torch.no_grad():
         embedding = network.eval()(batch.images).embedding
@@ -386,7 +386,7 @@ def test_a_missing_extra_teacher_fails_its_trial_alone(tmp_path: Path) -> None:
 def test_statistics_of_the_teacher_are_those_of_clean_images() -> None:
     cohort = tiny_study.cohort(trial("kd"))
     teachers = Teachers(cohort, tiny_study.teacher_weights(cohort), tiny_study.CPU)
-    loader = Loader(DATASET, batch_size=64, pad=1, device=tiny_study.CPU, seed=0)
+    loader = DATASET.loader(batch_size=64, pad=1, device=tiny_study.CPU, seed=0)
     embeddings = teachers.embeddings(loader)
     images = DATASET.train.images.permute(0, 3, 1, 2).float().div(255).sub(0.5).div(0.25)
     with torch.no_grad():

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from kdbench.data.dataset import Batch
-from kdbench.data.resident import Loader
 from kdbench.train import cohort
 from kdbench.train.cuda_graph import WARM_UP, CudaGraphStep, StaticBuffers, use_cuda_graph
 from tests.train import tiny_study
@@ -48,8 +47,8 @@ def test_a_replayed_step_keeps_its_arguments() -> None:
 
 def test_static_buffers_hold_every_tensor_of_a_batch() -> None:
     normalization = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
-    loader = Loader(
-        tiny_study.DATASET, batch_size=8, pad=1, device=tiny_study.CPU, seed=0, normalizations=[normalization]
+    loader = tiny_study.DATASET.loader(
+        batch_size=8, pad=1, device=tiny_study.CPU, seed=0, normalizations=[normalization]
     )
     buffers = StaticBuffers[Batch]()
     first: Batch | None = None

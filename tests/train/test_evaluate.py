@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from scipy.stats import entropy
+from sklearn.metrics import log_loss
 from torch import Tensor
 
+from kdbench.analysis import metrics
 from kdbench.data.dataset import Batch
 from kdbench.train.evaluate import Accuracy, evaluate
 
@@ -75,3 +78,36 @@ def test_the_caller_is_asked_after_each_batch() -> None:
     asked: list[None] = []
     evaluate({"perfect": perfect}, batches(), CPU, lambda: asked.append(None))
     assert len(asked) == 2
+
+
+def test_metrics_are_those_of_the_libraries() -> None:
+    """The sums over batches against torchmetrics, scikit-learn and scipy on everything at once."""
+    stream = torch.Generator().manual_seed(3)
+    labels = torch.randint(7, (60,), generator=stream)
+    student, teacher = (3 * torch.randn(60, 7, generator=stream) for _ in range(2))
+    parts = [Batch(labels[part, None], labels[part], torch.arange(60)[part]) for part in (slice(0, 40), slice(40, 60))]
+
+    def logits_of(logits: Tensor) -> Callable[[Batch], Tensor]:
+        return lambda batch: logits[batch.indices]
+
+    def log_probabilities(batch: Batch) -> Tensor:
+        return teacher[batch.indices].double().log_softmax(dim=1)
+
+    networks, q, p = {"student": logits_of(student)}, student.double().softmax(dim=1), teacher.double().softmax(dim=1)
+    accuracy = evaluate(networks, parts, CPU, metrics=True, teacher=log_probabilities)["student"]
+    assert isinstance(accuracy, Accuracy)
+    assert accuracy.metrics == pytest.approx(
+        {
+            "nll": log_loss(labels, q.numpy(), labels=range(7)),
+            "ece": metrics.calibration_error(student, labels),
+            "agreement": metrics.agreement(student, teacher),
+            "kl": entropy(p.numpy(), q.numpy(), axis=1).mean(),
+        },
+        rel=1e-5,  # torchmetrics computes in float32
+    )
+    alone = evaluate(networks, parts, CPU, metrics=True)["student"]
+    assert isinstance(alone, Accuracy)
+    assert alone.metrics.keys() == {"nll", "ece"}
+    assert evaluate(networks, parts, CPU, teacher=log_probabilities)["student"] == Accuracy(
+        accuracy.top1, accuracy.top5
+    )

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from kdbench.core.errors import Interrupted
-from kdbench.data.resident import Loader
 from kdbench.train.device import configure_torch, describe_environment, resolve_device, resolve_precision
 from tests.train.tiny_study import CPU, DATASET, cohort, run_cohort, train, trial
 
@@ -29,7 +28,7 @@ def test_the_device_is_found() -> None:
 
 
 def test_batches_are_those_of_the_cpu() -> None:
-    sides = [Loader(DATASET, batch_size=64, pad=1, device=device, seed=3) for device in (CPU, resolve_device("cuda"))]
+    sides = [DATASET.loader(batch_size=64, pad=1, device=device, seed=3) for device in (CPU, resolve_device("cuda"))]
     for here, there in zip(*(side.epoch(2) for side in sides), strict=True):
         assert torch.equal(here.indices, there.indices.cpu())
         torch.testing.assert_close(here.images, there.images.cpu(), rtol=1e-6, atol=1e-6)

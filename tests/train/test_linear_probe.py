@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +16,8 @@ from kdbench import models
 from kdbench.core.errors import UserError
 from kdbench.core.jobs import ProbeJob
 from kdbench.core.linear_probe import LinearProbe
-from kdbench.data.dataset import Dataset, Split, digest
-from kdbench.data.resident import sequential_batches
+from kdbench.data.dataset import Batch, Split, digest
+from kdbench.data.resident import ResidentDataset
 from kdbench.plan.probe_protocols import PROTOCOLS, protocol
 from kdbench.train.linear_probe import ProbeTrainer
 from kdbench.train.probe_group import ProbeGroupTrainer
@@ -62,7 +63,7 @@ def test_protocols_equal_the_published_ones() -> None:
         protocol("frozen", epochs=0, size=32)
 
 
-def separable() -> Dataset:
+def separable() -> ResidentDataset:
     """Eight patterns under strong noise, so that probes classify most images correctly, but not all."""
     stream = torch.Generator().manual_seed(3)
     patterns = torch.randint(0, 256, (8, 8, 8, 3), generator=stream).float()
@@ -75,7 +76,7 @@ def separable() -> Dataset:
     train, test = split(1600), split(800)
     content = digest(train.images, train.labels, test.images, test.labels)
     info = replace(TARGET.info, classes=8, train=1600, test=800, content=content)
-    return Dataset(info, train, test, tuple("abcdefgh"))
+    return ResidentDataset(info, train, test, tuple("abcdefgh"))
 
 
 def test_the_frozen_probe_agrees_with_logistic_regression(tmp_path: Path) -> None:
@@ -85,14 +86,15 @@ def test_the_frozen_probe_agrees_with_logistic_regression(tmp_path: Path) -> Non
     trainer = ProbeTrainer(probe, network_weights(probe.source), CPU)
     trainer.network.eval()
 
-    def features(split: Split) -> np.ndarray:
-        batches = sequential_batches(split, target.info, 500, CPU)
+    def features(batches: Iterator[Batch]) -> np.ndarray:
         return torch.cat([trainer.network.embed(batch.images) for batch in batches]).numpy()
 
-    mean, scale = features(target.train).mean(0), features(target.train).std(0) + 1e-6
+    loader = target.loader(batch_size=64, pad=0, device=CPU, seed=0)
+    train_features, test_features = features(loader.training_images(500)), features(loader.evaluation(500))
+    mean, scale = train_features.mean(0), train_features.std(0) + 1e-6
     model = LogisticRegression(C=1e4, max_iter=300)
-    model.fit((features(target.train) - mean) / scale, target.train.labels.numpy())
-    top1 = 100 * model.score((features(target.test) - mean) / scale, target.test.labels.numpy())
+    model.fit((train_features - mean) / scale, target.labels.numpy())
+    top1 = 100 * model.score((test_features - mean) / scale, target.test_labels.numpy())
     assert 50 < top1 < 99
     assert record.top1 == pytest.approx(top1, abs=2.0)  # percentage points
 
@@ -165,7 +167,7 @@ def test_every_architecture_has_probes(arch: str, tmp_path: Path) -> None:
         )
 
     info = replace(TARGET.info, classes=3, train=64, test=10, size=32)
-    target = Dataset(info, split(64), split(10), ("a", "b", "c"))
+    target = ResidentDataset(info, split(64), split(10), ("a", "b", "c"))
     for name in PROTOCOLS:
         (record,) = train([linear_probe(arch, name, epochs=1, target=target)], tmp_path, target)
         assert (record.status, record.reason) == ("done", None)

@@ -12,8 +12,8 @@ from kdbench import models
 from kdbench.core.data import DataInfo
 from kdbench.core.record import Outcome
 from kdbench.core.trial import Trial, Value
-from kdbench.data.dataset import Dataset, Split
-from kdbench.data.resident import Loader
+from kdbench.data.dataset import Split
+from kdbench.data.resident import ResidentDataset
 from kdbench.distill import Shapes, registry
 from tests.train import tiny_study
 
@@ -30,7 +30,7 @@ CLASSES, TRAIN, TEST, SIZE = 4, 12, 4, 64
 RECIPE = replace(tiny_study.RECIPE, label="toy", epochs=1, batch_size=6, size=SIZE, milestones=(1.0,))
 
 
-def dataset() -> Dataset:
+def dataset() -> ResidentDataset:
     stream = torch.Generator().manual_seed(0)
 
     def split(count: int) -> Split:
@@ -38,7 +38,7 @@ def dataset() -> Dataset:
         return Split(pixels, torch.arange(count) % CLASSES)
 
     info = DataInfo("toy64", "1" * 64, CLASSES, TRAIN, TEST, SIZE, (0.5,) * 3, (0.25,) * 3, flip=True)
-    return Dataset(info, split(TRAIN), split(TEST), tuple("abcd"))
+    return ResidentDataset(info, split(TRAIN), split(TEST), tuple("abcd"))
 
 
 def trial(expression: str, teacher: str, student: str) -> Trial:
@@ -96,7 +96,7 @@ def test_a_trial_is_the_same_alone_and_in_a_cohort(tmp_path: Path) -> None:
 
 def test_batches_are_normalized_as_each_network_asks() -> None:
     normalization = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
-    loader = Loader(dataset(), batch_size=6, pad=4, device=tiny_study.CPU, seed=0, normalizations=[normalization])
+    loader = dataset().loader(batch_size=6, pad=4, device=tiny_study.CPU, seed=0, normalizations=[normalization])
     for batch in (next(loader.epoch(1)), next(loader.evaluation(4))):
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in normalization)
         pixels = batch.images * 0.25 + 0.5  # the data set's mean and deviation undone
@@ -113,7 +113,7 @@ def test_a_teacher_sees_images_in_its_own_normalization(monkeypatch: pytest.Monk
     torch.manual_seed(0)
     network = models.build("resnet8", CLASSES, SIZE)
     teacher = teacher_module.Teacher(network, "resnet8", tiny_study.CPU, "fp32")
-    loader = Loader(dataset(), batch_size=6, pad=4, device=tiny_study.CPU, seed=0, normalizations=[normalization])
+    loader = dataset().loader(batch_size=6, pad=4, device=tiny_study.CPU, seed=0, normalizations=[normalization])
     batch = next(loader.epoch(1))
     with torch.no_grad():
         expected = network(batch.images_for(normalization)).logits

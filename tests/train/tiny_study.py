@@ -16,6 +16,7 @@ from kdbench.core.jobs import CohortJob, Weights
 from kdbench.core.record import Outcome
 from kdbench.core.trial import SELF, VANILLA, CheckpointInterval, Cohort, TeacherSource, Trial
 from kdbench.data.dataset import Dataset, Split
+from kdbench.data.resident import ResidentDataset
 from kdbench.distill import registry
 from kdbench.models import build
 from kdbench.plan.expressions import parse
@@ -28,7 +29,7 @@ EPOCHS = 3
 RECIPE = recipe("digits", epochs=EPOCHS)
 
 
-def dataset(train: int = 200, test: int = 50, classes: int = 4) -> Dataset:
+def dataset(train: int = 200, test: int = 50, classes: int = 4) -> ResidentDataset:
     """Noise around one random pattern a class."""
     stream = torch.Generator().manual_seed(1)
     patterns = torch.randint(0, 200, (classes, 8, 8, 3), generator=stream)
@@ -40,7 +41,7 @@ def dataset(train: int = 200, test: int = 50, classes: int = 4) -> Dataset:
 
     mean_std = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
     info = DataInfo("toy", "0" * 64, classes, train, test, 8, *mean_std, flip=True)
-    return Dataset(info, split(train), split(test), tuple(map(str, range(classes))))
+    return ResidentDataset(info, split(train), split(test), tuple(map(str, range(classes))))
 
 
 DATASET = dataset()

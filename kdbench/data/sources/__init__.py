@@ -8,19 +8,22 @@ from pathlib import Path
 from kdbench.core.data import DataRequest
 from kdbench.core.errors import UserError
 from kdbench.data.cache import load_or_decode
-from kdbench.data.dataset import Dataset, Source, Split
+from kdbench.data.dataset import Source, Split
 from kdbench.data.registry import entry
+from kdbench.data.resident import ResidentDataset
 from kdbench.data.subset import select
 
-__all__ = ["Dataset", "Split", "prepare"]
+__all__ = ["Split", "prepare"]
 
 
-def prepare(request: DataRequest, data_dir: Path) -> Dataset:
+def prepare(request: DataRequest, data_dir: Path) -> ResidentDataset:
     """Find, decode and select the requested data; downloads and the cache are in `data_dir`. Raises UserError."""
     data_dir = data_dir.expanduser()
     reader = import_module(entry(request.source).module)
     if request.label_column is not None and not request.source.startswith("parquet:"):
         raise UserError(f"--label-column {request.label_column!r} is for parquet:PATH; {request.source} has one label")
+    if request.test_fraction and not request.source.startswith("folder:"):
+        raise UserError(f"--test-fraction is for folder:PATH; {request.source} has a test split")
     try:
         source: Source = reader.find(request, data_dir)
         return select(source, load_or_decode(source, request.size, data_dir), request)

@@ -12,7 +12,7 @@ from kdbench.core.data import DataRequest
 from kdbench.core.errors import UserError
 from kdbench.data.dataset import Decoded, Source, Split, files_sha256
 from kdbench.data.decode import decode_all
-from kdbench.data.subset import safe_label
+from kdbench.data.subset import hold_out_test, safe_label
 
 SOURCES = {
     "folder:PATH": "your own images: train/ and test/ or val/, with one folder per class",
@@ -50,47 +50,57 @@ def find(request: DataRequest, data_dir: Path) -> Source:
     folders = {child.name.lower(): child for child in sorted(root.iterdir()) if child.is_dir()}
     if "train" not in folders:
         raise UserError(f"{root} has no folder train; {_LAYOUT}")
-    train = _classes(folders["train"])
-    test_folder = _test_folder(root, folders, train)
-    test = _classes(test_folder)
+    train, ignored = _classes(folders["train"])
+    label, names, fraction = safe_label("folder", root.name), dict(enumerate(train)), request.test_fraction
+    digests = {folders["train"].name: _digest(folders["train"], train)}
+    test_folder = _test_folder(folders, train)
+    if test_folder is None:
+        if not fraction:
+            raise UserError(
+                f"{root} has no folder test, val, valid or validation; {_LAYOUT}, or give --test-fraction 0.2 to test "
+                "on a fifth of the images"
+            )
+        note = f"test={fraction:g}"
+
+        def decode_and_split(size: int) -> Decoded:
+            return Decoded(*hold_out_test(_split(train, size), fraction, label), names)
+
+        return Source(label, digests, decode_and_split, detail=note, notes=(note,), ignored=ignored)
+    if fraction:
+        raise UserError(f"{root} has the test part {test_folder.name}: leave out --test-fraction")
+    test, also_ignored = _classes(test_folder)
     _compare(folders["train"], train, test_folder, test)
 
     def decode(size: int) -> Decoded:
-        return Decoded(_split(train, size), _split(test, size), dict(enumerate(train)))
+        return Decoded(_split(train, size), _split(test, size), names)
 
-    digests = {
-        folder.name: _digest(folder, files) for folder, files in ((folders["train"], train), (test_folder, test))
-    }
-    return Source(safe_label("folder", root.name), digests, decode)
+    digests[test_folder.name] = _digest(test_folder, test)
+    return Source(label, digests, decode, ignored=ignored + also_ignored)
 
 
-def _classes(split: Path) -> Files:
-    """The folders that hold at least one image, at any depth."""
+def _classes(split: Path) -> tuple[Files, int]:
+    """The folders that hold at least one image, at any depth, and how many other files there are."""
     classes: Files = {}
+    ignored = 0
     for folder in sorted(split.iterdir(), key=lambda path: path.name):
         if folder.name.startswith(".") or not folder.is_dir():
             continue
-        images = [
-            Path(parent, name)
-            for parent, _, names in os.walk(folder)
-            for name in names
-            if not name.startswith(".") and name.lower().endswith(_EXTENSIONS)
-        ]
+        files = [Path(parent, name) for parent, _, names in os.walk(folder) for name in names if name[0] != "."]
+        images = [path for path in files if path.name.lower().endswith(_EXTENSIONS)]
+        ignored += len(files) - len(images)
         if images:
             classes[folder.name] = sorted(images)
     if not classes:
         raise UserError(f"{split} holds no folder with images; {_LAYOUT}")
-    return classes
+    return classes, ignored
 
 
-def _test_folder(root: Path, folders: dict[str, Path], train: Files) -> Path:
+def _test_folder(folders: dict[str, Path], train: Files) -> Path | None:
     present = [folders[name] for name in TEST_NAMES if name in folders]
-    if not present:
-        raise UserError(f"{root} has no folder test, val, valid or validation; {_LAYOUT}")
     for folder in present:  # a test/ without labels has none of the class folders
         if any((folder / name).is_dir() for name in train):
             return folder
-    return present[0]
+    return present[0] if present else None
 
 
 def _compare(train_folder: Path, train: Files, test_folder: Path, test: Files) -> None:
