@@ -13,7 +13,7 @@ from rich.console import Console
 from kdbench.core.errors import UserError, unknown_name
 from kdbench.plan.study import OPTION_NAMES, read_options, resolve
 from kdbench.report import tables, write_folder
-from kdbench.report.epoch_rules import RULES, apply_rule
+from kdbench.report.epoch_rules import apply_rule
 from kdbench.results import Store
 from kdbench.runner.catalog import build_catalog
 from kdbench.runner.plugins import load_plugins
@@ -29,9 +29,7 @@ def run_study(path: Path | None, options: Mapping[str, Any], *, quiet: bool) -> 
             raise unknown_name("option", name, OPTION_NAMES, f"there are {', '.join(OPTION_NAMES)}")
     study_options, run, own_recipes = read_options(options, path)
     if run.plugins:
-        own_recipes = {**own_recipes, **load_plugins(run.plugins)}
-    if run.select not in RULES:
-        raise unknown_name("rule", run.select, RULES, f"select is one of {', '.join(RULES)}")
+        own_recipes = {**load_plugins(run.plugins), **own_recipes}
     console = Console(file=io.StringIO()) if quiet else Console(force_jupyter=False)
 
     def say(text: str) -> None:

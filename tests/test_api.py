@@ -70,7 +70,7 @@ def test_run_and_load(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 def test_wrong_options_are_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="unknown option 'method': did you mean 'methods'"):
         kdbench.run(method="kd")
-    with pytest.raises(UserError, match="unknown rule 'first'"):
+    with pytest.raises(UserError, match="unknown value 'first'"):
         kdbench.run(select="first", out=tmp_path)
     with pytest.raises(UserError, match="holds no records"):
         kdbench.load_results(tmp_path)

@@ -42,8 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"kdbench: {error}; finished work is kept, and the same command continues", file=sys.stderr)
         return 2
-    except Interrupted:
-        print("kdbench: interrupted, nothing is lost; the same command continues from this step", file=sys.stderr)
+    except Interrupted as interruption:
+        said = str(interruption) or "interrupted, nothing is lost; the same command continues from this step"
+        print(f"kdbench: {said}", file=sys.stderr)
         return SIGNALS.code
     except KeyboardInterrupt:
         print("\nkdbench: interrupted; the same command continues from the last checkpoint", file=sys.stderr)

@@ -110,7 +110,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> int:
     options, run, own_recipes = read_options(vars(args), getattr(args, "study", None))
     check_threads(run.threads)
-    own_recipes = {**own_recipes, **load_plugins(run.plugins)}
+    own_recipes = {**load_plugins(run.plugins), **own_recipes}
 
     def catalog() -> Catalog:
         from kdbench.runner.catalog import build_catalog  # imports torch

@@ -51,10 +51,10 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _state(trial: PlannedTrial, records: dict[str, Record], locks: TrialLocks, out: Path) -> str:
-    if record := records.get(trial.fingerprint):
-        return record.status
     if locks.is_held_elsewhere(trial.fingerprint):
         return "running"
+    if record := records.get(trial.fingerprint):
+        return record.status
     return "interrupted" if (out / "checkpoints" / f"{trial.id}.pt").exists() else "waiting"
 
 

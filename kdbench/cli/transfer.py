@@ -79,7 +79,7 @@ def main(args: argparse.Namespace) -> int:
     from kdbench.core.jobs import ProbeJob
     from kdbench.runner.executors.local import LocalExecutor
     from kdbench.runner.progress import progress
-    from kdbench.runner.runner import run_jobs
+    from kdbench.runner.runner import remove_checkpoints, run_jobs
     from kdbench.runner.signals import SIGNALS
     from kdbench.train.checkpoint import Checkpoints
     from kdbench.train.device import configure_torch, describe_environment, resolve_device
@@ -91,9 +91,7 @@ def main(args: argparse.Namespace) -> int:
     finished_at, completed = store.finished_at(), store.completed_probes()
     checkpoints = Checkpoints(args.out / "checkpoints")
     store.remove_stale()
-    for probe in everything:
-        if probe.fingerprint in completed:
-            checkpoints.remove(probe.id)
+    remove_checkpoints([probe for probe in everything if probe.fingerprint in completed], checkpoints, store.root)
     missing = [tuple(probe for probe in group if probe.fingerprint not in completed) for group in groups]
     jobs = [ProbeJob(group) for group in missing if group]
     waiting = sum(len(job.items) for job in jobs)

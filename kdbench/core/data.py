@@ -37,6 +37,7 @@ class DataInfo:
     flip: bool  # whether mirroring an image preserves its class
     sources: Mapping[str, str] = field(default_factory=dict)  # file name -> SHA-256
     val: int = 0  # number of images held out from the training split
+    encoded: bool = False  # decoded by Pillow and not a recognized set: another version may give other pixels
     request: DataRequest | None = None  # as which it was prepared; None in tests and benchmarks
 
 

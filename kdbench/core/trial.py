@@ -18,7 +18,7 @@ from kdbench.core.checkpoint import CheckpointInterval as CheckpointInterval
 from kdbench.core.data import DataInfo
 from kdbench.core.recipe import Recipe as Recipe
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Increased when a change to shared code may change results. Tables never mix records of different protocols."""
 
 VANILLA = "vanilla"

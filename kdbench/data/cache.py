@@ -18,11 +18,9 @@ from torch import Tensor
 
 from kdbench.core.files import DiskError, atomic, remove_stale
 from kdbench.data.dataset import Decoded, Source, Split, digest
+from kdbench.data.decode import DECODER
 
 log = logging.getLogger("kdbench")
-
-DECODER = 2
-"""Version of the decoding. Increase it whenever `decode.py` or a source turns the same files into other images."""
 
 _TENSORS = ("train_images", "train_labels", "test_images", "test_labels")
 
@@ -49,13 +47,13 @@ def _load(path: Path, key: str, size: int) -> Decoded | None:
             header = file.metadata() or {}
             # Cloned: the file is memory-mapped, and later changes to it by other processes must not reach a run.
             tensors = [file.get_tensor(name).clone() for name in _TENSORS]
-        names = header["names"]
-        if header["sha256"] != digest(key, names, *tensors):
+        names, encoded = header["names"], header["encoded"]
+        if header["sha256"] != digest(key, names, encoded, *tensors):
             raise ValueError("its checksum does not agree")
         classes = {int(number): str(name) for number, name in json.loads(names)}
         train_images, train_labels, test_images, test_labels = tensors
         train, test = _split(train_images, train_labels, size, classes), _split(test_images, test_labels, size, classes)
-        return Decoded(train, test, classes)
+        return Decoded(train, test, classes, encoded)
     except Exception as error:  # whatever is wrong with the entry, it can be decoded again
         log.warning("%s is damaged (%s): it is built again", path, error)
         return None
@@ -73,7 +71,8 @@ def _save(path: Path, key: str, dataset: Decoded) -> None:
     names = json.dumps(list(dataset.names.items()))
     train, test = dataset.train, dataset.test
     tensors: tuple[Tensor, ...] = (train.images, train.labels, test.images, test.labels)
-    header = {"names": names, "sha256": digest(key, names, *tensors)}
+    checksum = digest(key, names, dataset.encoded, *tensors)
+    header = {"names": names, "encoded": dataset.encoded, "sha256": checksum}
     remove_stale(path.parent)
     try:
         with atomic(path) as temporary_path:

@@ -86,6 +86,7 @@ class Decoded:
     train: Split
     test: Split
     names: Mapping[int, str]  # label number -> class name, in ascending order; numbers may have gaps
+    encoded: str = ""  # SHA-256 over label and SHA-256 of the encoded bytes of every image; empty if none are encoded
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,8 @@ class Source:
     detail: str = ""  # what else decides the result of `decode`, such as the chosen columns
     notes: tuple[str, ...] = ()  # of the label, besides those of the selection
     ignored: int = 0  # files that are no images
+    counts: tuple[int, int] | None = None  # training and test images, if they are known before decoding
+    official: str = ""  # name of the published set that it was recognized as, see `identity.py`
 
 
 class Loader(Protocol):
@@ -174,6 +177,16 @@ class Dataset(ABC):
         ignored = f"; {self.ignored} file{'s' * (self.ignored > 1)} ignored" if self.ignored else ""
         images = f"{info.train:,} training and {info.test:,} test images{held_out}, {info.classes} classes"
         return f"{info.label}: {images} at {info.size}x{info.size} pixels{ignored}"
+
+
+def encoded_digest(*splits: tuple[Tensor, list[bytes]]) -> str:
+    """`Decoded.encoded` from the labels of each split and the SHA-256 of its encoded images, in order."""
+    sha256 = hashlib.sha256()
+    for labels, digests in splits:
+        sha256.update(f"split {len(digests)}\n".encode())
+        for label, content in zip(labels.tolist(), digests, strict=True):
+            sha256.update(f"{label} {content.hex()}\n".encode())
+    return sha256.hexdigest()
 
 
 def digest(*parts: Tensor | str) -> str:

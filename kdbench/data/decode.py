@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import deque
 from collections.abc import Iterable
@@ -20,6 +21,9 @@ Pixels = NDArray[np.uint8]
 
 WORKERS = min(16, os.cpu_count() or 1)
 """Threads for reading and decoding; Pillow and hashlib release the GIL."""
+
+DECODER = 2
+"""Version of the decoding. Increase it whenever this file or a source turns the same files into other images."""
 
 _NAMED = 10  # images that an error names
 _CHUNK = 32  # images per task: for small images, handing over single ones costs as much as decoding them
@@ -82,19 +86,23 @@ def decode(where: str, encoded: bytes | Path, size: int, side: int | None = None
     raise UserError(f"{where}: has more than {limit:,} pixels, which may be an attack; shrink or remove it")
 
 
-def decode_all(encoded: Iterable[tuple[str, bytes | Path]], count: int, size: int, side: int | None = None) -> Pixels:
+def decode_all(
+    encoded: Iterable[tuple[str, bytes | Path]], count: int, size: int, side: int | None = None
+) -> tuple[Pixels, list[bytes]]:
     """Decode `count` images, given as (where, image), in parallel to pixels [count, size, size, 3]; see `decode`.
 
-    The iterable is read bit by bit, so that only a few encoded images are in memory. Raises UserError, which names the
-    first ten of the images that cannot be decoded.
+    Also returns the SHA-256 of the encoded bytes of each. The iterable is read bit by bit, so that only a few encoded
+    images are in memory. Raises UserError, which names the first ten of the images that cannot be decoded.
     """
     unreadable: list[tuple[int, UserError]] = []
-    pixels = _allocate(count, size)
+    pixels, digests = _allocate(count, size), [b""] * count
 
     def decode_chunk(start: int, chunk: list[tuple[str, bytes | Path]]) -> None:
         for row, (where, image) in enumerate(chunk, start):
             try:
-                pixels[row] = decode(where, image, size, side)
+                content = image if isinstance(image, bytes) else _read(where, image)
+                digests[row] = hashlib.sha256(content).digest()
+                pixels[row] = decode(where, content, size, side)
             except UserError as error:
                 unreadable.append((row, error))
 
@@ -119,7 +127,14 @@ def decode_all(encoded: Iterable[tuple[str, bytes | Path]], count: int, size: in
             raise
     if unreadable:
         raise _all_in_one([error for _, error in sorted(unreadable, key=lambda item: item[0])])
-    return pixels
+    return pixels, digests
+
+
+def _read(where: str, path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{where}: cannot be read ({error.strerror})") from error
 
 
 def _all_in_one(errors: list[UserError]) -> UserError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 
@@ -12,6 +13,7 @@ from kdbench.core.data import DataInfo, DataRequest, format_ranges
 from kdbench.core.errors import UserError
 from kdbench.core.seeding import derive_seed
 from kdbench.data.dataset import Decoded, Source, Split, Triple, digest
+from kdbench.data.decode import DECODER
 from kdbench.data.resident import ResidentDataset
 
 log = logging.getLogger("kdbench")
@@ -56,10 +58,9 @@ def select(source: Source, decoded: Decoded, request: DataRequest) -> ResidentDa
         val, train = train.take(held.nonzero().flatten()), train.take((~held).nonzero().flatten())
         notes.append(f"val={request.val_fraction:g}")
 
-    parts = [train, test] + ([val] if val else [])
     info = DataInfo(
         label=source.label + (f"[{','.join(notes)}]" if notes else ""),
-        content=digest(*(tensor for part in parts for tensor in (part.images, part.labels))),
+        content=_content(source, decoded, request, numbers, train, val),
         classes=len(numbers),
         train=len(train),
         test=len(test),
@@ -69,10 +70,33 @@ def select(source: Source, decoded: Decoded, request: DataRequest) -> ResidentDa
         flip=source.flip,
         sources=source.files,
         val=len(val) if val else 0,
+        encoded=bool(decoded.encoded) and not source.official,
         request=request,
     )
     names = tuple(decoded.names[number] for number in numbers)
     return ResidentDataset(info, train, test, names, val, source.ignored)
+
+
+def _content(
+    source: Source, decoded: Decoded, request: DataRequest, numbers: list[int], train: Split, val: Split | None
+) -> str:
+    """The identity of the selected images: of the whole set, and of the selection and size.
+
+    A published set is what its name says. Other encoded images are identified by their bytes and `DECODER`, so that it
+    does not matter which version of a library decodes them; files of arrays by their SHA-256; and images that are made
+    by code by their pixels.
+    """
+    if source.official:
+        whole: object = source.official
+    elif decoded.encoded:
+        whole = [decoded.encoded, DECODER]
+    elif source.files:
+        whole = [sorted(source.files.items()), source.detail]
+    else:
+        whole = digest(*(part for split in (decoded.train, decoded.test) for part in (split.images, split.labels)))
+    held_out = len(val) if val else 0
+    selection = [numbers, len(train) + held_out, held_out, request.test_fraction, request.size]
+    return digest(json.dumps([whole, *selection]))
 
 
 def _classes(source: Source, decoded: Decoded, wanted: tuple[int, ...] | None) -> list[int]:

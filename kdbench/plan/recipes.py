@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, get_type_hints
@@ -107,10 +108,12 @@ def recipe(
 
 
 def _own_recipe(name: str, table: Mapping[str, Any]) -> Recipe:
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name):
+        raise UserError(f"the recipe name {name!r} must begin with a letter and have letters, digits, _ and - only")
     if name in _PRESETS:
         raise UserError(f"[recipe.{name}]: this name is taken; see `python bench.py list recipes`")
     base = table.get("base", "paper")
-    if base not in _PRESETS:
+    if not isinstance(base, str) or base not in _PRESETS:
         raise unknown_name("recipe", str(base), _PRESETS, f"[recipe.{name}] needs a base of `list recipes`")
     hints = get_type_hints(Recipe)
     for key, choices in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
@@ -124,17 +127,37 @@ def _own_recipe(name: str, table: Mapping[str, Any]) -> Recipe:
         if key not in changeable:
             raise unknown_name("field", key, changeable, f"[recipe.{name}] may have base, {', '.join(changeable)}")
         changes[key] = _field(f"[recipe.{name}] {key}", hints[key], value)
+        if key in _UNUSED.get(str(table.get("optimizer", "")), ()) + _UNUSED.get(str(table.get("schedule", "")), ()):
+            raise UserError(f"[recipe.{name}] {key} has no effect under this optimizer or schedule: leave it out")
     chosen = _PRESETS[base].recipe
     if "epochs" in changes and "milestones" not in changes:
         changes["milestones"] = _milestones(changes["epochs"])
     if "lr" in changes and "small_lr" not in changes:
         changes["small_lr"] = changes["lr"]
+    if "size" in changes and "pad" not in changes:
+        changes["pad"] = changes["size"] // 8
+    for key, (low, high) in _LIMITS.items():
+        if key in changes and changes[key] is not None and not low < changes[key] < high:
+            raise UserError(f"[recipe.{name}] {key} must lie between {low:g} and {high:g}, got {changes[key]}")
     return replace(chosen, name=name, label=name, **changes)
+
+
+_LIMITS = {
+    "lr": (0, math.inf),
+    "small_lr": (0, math.inf),
+    "max_grad_norm": (0, math.inf),
+    "momentum": (-1, 1),
+    "size": (7, 1025),
+}
+"""Field -> what it must lie between, the ends excluded."""
+
+_UNUSED = {"adamw": ("momentum",), "cosine": ("gamma", "milestones")}
+"""Optimizer or schedule -> fields that it does not read."""
 
 
 def _field(where: str, hint: Any, value: Any) -> Any:
     """A recipe's value, checked: numbers are finite and not negative, whole ones but `pad` not 0. Raises UserError."""
-    numbers = value if hint == tuple[float, ...] and isinstance(value, list) else [value]
+    numbers = value if hint == tuple[float, ...] and isinstance(value, list | tuple) else [value]
     if hint is str or type(value) is str:
         if hint is not str or type(value) is not str:
             raise UserError(f"{where}: {value!r} is of the wrong type")

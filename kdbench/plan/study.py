@@ -7,6 +7,7 @@ the file; `[run]` the options that change no result, such as `out` and `device`;
 from __future__ import annotations
 
 import json
+import os
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -16,7 +17,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 from kdbench.core.catalog import Catalog
 from kdbench.core.data import DataRequest
-from kdbench.core.errors import UserError, unknown_name
+from kdbench.core.errors import UserError, plain, unknown_name
 from kdbench.core.recipe import Recipe
 from kdbench.core.trial import Pair
 from kdbench.plan import expressions, pairs, recipes
@@ -48,6 +49,9 @@ class StudyOptions:
     teacher: Path | None = None
     teacher_dir: Path | None = None
 
+
+SELECT = ("last", "last10", "validation", "best")
+"""Which epoch counts, see report/epoch_rules.py."""
 
 KEEP_WEIGHTS = ("all", "teachers", "none")
 """Final weights that stay: of every trial, of vanilla trials (which may teach), or none once the study has ended."""
@@ -87,6 +91,7 @@ class Study:
         """A study file that resolves to the same study, whatever the defaults will be then."""
         resolved = replace(
             self.options,
+            dataset=_absolute_dataset(self.options.dataset, Path()),
             methods=",".join(method.expression for method in self.methods),
             pairs=",".join(map(str, self.pairs)),
             seeds=",".join(map(str, self.seeds)) + "," * (len(self.seeds) == 1),
@@ -153,6 +158,10 @@ def convert_options(kind: type[O], given: Mapping[str, Any], where: str = "", fo
 
 def _convert(hint: Any, value: Any, name: str, folder: Path | None) -> Any:
     kinds = [kind for kind in get_args(hint) or (hint,) if kind is not NoneType]
+    if plain(str(value)) != str(value):
+        raise UserError(f"{name} has control characters, or characters that are no Unicode: {plain(str(value))!r}")
+    if name.endswith("dataset") and isinstance(value, str):
+        return _absolute_dataset(value, folder) if folder else value
     if Path in kinds and isinstance(value, str | Path):
         path = Path(value).expanduser()
         return path if folder is None else folder / path
@@ -170,6 +179,12 @@ def _convert(hint: Any, value: Any, name: str, folder: Path | None) -> Any:
 
 OPTION_NAMES = tuple(item.name for kind in (StudyOptions, RunOptions) for item in fields(kind))
 """The long options, without their hyphens."""
+
+
+def _absolute_dataset(text: str, folder: Path) -> str:
+    """`folder:pets` -> `folder:/there/pets`."""
+    kind, colon, path = text.partition(":")
+    return f"{kind}:{os.path.abspath(folder / Path(path).expanduser())}" if colon and path else text
 
 
 @dataclass(frozen=True)
@@ -194,11 +209,17 @@ def read_options(
     def merged(kind: type[O], table: Mapping[str, Any], section: str) -> O:
         of_file = vars(convert_options(kind, table, f"{path}: [{section}] ", folder))
         known = {item.name for item in fields(kind)}  # type: ignore[arg-type]
-        own = {name: value for name, value in given.items() if name in known}
+        own = {name: value for name, value in given.items() if name in known and value is not None}
         converted = vars(convert_options(kind, own))
         return kind(**{**of_file, **{name: converted[name] for name in own}})
 
-    return merged(StudyOptions, file.study, "study"), merged(RunOptions, file.run, "run"), file.recipe
+    study, run = merged(StudyOptions, file.study, "study"), merged(RunOptions, file.run, "run")
+    for name, value, choices in (("select", run.select, SELECT), ("keep_weights", run.keep_weights, KEEP_WEIGHTS)):
+        if value not in choices:
+            raise unknown_name("value", value, choices, f"{name} is one of {', '.join(choices)}")
+    if run.select == "validation" and not study.val_fraction:
+        raise UserError("--select validation needs images held out by --val-fraction")
+    return study, run, file.recipe
 
 
 def _read_study_file(path: Path) -> StudyFile:

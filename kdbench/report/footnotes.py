@@ -73,6 +73,7 @@ def _mixtures(groups: Sequence[Group]) -> list[str]:
     on_cpu = [r for r in records if str(r.environment.get("device", "cpu")).startswith("cpu")]
     mixed = {"torch": values("torch", records), "devices": values("device", records)}
     mixed["thread counts"] = sorted(values("threads", on_cpu), key=lambda count: (len(count), count))
+    mixed["Pillow versions"] = values("pillow", [record for record in records if record.trial.data.encoded])
     notes = [f"This table mixes {what} {_listed(of, 9)}." for what, of in mixed.items() if len(of) > 1]
     contents = {group.records[0].trial.data.content for group in groups}
     if len(contents) > 1:

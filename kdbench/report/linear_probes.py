@@ -31,7 +31,7 @@ _PROTOCOLS = {
 def transfers(records: Sequence[ProbeRecord]) -> pd.DataFrame:
     """The long form: one row per (dataset, recipe, protocol, target, teacher, student, method), with COLUMNS."""
     parts: defaultdict[tuple[str, str], list[Record]] = defaultdict(list)
-    for record in records:
+    for record in _newest(records):
         parts[record.probe.recipe_label, record.probe.data.label].append(_as_trained(record))
     frames = []
     for (protocol, target), group in sorted(parts.items()):
@@ -41,6 +41,21 @@ def transfers(records: Sequence[ProbeRecord]) -> pd.DataFrame:
         frames.append(frame.assign(protocol=protocol, target=target))
     whole = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=list(COLUMNS))
     return whole[list(COLUMNS)]
+
+
+def _newest(records: Sequence[ProbeRecord]) -> list[ProbeRecord]:
+    """One record for each network, protocol and target: networks may have been trained again, targets have changed."""
+    networks: dict[tuple[str, str, str], ProbeRecord] = {}
+    targets: dict[str, ProbeRecord] = {}
+    for record in sorted(records, key=lambda record: record.finished):
+        probe = record.probe
+        networks[probe.source.fingerprint, probe.recipe_label, probe.data.label] = record
+        targets[probe.data.label] = record
+    return [
+        record
+        for record in networks.values()
+        if record.probe.data.content == targets[record.probe.data.label].probe.data.content
+    ]
 
 
 def published(protocol: str) -> bool:

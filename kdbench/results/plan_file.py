@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -44,6 +45,35 @@ def write_plan(folder: Path, trials: Sequence[Trial]) -> None:
     )
     content = asdict(PlanFile(datetime.now(UTC).isoformat(timespec="milliseconds"), planned))
     write_atomic(folder / NAME, serialize.dumps_checksummed(content))
+
+
+def begin_rerun(folder: Path, statuses: Collection[str]) -> str | None:
+    """When the rerun of trials of these statuses began, so that an interrupted one continues; None: there is none.
+
+    A run without a rerun ends one that was interrupted.
+    """
+    path, wanted = folder / "rerun.json", sorted(statuses)
+    if not wanted:
+        path.unlink(missing_ok=True)
+        return None
+    with suppress(DamagedFile, *UNREADABLE):
+        known = serialize.build(_Rerun, serialize.load_checksummed(path))
+        if sorted(known.statuses) == wanted:
+            return known.begun
+    begun = datetime.now(UTC).isoformat(timespec="milliseconds")
+    write_atomic(path, serialize.dumps_checksummed({"statuses": wanted, "begun": begun}))
+    return begun
+
+
+def end_rerun(folder: Path) -> None:
+    """All trials of a rerun have ended."""
+    (folder / "rerun.json").unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class _Rerun:
+    statuses: tuple[str, ...]
+    begun: str
 
 
 def read_plan(folder: Path) -> PlanFile | None:

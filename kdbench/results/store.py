@@ -85,6 +85,7 @@ class Store:
     def save_probe(self, outcome: ProbeOutcome, environment: Mapping[str, Value]) -> ProbeRecord:
         """Write the record of a linear probe. Raises DiskError."""
         values = {item.name: getattr(outcome, item.name) for item in fields(outcome)}
+        values["reason"] = outcome.reason and plain(outcome.reason)
         record = ProbeRecord(PROTOCOL, **values, environment=dict(environment), finished=_now())
         self.write_probe(record)
         return record
@@ -128,8 +129,13 @@ class Store:
                 return _read_probe(path)
         return None
 
-    def completed(self, rerun: frozenset[str] = frozenset(), needed: Collection[str] | None = None) -> frozenset[str]:
-        """Fingerprints of trials that need no training; trials whose status is in `rerun` are trained again.
+    def completed(
+        self, rerun: frozenset[str] = frozenset(), needed: Collection[str] | None = None, since: str | None = None
+    ) -> frozenset[str]:
+        """Fingerprints of trials that need no training.
+
+        Trials whose status is in `rerun` are trained again, unless they were finished after `since` (ISO 8601), when
+        the rerun began.
 
         A trial that is done needs its weights only as a teacher: if its fingerprint is among the `needed`, or, where
         these are unknown (None), if it is a vanilla trial.
@@ -137,7 +143,8 @@ class Store:
         return frozenset(
             fingerprint
             for fingerprint, record in self._latest().items()
-            if record.status in FINAL - rerun
+            if record.status in FINAL
+            and (record.status not in rerun or (since is not None and record.finished > since))
             and (record.status != "done" or not _is_needed(record, needed) or self._has_weights(record))
         )
 

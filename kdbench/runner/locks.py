@@ -43,10 +43,17 @@ class TrialLocks:
         """Whether another process holds the lock."""
         if fingerprint in self._held or not (self.folder / fingerprint).exists():
             return False
-        if not self.acquire(fingerprint):
-            return True
+        try:
+            if not self.acquire(fingerprint):
+                return True
+        except DiskError:  # another user's
+            return False
         self.release(fingerprint)
         return False
+
+    def any_held_elsewhere(self) -> bool:
+        """Whether another process trains anything in the folder."""
+        return any(self.is_held_elsewhere(path.name) for path in self.folder.glob("*"))
 
     def release(self, fingerprint: str) -> None:
         if lock := self._held.pop(fingerprint, None):

@@ -34,9 +34,14 @@ def load_plugins(path: Path) -> dict[str, Mapping[str, Any]]:
     for file in files:
         try:
             module = importlib.import_module(f"{_PACKAGE}.{file.stem}")
+            if Path(module.__file__ or "").resolve() != file:
+                raise ImportError(f"{module.__file__} was loaded under this name; start Python again")
             add_plugin(module)
+            own = dict(getattr(module, "RECIPES", {}))
+            if not all(isinstance(recipe, dict) for recipe in own.values()) or own.keys() & recipes.keys():
+                raise ValueError("RECIPES must be a mapping of names to mappings, each name once")
+            recipes |= own
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise UserError(f"--plugins: {file} failed to import: {reason}") from error
-        recipes |= getattr(module, "RECIPES", {})
     return recipes

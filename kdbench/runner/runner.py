@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from kdbench.core.errors import Interrupted
 from kdbench.core.events import Checkpoint, Emit, Event, Executor, JobLost, JobStarted, TrialEnd, Waiting
-from kdbench.core.jobs import CohortJob, Job, ProbeJob, Weights
+from kdbench.core.jobs import CohortJob, Item, Job, ProbeJob, Weights
 from kdbench.core.record import FINAL, Outcome, ProbeOutcome
 from kdbench.core.trial import Value
 from kdbench.results import Store
@@ -51,6 +52,15 @@ def run_jobs(
         run.locks.release_all()
 
 
+def remove_checkpoints(items: Iterable[Item], checkpoints: Checkpoints, root: Path) -> None:
+    """Remove the checkpoints of items that have a record, unless another process trains them again."""
+    locks = TrialLocks(root)
+    for item in items:
+        if checkpoints.exists(item.id) and locks.acquire(item.fingerprint):
+            checkpoints.remove(item.id)
+            locks.release(item.fingerprint)
+
+
 @dataclass
 class _Run:
     pending: list[Job]
@@ -87,7 +97,7 @@ class _Run:
                     self.pending.append(job.narrowed(elsewhere))
                 if claimed and (ready := self._with_weights(job.narrowed(claimed))):
                     idle = False
-                    self.running |= claimed
+                    self.running |= {item.fingerprint for item in ready.items}
                     first = ready.items[0].fingerprint
                     self.emit(JobStarted(ready, self.numbers[first], self.total))
                     yield ready
@@ -130,6 +140,8 @@ class _Run:
                 record = self.store.find(probe.source.fingerprint)
                 if record is None:
                     raise ValueError(f"{probe.source.id} has no record")
+                if record.weights_sha256 != probe.weights:
+                    raise ValueError(f"{probe.source.id} has been trained again; start the command again")
                 weights[probe.fingerprint] = self.store.weights(record)
             except ValueError as error:
                 self.emit(TrialEnd(ProbeOutcome(probe, "failed", f"before training: ValueError: {error}")))

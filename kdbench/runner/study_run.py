@@ -11,8 +11,8 @@ import torch
 
 from kdbench import models
 from kdbench.core.checkpoint import CheckpointInterval
-from kdbench.core.errors import UserError, unknown_name
-from kdbench.core.events import Emit
+from kdbench.core.errors import UserError
+from kdbench.core.events import Emit, Executor
 from kdbench.core.files import file_sha256, write_atomic
 from kdbench.core.jobs import CohortJob
 from kdbench.core.record import Outcome, Record
@@ -22,12 +22,13 @@ from kdbench.data.registry import default_data_dir
 from kdbench.data.sources import prepare
 from kdbench.plan.expand import expand
 from kdbench.plan.parsing import check_threads, parse_duration, parse_interval
-from kdbench.plan.study import KEEP_WEIGHTS, RunOptions, Study
+from kdbench.plan.study import RunOptions, Study
 from kdbench.results import Store
-from kdbench.results.plan_file import write_plan
+from kdbench.results.plan_file import begin_rerun, end_rerun, write_plan
 from kdbench.runner.catalog import build_catalog
 from kdbench.runner.executors.local import LocalExecutor
-from kdbench.runner.runner import run_jobs
+from kdbench.runner.locks import TrialLocks
+from kdbench.runner.runner import remove_checkpoints, run_jobs
 from kdbench.train.checkpoint import Checkpoints
 from kdbench.train.device import configure_torch, describe_environment, resolve_device, resolve_precision
 
@@ -69,20 +70,19 @@ class StudyRun:
         """The cohorts to train."""
         return [CohortJob(cohort) for cohort in self.plan.cohorts]
 
-    def train(self, watch: Emit, stop: Callable[[], bool] = lambda: False) -> None:
+    def train(self, watch: Emit, stop: Callable[[], bool] = lambda: False, executor: Executor | None = None) -> None:
         """Train what is missing; `watch` receives the events. `stop`, or the time limit, begin an orderly stop.
 
-        Raises DiskError, Interrupted.
+        The executor is by default a `LocalExecutor`. Raises DiskError, Interrupted.
         """
 
         def stop_now() -> bool:
             return stop() or (self.deadline is not None and time.monotonic() >= self.deadline)
 
-        for trial in self.plan.completed:  # a process may have been killed after it wrote the record
-            self.checkpoints.remove(trial.id)
+        remove_checkpoints(self.plan.completed, self.checkpoints, self.store.root)
         if self.plan.cohorts or self.plan.not_applicable:
             datasets = {self.dataset.info.content: self.dataset}
-            executor = LocalExecutor(datasets, self.device, self.checkpoints, self.interval, stop_now)
+            executor = executor or LocalExecutor(datasets, self.device, self.checkpoints, self.interval, stop_now)
             environment = describe_environment(self.device)
             known = [Outcome(trial, "n/a", reason) for trial, reason in self.plan.not_applicable]
             run_jobs(
@@ -97,9 +97,13 @@ class StudyRun:
                 known,
                 self.keep_weights,
             )
+        end_rerun(self.store.root)
         if self.keep_weights == "none":
-            for trial in self.plan.trials:
-                self.store.remove_weights(trial.id)
+            if TrialLocks(self.store.root).any_held_elsewhere():
+                log.warning("the weights of teachers stay, since another process trains in %s", self.store.root)
+            else:
+                for trial in self.plan.trials:
+                    self.store.remove_weights(trial.id)
 
     def own_records(self, records: Sequence[Record]) -> list[Record]:
         """Those of a folder's records that belong to the study."""
@@ -119,15 +123,16 @@ def prepare_study(
     dry_run: bool = False,
     say: Callable[[str], None] = print,
 ) -> StudyRun:
-    """Prepare the images of a study and make its plan; `dry_run` writes nothing. Raises UserError."""
+    """Prepare the images of a study and make its plan. Raises UserError.
+
+    `dry_run` writes nothing but downloads and decoded images. `say` is told what was found.
+    """
     rerun, interval = _parse_rerun(run.rerun), parse_interval(run.checkpoint_every)
     check_threads(run.threads)
-    if run.keep_weights not in KEEP_WEIGHTS:
-        raise unknown_name("value", run.keep_weights, KEEP_WEIGHTS, f"keep_weights is one of {', '.join(KEEP_WEIGHTS)}")
     deadline = time.monotonic() + parse_duration(run.time_limit) if run.time_limit else None
     device = resolve_device(run.device)
     study = replace(study, precision=resolve_precision(study.precision, device, study.recipe.size))
-    store = Store(run.out)
+    store = Store(run.out, quarantine=not dry_run)
     if not dry_run:
         store.require_writable()
         store.remove_stale()
@@ -140,9 +145,10 @@ def prepare_study(
         models.features(arch, dataset.info.classes, dataset.info.size)  # raises UserError if the model does not fit
     files = _teacher_files(study, dataset)
     finished_at = store.finished_at()
+    since = None if dry_run else begin_rerun(run.out, rerun)
 
     def plan(needed: Collection[str] = ()) -> Plan:
-        return expand(study, dataset.info, catalog, store.completed(rerun, needed), files)
+        return expand(study, dataset.info, catalog, store.completed(rerun, needed, since), files)
 
     planned = plan()
     if needed := planned.teachers & {trial.fingerprint for trial in planned.completed}:  # these need their weights too

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from math import isfinite
 from typing import Any
 
 import torch
@@ -143,6 +144,8 @@ class CohortTrainer:
                 self._remove(student, active, on_test)
             elif isinstance(on_validation, Exception):
                 self._remove(student, active, on_validation)
+            elif not all(map(isfinite, on_test.metrics.values())):
+                self._remove(student, active, Diverged(f"the test logits were not finite after {epoch_name(epoch)}"))
             else:
                 metrics = EpochMetrics(
                     epoch,

@@ -9,7 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
+import PIL
 import torch
+from PIL import features
 from torch import nn
 
 from kdbench import __version__
@@ -121,6 +123,7 @@ def describe_environment(device: torch.device) -> dict[str, Value]:
         "device": device.type,
         "device_name": name,
         "threads": torch.get_num_threads(),
+        "pillow": f"{PIL.__version__}, libjpeg {features.version('jpg') or 'none'}",
         "platform": platform.platform(),
         "host": platform.node(),
         **_commit(),

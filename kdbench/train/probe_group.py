@@ -91,8 +91,11 @@ class ProbeGroupTrainer:
 
     def _end_epoch(self, epoch: int, count: int) -> None:
         self.emit(EpochEnd(self.job, epoch, count))
+        self._stop_if_asked()
+
+    def _stop_if_asked(self) -> None:
         if self.stop():
-            raise Interrupted
+            raise Interrupted("interrupted; the same command continues: `authors` after its last epoch, `frozen` anew")
 
     def _trainer(self, probe: LinearProbe, weights: Mapping[str, Tensor]) -> ProbeTrainer:
         """A trainer, resumed from the probe's checkpoint if there is one."""
@@ -111,6 +114,7 @@ class ProbeGroupTrainer:
         for index, augmentation in enumerate(views(probe.views, probe.recipe.pad, self.dataset.info.flip)):
             for batch in self.loader.training_images(EVALUATION_BATCH, augmentation):
                 stack.embed(index, batch)
+                self._stop_if_asked()
         stack.fit(self.dataset.labels, self._end_epoch)
         for trainer in trainers:
             yield trainer, stack.errors.get(trainer)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdbench.core.errors import plain
 from kdbench.core.record import EpochMetrics
 from kdbench.core.seeding import derive_seed
 from kdbench.core.trial import Trial, Value
@@ -243,7 +244,7 @@ class Student:
         if self.pretraining:
             stage = {"pretraining_epochs": self.pretraining.epochs, "pretraining_loss": self.pretraining.losses[-1]}
             info = {**info, **stage}
-        return dict(info)
+        return {name: plain(value) if isinstance(value, str) else value for name, value in info.items()}
 
     def cost(self) -> dict[str, Value]:
         """What the method holds beside its student."""

@@ -15,7 +15,7 @@ from kdbench.core import files
 from kdbench.core.data import DataRequest
 from kdbench.core.errors import UserError
 from kdbench.data import cache
-from kdbench.data.decode import decode_all
+from kdbench.data.decode import DECODER, decode_all
 from kdbench.data.resident import ResidentDataset
 from kdbench.data.sources import folder
 from tests.data.build import folder_tree, get, noise, png
@@ -71,7 +71,7 @@ def test_another_decoder_is_another_entry(
 ) -> None:
     source = folder_tree(tmp_path / "pets")
     get(source, tmp_path)
-    monkeypatch.setattr(cache, "DECODER", cache.DECODER + 1)
+    monkeypatch.setattr(cache, "DECODER", DECODER + 1)
     get(source, tmp_path)
     assert len(decodings) == 4
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import re
 from io import BytesIO
 from pathlib import Path
@@ -121,7 +122,9 @@ def test_the_limit_against_decompression_bombs_holds(limit: int, monkeypatch: py
 def test_many_images_keep_their_order_and_errors_are_named_in_order() -> None:
     images = noise(300, 4)
     encoded: list[tuple[str, bytes | Path]] = [(f"row {row}", png(image)) for row, image in enumerate(images)]
-    np.testing.assert_array_equal(decode_all(iter(encoded), 300, 4), images)
+    pixels, digests = decode_all(iter(encoded), 300, 4)
+    np.testing.assert_array_equal(pixels, images)
+    assert digests == [hashlib.sha256(content).digest() for _, content in encoded if isinstance(content, bytes)]
     encoded[7] = encoded[250] = ("bad", b"")
     encoded[7] = ("first", b"")
     with pytest.raises(UserError, match=r"^2 images cannot be used: first: .*; bad: .*$"):

@@ -144,3 +144,13 @@ def test_a_part_can_be_held_out_for_the_test(tmp_path: Path) -> None:
         get(source, tmp_path, test_fraction=0.01)
     with pytest.raises(UserError, match="--test-fraction is for folder:PATH; digits has a test split"):
         get("digits", tmp_path, test_fraction=0.2)
+
+
+def test_links_are_followed_once(tmp_path: Path) -> None:
+    source = folder_tree(tmp_path / "pets")
+    more = tmp_path / "more"
+    more.mkdir()
+    Image.fromarray(noise(1, 20)[0]).save(more / "a.png")
+    (tmp_path / "pets/train/cat/linked").symlink_to(more)
+    (more / "again").symlink_to(more)  # a circle
+    assert get(source, tmp_path).info.train == 7

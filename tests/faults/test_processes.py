@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,13 +17,14 @@ import pytest
 from kdbench.core.errors import UserError
 from kdbench.core.events import Event, TrialEnd, Waiting
 from kdbench.core.files import DiskError
-from kdbench.core.jobs import CohortJob
+from kdbench.core.jobs import CohortJob, ProbeJob
 from kdbench.core.record import Outcome
 from kdbench.results import Store
 from kdbench.runner.executors.local import LocalExecutor
 from kdbench.runner.locks import TrialLocks
 from kdbench.runner.runner import run_jobs
 from kdbench.train.checkpoint import Checkpoints
+from tests.analysis import tiny_probes
 from tests.faults.fault_study import ROOT, Study, end, written
 from tests.train import tiny_study
 
@@ -136,3 +138,32 @@ def test_what_another_process_trains_is_waited_for(tmp_path: Path, monkeypatch: 
     assert waited[0] == 2
     assert trained == [students[1].fingerprint]
     assert {record.trial.fingerprint for record in store.records()} == {student.fingerprint for student in students}
+
+
+def test_a_probe_without_weights_does_not_make_the_waiting_busy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends at once; what another process has is then waited for, with a pause between two looks."""
+    monkeypatch.setattr("kdbench.runner.runner._POLL", 0.02)
+    store = Store(tmp_path)
+    source = tiny_study.trial("kd")
+    record = store.save(Outcome(source, "done", weights=tiny_study.network_state("resnet8")), {})
+    good = replace(tiny_probes.linear_probe(), source=source, weights=record.weights_sha256 or "")
+    lacking = replace(good, weights="0" * 64)
+    elsewhere = replace(good, lr=0.01)
+    waited = list[int]()
+    with other_process(tmp_path, elsewhere.fingerprint) as process:
+
+        def watch(event: Event) -> None:
+            if isinstance(event, Waiting):
+                waited.append(event.items)
+                process.kill()
+                process.wait()
+
+        datasets = {tiny_probes.TARGET.info.content: tiny_probes.TARGET}
+        executor = LocalExecutor(datasets, tiny_study.CPU, Checkpoints(tmp_path / "checkpoints"))
+        jobs = [ProbeJob((lacking, good, elsewhere))]
+        run_jobs(jobs, store, executor, Checkpoints(tmp_path / "checkpoints"), watch, {})
+    assert waited[0] == 1
+    statuses = {record.probe.fingerprint: record.status for record in store.probe_records()}
+    assert statuses == {lacking.fingerprint: "failed", good.fingerprint: "done", elsewhere.fingerprint: "done"}

@@ -8,8 +8,11 @@ import pytest
 
 from kdbench.cli.run import build_parser
 from kdbench.core.errors import UserError
+from kdbench.core.recipe import OPTIMIZERS, SCHEDULES
 from kdbench.plan.expand import expand
-from kdbench.plan.study import RunOptions, Study, StudyOptions, convert_options, read_options, resolve
+from kdbench.plan.study import SELECT, RunOptions, Study, StudyOptions, convert_options, read_options, resolve
+from kdbench.report.epoch_rules import RULES
+from kdbench.train import optim
 from tests.plan.catalog import CATALOG, DATA
 
 FILE = """
@@ -61,7 +64,7 @@ def test_the_resolved_file_is_the_same_study(tmp_path: Path) -> None:
         '[study]\nmethods = "one"\npairs = "big:small"\nseeds = 1\nlr = 0.1\nrecipe = "mine"\ntext = 1\n'.replace(
             "text = 1\n", ""
         )
-        + '[recipe.mine]\nbase = "quick"\nepochs = 9\nmilestones = [4, 6.5]\noptimizer = "adamw"\nschedule = "cosine"\n'
+        + '[recipe.mine]\nbase = "quick"\nepochs = 9\nmilestones = [4, 6.5]\noptimizer = "adamw"\n'
     )
     study, _ = resolved({}, path)
     assert study.recipe.milestones == (4.0, 6.5)
@@ -90,6 +93,16 @@ def test_the_resolved_file_is_the_same_study(tmp_path: Path) -> None:
         ("[study]\nrecipe = 'mine'\n[recipe.mine]\nlr = -1\n", r"\[recipe.mine\] lr: -1 is not a number of 0 or more"),
         ("[study]\nrecipe = 'mine'\n[recipe.mine]\noptimizer = 'adam'\n", r"unknown optimizer 'adam'"),
         ("[recipe.paper]\nepochs = 3\n", r"\[recipe.paper\]: this name is taken"),
+        ("[recipe.'v1.5']\nepochs = 3\n", r"the recipe name 'v1.5' must begin with a letter"),
+        ("[study]\nrecipe = 'mine'\n[recipe.mine]\nbase = ['paper']\n", r"needs a base of"),
+        ("[study]\nrecipe = 'mine'\n[recipe.mine]\nmax_grad_norm = 0\n", r"max_grad_norm must lie between 0 and inf"),
+        (
+            "[study]\nrecipe = 'mine'\n[recipe.mine]\nschedule = 'cosine'\ngamma = 0.5\n",
+            r"\[recipe.mine\] gamma has no effect",
+        ),
+        ("[run]\nselect = 'bset'\n", r"unknown value 'bset': did you mean 'best'"),
+        ("[run]\nselect = 'validation'\n", r"needs images held out by --val-fraction"),
+        ('[study]\ndataset = "folder:a\\nb"\n', r"dataset has control characters"),
     ],
 )
 def test_a_wrong_file_is_one_sentence(tmp_path: Path, text: str, sentence: str) -> None:
@@ -105,3 +118,19 @@ def test_values_from_python_are_converted() -> None:
     options = convert_options(StudyOptions, {"seeds": 5, "classes": range(3), "lr": 1, "size": None})
     assert options == StudyOptions(seeds="5", classes="0,1,2", lr=1.0)
     assert convert_options(StudyOptions, {"seeds": [5]}).seeds == "5,"
+
+
+def test_paths_of_data_are_relative_to_the_file_and_absolute_in_the_resolved_one(tmp_path: Path) -> None:
+    path = tmp_path / "study.toml"
+    path.write_text("[study]\ndataset = 'folder:pets'\npairs = 'big:small'\nmethods = 'kd'\n")
+    study, _ = resolved({}, path)
+    assert study.data.source == f"folder:{tmp_path / 'pets'}"
+    typed, _ = resolved({"dataset": "folder:pets", "pairs": "big:small", "methods": "kd", "epochs": None})
+    assert typed.data.source == "folder:pets"
+    assert f'dataset = "folder:{Path.cwd() / "pets"}"' in typed.toml()
+
+
+def test_names_of_rules_are_those_of_the_report() -> None:
+    assert tuple(RULES) == SELECT
+    assert tuple(OPTIMIZERS) == tuple(optim.OPTIMIZERS)
+    assert tuple(SCHEDULES) == tuple(optim.SCHEDULES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +15,10 @@ from kdbench.core.jobs import CohortJob, Job, ProbeJob
 from kdbench.core.record import Outcome, ProbeOutcome
 from kdbench.core.trial import SELF, TeacherSource
 from kdbench.results import Store
+from kdbench.results.plan_file import begin_rerun, end_rerun
 from kdbench.runner.executors.local import LocalExecutor
-from kdbench.runner.runner import run_jobs
+from kdbench.runner.locks import TrialLocks
+from kdbench.runner.runner import remove_checkpoints, run_jobs
 from kdbench.train.checkpoint import Checkpoints
 from tests.analysis.tiny_probes import linear_probe
 from tests.train.tiny_study import CPU, DATASET, Quiet, cohort, trial
@@ -92,7 +95,8 @@ def test_a_probe_whose_network_is_damaged_fails_alone(tmp_path: Path) -> None:
     store = Store(tmp_path)
     for student in STUDENTS:
         store.save(Outcome(student, "done", weights={"network.weight": torch.zeros(1)}), {})
-    probes = [replace(linear_probe(), source=student) for student in STUDENTS]
+    digests = {record.trial.fingerprint: record.weights_sha256 or "" for record in store.records()}
+    probes = [replace(linear_probe(), source=student, weights=digests[student.fingerprint]) for student in STUDENTS]
     (damaged,) = (tmp_path / "runs").glob("*icd*.pt")
     damaged.write_bytes(b"nonsense")
     executor = Scripted(ProbeOutcome(probes[0], "done", top1=50.0))
@@ -150,3 +154,40 @@ def test_a_full_disk_is_not_a_failed_trial(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(OSError, match="No space left"):
         run(tmp_path, Scripted(Outcome(STUDENTS[0], "done")), CohortJob(cohort(*STUDENTS)))
     assert len(list((tmp_path / "runs").glob("*.json"))) == 1
+
+
+def test_a_probe_of_other_weights_than_were_chosen_fails(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.save(Outcome(STUDENTS[0], "done", weights={"network.weight": torch.zeros(1)}), {})
+    run(tmp_path, Scripted(), ProbeJob((replace(linear_probe(), source=STUDENTS[0], weights="0" * 64),)))
+    (record,) = store.probe_records()
+    assert record.status == "failed"
+    assert "has been trained again" in (record.reason or "")
+
+
+def test_the_checkpoint_of_a_trial_that_another_process_trains_stays(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    for student in STUDENTS:
+        checkpoints.save(student.id, {})
+    holder = TrialLocks(tmp_path)
+    assert holder.acquire(STUDENTS[0].fingerprint)
+    remove_checkpoints(STUDENTS, checkpoints, tmp_path)
+    assert [checkpoints.exists(student.id) for student in STUDENTS] == [True, False]
+
+
+def test_an_interrupted_rerun_continues_where_it_was(tmp_path: Path) -> None:
+    """What was trained again before the interruption is not trained a third time."""
+    store = Store(tmp_path)
+    for student in STUDENTS:
+        store.save(Outcome(student, "done", weights={}), {})
+    time.sleep(0.01)
+    begun = begin_rerun(tmp_path, ["done"])
+    assert store.completed(frozenset({"done"}), since=begun) == frozenset()
+    time.sleep(0.01)
+    store.save(Outcome(STUDENTS[0], "done", weights={}), {})
+    assert begin_rerun(tmp_path, ["done"]) == begun
+    assert store.completed(frozenset({"done"}), since=begun) == {STUDENTS[0].fingerprint}
+    assert begin_rerun(tmp_path, ["done", "failed"]) != begun
+    end_rerun(tmp_path)
+    assert begin_rerun(tmp_path, []) is None
+    assert not (tmp_path / "rerun.json").exists()

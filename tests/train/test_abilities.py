@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -421,3 +422,17 @@ def test_a_view_step_shows_the_first_teacher() -> None:
     batch = Batch(torch.zeros(1, 1), torch.zeros(1), torch.zeros(1))
     assert ViewStep(batch, output, (output, second)).teacher is output
     assert Step(batch, output, (output, second), 1, 1).teacher is output
+
+
+def test_predictions_that_are_not_finite_end_their_trial_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They appear in evaluation only: no loss, gradient or weight shows them."""
+
+    def predict(self: Any, student: Output) -> Tensor:
+        logits = F.linear(self.projector(student.embedding), self.weight, self.bias)
+        return logits if self.training else logits * float("nan")
+
+    monkeypatch.setattr(_TeacherClassifier, "predict", predict)
+    outcomes = train(tmp_path, trial("t_classifier"), trial("kd"))
+    assert outcomes["kd/resnet8"].status == "done"
+    failed = outcomes["t_classifier/resnet8"]
+    assert (failed.status, failed.reason) == ("diverged", "the test logits were not finite after epoch 3")

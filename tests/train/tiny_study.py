@@ -102,6 +102,11 @@ def network_weights(arch: str) -> dict[str, Tensor]:
         return dict(build(arch, DATASET.info.classes, DATASET.info.size).state_dict())
 
 
+def network_state(arch: str) -> dict[str, Tensor]:
+    """`network_weights` as a student's outcome has them."""
+    return {f"network.{name}": tensor for name, tensor in network_weights(arch).items()}
+
+
 def teacher_weights(cohort: Cohort) -> dict[str, dict[str, Tensor]]:
     """Of every network that teaches in the cohort, by the key of its source."""
     return {key: network_weights(source.arch) for key, source in cohort.sources.items()}

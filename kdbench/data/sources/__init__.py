@@ -9,6 +9,7 @@ from kdbench.core.data import DataRequest
 from kdbench.core.errors import UserError
 from kdbench.data.cache import load_or_decode
 from kdbench.data.dataset import Source, Split
+from kdbench.data.identity import candidate, recognize
 from kdbench.data.registry import entry
 from kdbench.data.resident import ResidentDataset
 from kdbench.data.subset import select
@@ -26,6 +27,12 @@ def prepare(request: DataRequest, data_dir: Path) -> ResidentDataset:
         raise UserError(f"--test-fraction is for folder:PATH; {request.source} has a test split")
     try:
         source: Source = reader.find(request, data_dir)
-        return select(source, load_or_decode(source, request.size, data_dir), request)
+        official = candidate(source)
+        decoded = load_or_decode(source, official.side if official else request.size, data_dir)
+        if official and (recognized := recognize(source, decoded, official)):
+            source, decoded = recognized
+        if official and request.size != official.side:
+            decoded = load_or_decode(source, request.size, data_dir)
+        return select(source, decoded, request)
     except OSError as error:
         raise UserError(f"{request.source} cannot be read: {error}") from error

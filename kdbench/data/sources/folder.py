@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from kdbench.core.data import DataRequest
 from kdbench.core.errors import UserError
-from kdbench.data.dataset import Decoded, Source, Split, files_sha256
+from kdbench.data.dataset import Decoded, Source, Split, encoded_digest, files_sha256
 from kdbench.data.decode import decode_all
 from kdbench.data.subset import hold_out_test, safe_label
 
@@ -63,7 +64,8 @@ def find(request: DataRequest, data_dir: Path) -> Source:
         note = f"test={fraction:g}"
 
         def decode_and_split(size: int) -> Decoded:
-            return Decoded(*hold_out_test(_split(train, size), fraction, label), names)
+            split, encoded = _split(train, size)
+            return Decoded(*hold_out_test(split, fraction, label), names, encoded_digest((split.labels, encoded)))
 
         return Source(label, digests, decode_and_split, detail=note, notes=(note,), ignored=ignored)
     if fraction:
@@ -72,10 +74,13 @@ def find(request: DataRequest, data_dir: Path) -> Source:
     _compare(folders["train"], train, test_folder, test)
 
     def decode(size: int) -> Decoded:
-        return Decoded(_split(train, size), _split(test, size), names)
+        splits = [_split(files, size) for files in (train, test)]
+        encoded = encoded_digest(*((split.labels, digests) for split, digests in splits))
+        return Decoded(splits[0][0], splits[1][0], names, encoded)
 
     digests[test_folder.name] = _digest(test_folder, test)
-    return Source(label, digests, decode, ignored=ignored + also_ignored)
+    counts = sum(map(len, train.values())), sum(map(len, test.values()))
+    return Source(label, digests, decode, ignored=ignored + also_ignored, counts=counts)
 
 
 def _classes(split: Path) -> tuple[Files, int]:
@@ -85,7 +90,7 @@ def _classes(split: Path) -> tuple[Files, int]:
     for folder in sorted(split.iterdir(), key=lambda path: path.name):
         if folder.name.startswith(".") or not folder.is_dir():
             continue
-        files = [Path(parent, name) for parent, _, names in os.walk(folder) for name in names if name[0] != "."]
+        files = [path for path in _walk(folder) if path.name[0] != "."]
         images = [path for path in files if path.name.lower().endswith(_EXTENSIONS)]
         ignored += len(files) - len(images)
         if images:
@@ -93,6 +98,19 @@ def _classes(split: Path) -> tuple[Files, int]:
     if not classes:
         raise UserError(f"{split} holds no folder with images; {_LAYOUT}")
     return classes, ignored
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """All files below a folder; links are followed, each folder once. Raises UserError if one cannot be read."""
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename} cannot be read: {error.strerror}")
+
+    seen: set[str] = set()
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
+        seen.add(os.path.realpath(parent))
+        folders[:] = [name for name in folders if os.path.realpath(os.path.join(parent, name)) not in seen]
+        yield from (Path(parent, name) for name in names)
 
 
 def _test_folder(folders: dict[str, Path], train: Files) -> Path | None:
@@ -111,10 +129,11 @@ def _compare(train_folder: Path, train: Files, test_folder: Path, test: Files) -
             raise UserError(f"{folder} has no image of the class {shown}; both splits need the same class folders")
 
 
-def _split(files: Files, size: int) -> Split:
+def _split(files: Files, size: int) -> tuple[Split, list[bytes]]:
     named = [(str(path), path) for paths in files.values() for path in paths]
     labels = [number for number, paths in enumerate(files.values()) for _ in paths]
-    return Split(torch.from_numpy(decode_all(named, len(named), size)), torch.tensor(labels))
+    pixels, digests = decode_all(named, len(named), size)
+    return Split(torch.from_numpy(pixels), torch.tensor(labels)), digests
 
 
 def _digest(split: Path, files: Files) -> str:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from kdbench.core.data import DataRequest
 from kdbench.core.errors import UserError
-from kdbench.data.dataset import Decoded, Source, Split, files_sha256
+from kdbench.data.dataset import Decoded, Source, Split, encoded_digest, files_sha256
 from kdbench.data.decode import decode_all
 from kdbench.data.sources.parquet_columns import Columns, choose_columns
 from kdbench.data.subset import safe_label
@@ -69,12 +69,15 @@ def find(request: DataRequest, data_dir: Path) -> Source:
         _check_labels(split, part, columns, names)
 
     def decode(size: int) -> Decoded:
-        return Decoded(_decode(train, columns, size), _decode(test, columns, size), names)
+        splits = [_decode(part, columns, size) for part in (train, test)]
+        encoded = encoded_digest(*((split.labels, digests) for split, digests in splits))
+        return Decoded(splits[0][0], splits[1][0], names, encoded)
 
     files = [*train.files, *test.files]
     digests = dict(zip((file.relative_to(root).as_posix() for file in files), files_sha256(files), strict=True))
     label = safe_label("parquet", path.name if path.is_dir() else path.stem)
-    return Source(label, digests, decode, detail=f"{columns.image}/{columns.label}")
+    counts = sum(map(len, train.labels)), sum(map(len, test.labels))
+    return Source(label, digests, decode, detail=f"{columns.image}/{columns.label}", counts=counts)
 
 
 # Files ---------------------------------------------------------------------------------------------------------------
@@ -219,9 +222,10 @@ def _check_labels(split: str, part: _Part, columns: Columns, names: dict[int, st
             raise UserError(f"{file}: row {row} (from 0) has {what} in column {columns.label!r}; correct or remove it")
 
 
-def _decode(part: _Part, columns: Columns, size: int) -> Split:
+def _decode(part: _Part, columns: Columns, size: int) -> tuple[Split, list[bytes]]:
     labels: Tensor = torch.from_numpy(np.concatenate(part.labels))
-    return Split(torch.from_numpy(decode_all(_pictures(part, columns), len(labels), size)), labels)
+    pixels, digests = decode_all(_pictures(part, columns), len(labels), size)
+    return Split(torch.from_numpy(pixels), labels), digests
 
 
 def _pictures(part: _Part, columns: Columns) -> Iterator[tuple[str, bytes]]:

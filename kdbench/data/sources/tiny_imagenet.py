@@ -13,7 +13,7 @@ import torch
 
 from kdbench.core.data import DataRequest
 from kdbench.core.errors import UserError
-from kdbench.data.dataset import Decoded, Source, Split, digest, files_sha256
+from kdbench.data.dataset import Decoded, Source, Split, digest, encoded_digest, files_sha256
 from kdbench.data.decode import decode_all
 from kdbench.data.sources.archive import Archive, obtain
 
@@ -50,7 +50,10 @@ def find(request: DataRequest, data_dir: Path) -> Source:
     train, test = _train(root / "train", numbers), _validation(root / "val", numbers)
 
     def decode(size: int) -> Decoded:
-        return Decoded(_split(train, size), _split(test, size), dict(enumerate(_names(root / "words.txt", wnids))))
+        splits = [_split(files, size) for files in (train, test)]
+        encoded = encoded_digest(*((split.labels, digests) for split, digests in splits))
+        names = dict(enumerate(_names(root / "words.txt", wnids)))
+        return Decoded(splits[0][0], splits[1][0], names, encoded)
 
     digests = {
         name: digest(*(f"{path.relative_to(root).as_posix()} {label} {content}" for (path, label), content in pairs))
@@ -113,8 +116,7 @@ def _names(words: Path, wnids: list[str]) -> list[str]:
     return [known.get(wnid, wnid) for wnid in wnids]
 
 
-def _split(files: Files, size: int) -> Split:
+def _split(files: Files, size: int) -> tuple[Split, list[bytes]]:
     labels = torch.tensor([label for _, label in files])
-    return Split(
-        torch.from_numpy(decode_all(((str(path), path) for path, _ in files), len(files), size, _SIDE)), labels
-    )
+    pixels, digests = decode_all(((str(path), path) for path, _ in files), len(files), size, _SIDE)
+    return Split(torch.from_numpy(pixels), labels), digests
