@@ -143,6 +143,7 @@ def _say(text: str) -> None:
 
 def _estimate(prepared: StudyRun, out: Path) -> int:
     from kdbench.plan.estimate import estimate_disk, estimate_seconds, format_bytes, format_duration
+    from kdbench.report import published
     from kdbench.train.measure_costs import measure_costs
 
     plan = prepared.plan
@@ -153,6 +154,11 @@ def _estimate(prepared: StudyRun, out: Path) -> int:
         print(f"  [{number}] {cohort.title}, seed {cohort.seed}: {methods}")
     for trial, reason in plan.not_applicable:
         print(f"  n/a {trial.pair} {trial.method}: {reason}")
+    data, recipe = prepared.dataset.info, prepared.study.recipe
+    comparable = published.comparable(data.label, recipe)
+    print(
+        f"data and recipe {'are' if comparable else 'are not'} those of the published results: {data.label}, {recipe.label}"
+    )
     if plan.cohorts:
         print("measuring a few steps of each network and each method ...", flush=True)
         costs = measure_costs(plan, prepared.dataset, prepared.device, _say)

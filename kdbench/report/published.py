@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from kdbench.core.recipe import Recipe
 from kdbench.core.trial import VANILLA
 
 SOURCE = "icd-2024-07"
@@ -18,6 +19,11 @@ TRANSFER_SOURCE = "icd-2024-09"
 
 DATASET = "cifar100"
 """The label of the data set on which the published students were trained."""
+
+
+def comparable(label: str, recipe: Recipe) -> bool:
+    """Whether results on a data set of this label, under this recipe, stand next to published ones."""
+    return label == DATASET and recipe.published()
 
 
 def path() -> Path | None:

@@ -77,7 +77,7 @@ def accuracy_rows(selection: Selection, records: Sequence[Record], evaluated_on:
         column = _teacher_row(groups, by_fingerprint) if groups[0].teacher else []
         column += [_row(group) for group in groups]
         trial = groups[0].records[0].trial
-        if trial.data.label == published.DATASET and trial.recipe.published():
+        if published.comparable(trial.data.label, trial.recipe):
             column = [_with_published(row, evaluated_on) for row in column]
         rows += column
     return rows
