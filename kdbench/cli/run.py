@@ -156,9 +156,8 @@ def _estimate(prepared: StudyRun, out: Path) -> int:
         print(f"  n/a {trial.pair} {trial.method}: {reason}")
     data, recipe = prepared.dataset.info, prepared.study.recipe
     comparable = published.comparable(data.label, recipe)
-    print(
-        f"data and recipe {'are' if comparable else 'are not'} those of the published results: {data.label}, {recipe.label}"
-    )
+    verb = "are" if comparable else "are not"
+    print(f"data and recipe {verb} those of the published results: {data.label}, {recipe.label}")
     if plan.cohorts:
         print("measuring a few steps of each network and each method ...", flush=True)
         costs = measure_costs(plan, prepared.dataset, prepared.device, _say)
