@@ -1,4 +1,4 @@
-"""Write docs/sample/: the README's study on the embedded digits, with its report and the README's chart.
+"""Write docs/sample/: the README's study on the built-in digits, with its report and the README's chart.
 
 python docs/sample.py
 """

@@ -1,4 +1,4 @@
-"""The whole program as a user runs it, on the embedded digits."""
+"""The whole program as a user runs it, on the built-in digits."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Run a plan: the runner, its executors, the claims of several processes, and progress displays."""
+"""Run studies: from a study to jobs, the runner that alone writes, executors, locks, plugins and progress displays."""

@@ -1,1 +1,1 @@
-"""The harness: one batch, one teacher forward, many students."""
+"""Training: one batch, one teacher forward, many students."""

@@ -23,7 +23,7 @@ _HARM = Path(__file__).parent / "harm"
 
 
 def digits_as_parquet(folder: Path) -> Path:
-    """The embedded digits as encoded images, so that a study has something to decode and to keep in its cache."""
+    """The built-in digits as encoded images, so that a study has something to decode and to keep in its cache."""
     folder.mkdir(parents=True)
     found = load_digits()
     for name, rows in (("train", slice(0, 1437)), ("test", slice(1437, None))):

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -254,3 +255,23 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
         (tmp_path / "closed").mkdir(mode=0o500)
         with pytest.raises(UserError, match="results cannot be written"):
             Store(tmp_path / "closed").require_writable()
+
+
+def test_each_record_is_parsed_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, parsed = Store(tmp_path), list[str]()
+    original = load_checksummed
+
+    def counted(path: Path) -> dict[str, Any]:
+        parsed.append(path.name)
+        return original(path)
+
+    monkeypatch.setattr("kdbench.results.reading.serialize.load_checksummed", counted)
+    for trial in (VANILLA_TRIAL, TRIAL):
+        store.save(Outcome(trial, "failed", "why"), {})
+    assert len(store.records()) == 2
+    assert store.finished_at().keys() == {VANILLA_TRIAL.fingerprint, TRIAL.fingerprint}
+    store.completed()
+    assert sorted(parsed) == sorted(f"{trial.id}.json" for trial in (VANILLA_TRIAL, TRIAL))
+    store.save(Outcome(TRIAL, "done"), {})
+    assert {record.status for record in store.records()} == {"failed", "done"}
+    assert len(parsed) == 3
