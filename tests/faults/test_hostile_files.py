@@ -188,7 +188,7 @@ def test_errors_bring_nothing_that_a_terminal_obeys(tmp_path: Path, capsys: pyte
     folder = tmp_path / "\x1b]0;owned\x07"
     assert main(["--dataset", f"folder:{folder}", "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
-    assert "is not a folder" in error
+    assert "dataset has control characters" in error
     assert error.rstrip("\n").isprintable()
 
 
