@@ -96,6 +96,10 @@ def test_plugins_bring_methods_data_and_recipes(tmp_path: Path) -> None:
             "import nothing_of_this_name",
             "failed to import: ModuleNotFoundError: No module named",
         ),
+        (
+            "from kdbench.distill import *\n@register('kd', Hyper, paper='-')\nclass Mine(Distiller): pass\n",
+            "failed to import: ValueError: the method name 'kd' is taken by kdbench.methods.kd",
+        ),
         ("SOURCES = {'digits': 'mine'}", "failed to import: ValueError: the data set 'digits' is taken"),
         (None, "there is no Python file"),
     ],
@@ -103,7 +107,7 @@ def test_plugins_bring_methods_data_and_recipes(tmp_path: Path) -> None:
 def test_a_wrong_plugin_is_one_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None, sentence: str
 ) -> None:
-    path = tmp_path / f"wrong_{len(sentence)}.py"
+    path = tmp_path / f"wrong_{len(text or '')}.py"
     if text is not None:
         path.write_text(text)
     assert main(["--plugins", str(path), "--dataset", "digits", "--out", str(tmp_path / "out")]) == 2

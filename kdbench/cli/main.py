@@ -43,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"kdbench: {error}; finished work is kept, and the same command continues", file=sys.stderr)
         return 2
     except Interrupted as interruption:
-        said = str(interruption) or "interrupted, nothing is lost; the same command continues from this step"
+        why = "the time limit was reached" if SIGNALS.number is None else "interrupted"
+        said = str(interruption) or f"{why}, nothing is lost; the same command continues from this step"
         print(f"kdbench: {said}", file=sys.stderr)
         return SIGNALS.code
     except KeyboardInterrupt:

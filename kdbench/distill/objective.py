@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ def objective(distiller: Distiller[Any], step: Step) -> dict[str, Tensor]:
     """All weighted terms, whose sum is minimized: `ce`, `kd` and the method's own; those of weight 0 are left out.
 
     Raises:
+        TypeError: if `losses` returns no mapping.
         ValueError: if a method takes a shared term's name or returns what is no scalar, or if nothing is left.
     """
     hyper = distiller.hyper
@@ -27,7 +29,10 @@ def objective(distiller: Distiller[Any], step: Step) -> dict[str, Tensor]:
         terms["ce"] = hyper.ce_weight * F.cross_entropy(logits, step.batch.labels)
     if hyper.kd_weight:
         terms["kd"] = hyper.kd_weight * mean_soft_kl(logits, step.teachers, hyper.kd_temperature)
-    for name, term in distiller.losses(step).items():
+    own = distiller.losses(step)
+    if not isinstance(own, Mapping):
+        raise TypeError(f"losses() must return a mapping of names to scalars, not a {type(own).__name__}")
+    for name, term in own.items():
         if name in ("ce", "kd"):
             raise ValueError(f"the loss term {name!r} needs another name: the trainer adds its own `ce` and `kd`")
         if term.ndim:

@@ -140,10 +140,10 @@ def source_file(name: str) -> str:
 def docstring(name: str) -> str:
     """The docstring of a method's file, or of its class."""
     cls = _METHODS[name]
-    documented = [sys.modules[cls.__module__], cls]
+    texts = [sys.modules[cls.__module__].__doc__, cls.__doc__]
     if cls.__module__ == "__main__":
-        del documented[0]  # of a script or a notebook, not of the method
-    return next(filter(None, map(inspect.getdoc, documented)), "")
+        del texts[0]  # of a script or a notebook, not of the method
+    return next((inspect.cleandoc(text) for text in texts if text), "")
 
 
 def _info(name: str, cls: type[Distiller[Any]]) -> MethodInfo:

@@ -138,7 +138,8 @@ def _own_recipe(name: str, table: Mapping[str, Any]) -> Recipe:
         changes["pad"] = changes["size"] // 8
     for key, (low, high) in _LIMITS.items():
         if key in changes and changes[key] is not None and not low < changes[key] < high:
-            raise UserError(f"[recipe.{name}] {key} must lie between {low:g} and {high:g}, got {changes[key]}")
+            limit = f"above {low:g}" + ("" if math.isinf(high) else f" and below {high:g}")
+            raise UserError(f"[recipe.{name}] {key} must be {limit}, got {changes[key]:g}")
     return replace(chosen, name=name, label=name, **changes)
 
 
@@ -160,7 +161,7 @@ def _field(where: str, hint: Any, value: Any) -> Any:
     numbers = value if hint == tuple[float, ...] and isinstance(value, list | tuple) else [value]
     if hint is str or type(value) is str:
         if hint is not str or type(value) is not str:
-            raise UserError(f"{where}: {value!r} is of the wrong type")
+            raise UserError(f"{where}: {value!r} is not {'a text' if hint is str else 'a number'}")
         return value
     for number in numbers:
         if type(number) not in (int, float) or not math.isfinite(number) or number < 0:

@@ -191,7 +191,7 @@ class Store:
     def _weights_file(self, record: Record, consequence: str) -> bytes:
         """The bytes of a weights file. A damaged one is quarantined. Raises ValueError."""
         if record.weights_sha256 is None:
-            raise ValueError(f"{record.trial.id} has no weights")
+            raise ValueError(f"{record.trial.id} has no weights: it failed, or they were not kept (--keep-weights)")
         path = self._weights_path(record.trial.id)
         remedy = f"the command that trained these weights trains them again with {_rerun_options(record.trial)}"
         try:

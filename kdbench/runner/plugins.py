@@ -15,6 +15,7 @@ from typing import Any
 
 from kdbench.core.errors import UserError
 from kdbench.data.registry import add_plugin
+from kdbench.distill import registry
 
 _PACKAGE = "kdbench_plugins"
 
@@ -28,6 +29,7 @@ def load_plugins(path: Path) -> dict[str, Mapping[str, Any]]:
     files = sorted(path.glob("[!_]*.py")) if path.is_dir() else [path] if path.is_file() else []
     if not files:
         raise UserError(f"--plugins {path}: there is no Python file")
+    registry.discover()  # first, so that a plugin cannot take the name of one of kdbench's methods
     package = sys.modules.setdefault(_PACKAGE, ModuleType(_PACKAGE))
     package.__path__ = list(dict.fromkeys([*getattr(package, "__path__", []), str(files[0].parent)]))
     recipes: dict[str, Mapping[str, Any]] = {}

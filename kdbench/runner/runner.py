@@ -140,9 +140,10 @@ class _Run:
                 record = self.store.find(probe.source.fingerprint)
                 if record is None:
                     raise ValueError(f"{probe.source.id} has no record")
+                network = self.store.weights(record)
                 if record.weights_sha256 != probe.weights:
                     raise ValueError(f"{probe.source.id} has been trained again; start the command again")
-                weights[probe.fingerprint] = self.store.weights(record)
+                weights[probe.fingerprint] = network
             except ValueError as error:
                 self.emit(TrialEnd(ProbeOutcome(probe, "failed", f"before training: ValueError: {error}")))
         return replace(job.narrowed(frozenset(weights)), weights=weights) if weights else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -157,7 +158,8 @@ def prepare_study(
         for arch in dict.fromkeys(trial.arch for trial in planned.pending if trial.arch.endswith(PRETRAINED)):
             say(f"weights of {arch}: loading from the cache, or downloading ...")
             models.fetch(arch, dataset.info.classes, dataset.info.size)
-        write_atomic(run.out / "study.toml", study.toml().encode())
+        plugins = f"\n[run]\nplugins = {json.dumps(str(run.plugins.resolve()))}\n" if run.plugins else ""
+        write_atomic(run.out / "study.toml", (study.toml() + plugins).encode())
         write_plan(run.out, planned.trials)
     configure_torch(device, study.precision, run.threads)
     checkpoints = Checkpoints(run.out / "checkpoints")
