@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,25 +37,9 @@ class ResidentDataset(Dataset):
     def test_labels(self) -> Tensor:
         return self.test.labels
 
-    def loader(
-        self,
-        *,
-        batch_size: int,
-        pad: int,
-        device: torch.device,
-        seed: int,
-        normalizations: Collection[Normalization] = (),
-        limit: int | None = None,
-    ) -> Loader:
-        return ResidentLoader(
-            self,
-            batch_size=batch_size,
-            pad=pad,
-            device=device,
-            seed=seed,
-            normalizations=normalizations,
-            limit=limit,
-        )
+    def loader(self, **arguments: Any) -> Loader:
+        """See `Dataset.loader`."""
+        return ResidentLoader(self, **arguments)
 
 
 class ResidentLoader:

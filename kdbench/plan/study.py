@@ -24,7 +24,7 @@ from kdbench.plan import expressions, pairs, recipes
 from kdbench.plan.expressions import Method
 from kdbench.plan.parsing import parse_classes, parse_seeds
 
-O = TypeVar("O")  # noqa: E741
+Options = TypeVar("Options")
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,9 @@ def resolve(
 PRECISIONS = ("auto", "bf16", "fp32")
 
 
-def convert_options(kind: type[O], given: Mapping[str, Any], where: str = "", folder: Path | None = None) -> O:
+def convert_options(
+    kind: type[Options], given: Mapping[str, Any], where: str = "", folder: Path | None = None
+) -> Options:
     """Options from what a person gave, which may be a list where the command line takes commas.
 
     `where` says in errors where they stand, and relative paths are taken from `folder`. Raises UserError.
@@ -206,7 +208,7 @@ def read_options(
     file = _read_study_file(path) if path else StudyFile()
     folder = path.parent if path else None
 
-    def merged(kind: type[O], table: Mapping[str, Any], section: str) -> O:
+    def merged(kind: type[Options], table: Mapping[str, Any], section: str) -> Options:
         of_file = vars(convert_options(kind, table, f"{path}: [{section}] ", folder))
         known = {item.name for item in fields(kind)}  # type: ignore[arg-type]
         own = {name: value for name, value in given.items() if name in known and value is not None}
