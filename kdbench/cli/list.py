@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from kdbench.cli.options import Parser, add_plugins, console, load_plugins
@@ -82,7 +83,7 @@ def _requirements(info: MethodInfo) -> str:
 
     requires = registry.requirements(info.name, {})
     words = [f"{view.name} view" for view in requires.views]
-    flags = ("pre_activations", "classifier", "teacher_embeddings", "teacher_class_means", "teacher_batch_norms")
+    flags = [field.name for field in fields(requires) if field.type == "bool"]
     words += [flag.replace("_", " ") for flag in flags if getattr(requires, flag)]
     words += [f"{name} teacher" for name in requires.extra_teachers]
     if requires.min_teachers > 1:

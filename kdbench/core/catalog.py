@@ -41,6 +41,18 @@ class Setting:
 
 
 @dataclass(frozen=True)
+class Published:
+    """The settings that the authors of a method published for single pairs: what `NAME@published` means.
+
+    They were chosen pair by pair, mostly by test accuracy, so their rows are marked and never pose as defaults.
+    """
+
+    source: str  # where they are published
+    pairs: Mapping[str, Mapping[str, Value]]  # pair -> setting -> value; the other settings keep their defaults
+    given: Mapping[str, Value] = field(default_factory=dict)  # for expressions with these settings, such as form=dkd
+
+
+@dataclass(frozen=True)
 class MethodInfo:
     """A method without its code."""
 
@@ -55,6 +67,7 @@ class MethodInfo:
     module: str
     check: Callable[[Mapping[str, Value]], str | None]  # settings -> None, or why they are invalid
     extra_teachers: Callable[[Mapping[str, Value]], tuple[str, ...]] = lambda settings: ()  # see distill.Requires
+    published: tuple[Published, ...] = ()
 
 
 @dataclass(frozen=True)

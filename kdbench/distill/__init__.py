@@ -1,6 +1,6 @@
 """The contract of a method: what a file in `methods/` imports, and all that it imports from kdbench."""
 
-from kdbench.core.catalog import Range
+from kdbench.core.catalog import Published, Range
 from kdbench.data.dataset import Batch
 from kdbench.data.views import View
 from kdbench.distill.distiller import Deployment, Distiller, Hyper, Pretraining
@@ -31,6 +31,7 @@ __all__ = [
     "MemoryBank",
     "Output",
     "Pretraining",
+    "Published",
     "Range",
     "Requires",
     "Shapes",

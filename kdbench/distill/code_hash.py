@@ -18,8 +18,8 @@ _CONTRACT = (
 )
 """What methods import but do not compute with; a change there is a change of protocol."""
 
-_NOT_CODE = "GOLDEN"
-"""The name of a method's golden mapping, which no training reads."""
+_NOT_CODE = ("GOLDEN", "PUBLISHED")
+"""Names of a method's data that no training reads: the settings of `NAME@published` are part of a trial themselves."""
 
 
 def code_hash(cls: type[Distiller[Any]]) -> str:
@@ -27,7 +27,7 @@ def code_hash(cls: type[Distiller[Any]]) -> str:
 
     Of a class in a notebook the cell is hashed. Raises ValueError if there is no source.
 
-    Comments, docstrings, formatting, help texts in `Annotated`, `GOLDEN` and the names of modules are left out, so that
+    Comments, docstrings, formatting, help texts in `Annotated`, `GOLDEN`, `PUBLISHED` and the names of modules are left out, so that
     only an edit that may change a result counts, and a checkout and a wheel agree.
     """
     package = cls.__module__.rpartition(".")[0]
@@ -122,11 +122,11 @@ class _Normalizer(ast.NodeTransformer):
 
     def visit_Assign(self, node: ast.Assign) -> ast.AST | None:
         names = [target.id for target in node.targets if isinstance(target, ast.Name)]
-        return None if names == [_NOT_CODE] else self.generic_visit(node)
+        return None if names[:1] and names[0] in _NOT_CODE else self.generic_visit(node)
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST | None:
-        is_golden = isinstance(node.target, ast.Name) and node.target.id == _NOT_CODE
-        return None if is_golden else self.generic_visit(node)
+        is_data = isinstance(node.target, ast.Name) and node.target.id in _NOT_CODE
+        return None if is_data else self.generic_visit(node)
 
     def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
         if isinstance(node.value, ast.Name) and node.value.id == "Annotated" and isinstance(node.slice, ast.Tuple):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 from torch import Tensor, nn
 
 from kdbench.distill.step import Context, Requires, Shapes, Step
+from kdbench.models import classifier_of
 from kdbench.models.output import Output
 
 
@@ -132,4 +133,5 @@ class Deployment(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, C]."""
-        return self.deploy.predict(self.network(images))
+        output: Output = self.network(images)
+        return self.deploy.predict(replace(output, classifier=classifier_of(self.network)))

@@ -168,6 +168,7 @@ def _info(name: str, cls: type[Distiller[Any]]) -> MethodInfo:
         module=cls.__module__,
         check=check,
         extra_teachers=lambda settings: requirements(name, settings).extra_teachers,
+        published=getattr(sys.modules[cls.__module__], "PUBLISHED", ()),
     )
 
 
@@ -216,6 +217,8 @@ def missing(requires: Requires, shapes: Shapes) -> str | None:
         return "a network of this pair has no feature maps before the activation"
     if requires.classifier and not all(network.classifier for network in networks):
         return "a network of this pair has no linear classifier"
+    if requires.last_map and not all(network.last_map for network in networks):
+        return "a network of this pair has no feature map whose mean is its embedding"
     if requires.teacher_batch_norms and not shapes.teacher.stage_batch_norms:
         return "the teacher does not expose the batch norms before its activations"
     return None

@@ -31,6 +31,7 @@ class Requires:
     views: tuple[View, ...] = ()
     pre_activations: bool = False  # `Output.pre_activations` of both sides
     classifier: bool = False  # `Output.classifier` of both sides, and `Context.teacher_classifier`
+    last_map: bool = False  # `Output.last_map` of both sides
     teacher_embeddings: bool = False  # `Context.teacher_embeddings`
     teacher_class_means: bool = False  # `Context.teacher_class_means`
     teacher_batch_norms: bool = False  # `Context.teacher_batch_norms`

@@ -72,8 +72,10 @@ class MobileNetV2(nn.Module):
             out = stage(out)
             if index in _MAP_STAGES:
                 feature_maps += (out,)
-        embedding = pool(self.conv2(out))
-        return Output(self.classifier(embedding), feature_maps, embedding, feature_maps if pre_activations else None)
+        last_map = self.conv2(out)
+        embedding = pool(last_map)
+        before = feature_maps if pre_activations else None
+        return Output(self.classifier(embedding), feature_maps, embedding, before, last_map=last_map)
 
     def get_classifier(self) -> nn.Module:
         return self.classifier[0]

@@ -44,6 +44,7 @@ class Output:
     embedding: Tensor  # [B, D], the input of the classifier
     pre_activations: Sequence[Tensor] | None = None  # `feature_maps` before their activation; only on request
     classifier: Classifier | None = None  # only on request; detached for the teacher
+    last_map: Tensor | None = None  # [B, D, H, W], whose mean over positions is the embedding; only on request
 
     def convert(self, convert: Callable[[Tensor], Tensor]) -> Output:
         """The same output with all its tensors converted, feature maps when they are read; the classifier is kept."""
@@ -54,6 +55,7 @@ class Output:
             feature_maps=LazyTensors(self.feature_maps, convert),
             embedding=convert(self.embedding),
             pre_activations=pre_activations,
+            last_map=None if self.last_map is None else convert(self.last_map),
         )
 
     def materialize(self) -> Output:
@@ -63,4 +65,5 @@ class Output:
 
     def tensors(self) -> tuple[Tensor, ...]:
         """All tensors of the forward pass, without the classifier's."""
-        return (self.logits, self.embedding, *self.feature_maps, *(self.pre_activations or ()))
+        last_map = () if self.last_map is None else (self.last_map,)
+        return (self.logits, self.embedding, *self.feature_maps, *(self.pre_activations or ()), *last_map)

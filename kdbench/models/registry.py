@@ -32,6 +32,7 @@ class FeatureShapes:
     pre_activations: bool  # whether the model gives them; they have the shapes of `feature_maps`
     embedding_dim: int
     classifier: bool = True  # whether the logits are a linear layer of the embedding
+    last_map: MapShape | None = None  # of the map whose mean over positions is the embedding
     stage_batch_norms: bool = False  # whether the model names the batch norm before each stage's last activation
 
 
@@ -164,14 +165,19 @@ def features(name: str, classes: int, size: int) -> FeatureShapes:
         output = _dry_run(model, size)
     except _SIZE_ERRORS as error:
         raise _size_error(name, size, error) from error
-    shapes = (feature_map.shape for feature_map in output.feature_maps)
     return FeatureShapes(
-        tuple((channels, height, width) for _, channels, height, width in shapes),
+        tuple(_map_shape(feature_map) for feature_map in output.feature_maps),
         output.pre_activations is not None,
         output.embedding.shape[1],
         classifier_of(model) is not None,
+        None if output.last_map is None else _map_shape(output.last_map),
         stage_batch_norms_of(model) is not None,
     )
+
+
+def _map_shape(feature_map: Tensor) -> MapShape:
+    _, channels, height, width = feature_map.shape
+    return channels, height, width
 
 
 def classifier_of(model: nn.Module) -> Classifier | None:

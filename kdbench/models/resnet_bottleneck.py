@@ -58,7 +58,8 @@ class BottleneckResNet(nn.Module):
         stem = F.relu(self.bn1(self.conv1(images)))
         feature_maps, pre_activation_maps = forward_stages(stem, (self.layer1, self.layer2, self.layer3, self.layer4))
         embedding = pool(feature_maps[-1])
-        return Output(self.linear(embedding), feature_maps, embedding, pre_activation_maps if pre_activations else None)
+        before = pre_activation_maps if pre_activations else None
+        return Output(self.linear(embedding), feature_maps, embedding, before, last_map=feature_maps[-1])
 
     def get_classifier(self) -> nn.Module:
         return self.linear

@@ -79,8 +79,10 @@ class ShuffleNetV2(nn.Module):
     def forward(self, images: Tensor, pre_activations: bool = False) -> Output:
         stem = F.relu(self.bn1(self.conv1(images)))
         feature_maps, pre_activation_maps = forward_stages(stem, (self.layer1, self.layer2, self.layer3))
-        embedding = pool(F.relu(self.bn2(self.conv2(feature_maps[-1]))))
-        return Output(self.linear(embedding), feature_maps, embedding, pre_activation_maps if pre_activations else None)
+        last_map = F.relu(self.bn2(self.conv2(feature_maps[-1])))
+        embedding = pool(last_map)
+        before = pre_activation_maps if pre_activations else None
+        return Output(self.linear(embedding), feature_maps, embedding, before, last_map=last_map)
 
     def get_classifier(self) -> nn.Module:
         return self.linear

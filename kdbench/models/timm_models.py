@@ -84,7 +84,18 @@ def _forward(model: Any, images: Tensor, pre_activations: bool = False) -> Outpu
     classifier = model.get_classifier()
     # timm computes the logits of models with two classifiers (distilled ones), or with one that is not linear.
     logits = classifier(embedding) if isinstance(classifier, nn.Linear) else model.forward_head(features)
-    return Output(logits, tuple(feature_maps), embedding)
+    last_map = features if _is_averaged(model, features, embedding) else None
+    return Output(logits, tuple(feature_maps), embedding, last_map=last_map)
+
+
+def _is_averaged(model: Any, features: Tensor, embedding: Tensor) -> bool:
+    """Whether the embedding is the mean over positions of the last features [B, D, H, W], and nothing more."""
+    from timm.layers.classifier import ClassifierHead
+
+    head = getattr(model, "head", None)
+    pooling = getattr(head if type(head) is ClassifierHead else model, "global_pool", None)
+    is_average = getattr(pooling, "pool_type", None) == "avg"
+    return is_average and features.ndim == 4 and features.shape[1] == embedding.shape[1]
 
 
 def _stage_indices(reductions: list[int]) -> list[int]:

@@ -45,9 +45,8 @@ class VGG(nn.Module):
             feature_maps += (out,)
             pre_activation_maps += (pre_activation if index else out,)  # the first block is the stem
         embedding = pool(out)
-        return Output(
-            self.classifier(embedding), feature_maps, embedding, pre_activation_maps if pre_activations else None
-        )
+        before = pre_activation_maps if pre_activations else None
+        return Output(self.classifier(embedding), feature_maps, embedding, before, last_map=out)
 
     def get_classifier(self) -> nn.Module:
         return self.classifier

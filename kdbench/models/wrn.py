@@ -70,9 +70,12 @@ class WideResNet(nn.Module):
         second, first_normalized = self.block2(first)
         third, second_normalized = self.block3(second)
         third_normalized = self.bn1(third)
-        embedding = pool(F.relu(third_normalized))
+        last_map = F.relu(third_normalized)
+        embedding = pool(last_map)
         pre_activation_maps = (stem, first_normalized, second_normalized, third_normalized) if pre_activations else None
-        return Output(self.fc(embedding), (stem, first, second, third), embedding, pre_activation_maps)
+        return Output(
+            self.fc(embedding), (stem, first, second, third), embedding, pre_activation_maps, last_map=last_map
+        )
 
     def get_classifier(self) -> nn.Module:
         return self.fc

@@ -57,8 +57,10 @@ class SharedInputs:
         self._epoch, self._step = epoch, start - 1
         self._views = tuple(dict.fromkeys(view for require in requires for view in require.views))
         self._extra = tuple(dict.fromkeys(name for require in requires for name in require.extra_teachers))
-        self._pre_activations = any(require.pre_activations for require in requires)
-        self._classifier = any(require.classifier for require in requires)
+        self._requested = {
+            name: any(getattr(require, name) for require in requires)
+            for name in ("pre_activations", "classifier", "last_map")
+        }
         self._batches = self.loader.epoch(epoch, start)
         self._static_batch = StaticBuffers[Batch]() if use_graph else None
         self._static_views = {view: StaticBuffers[ViewBatch]() for view in self._views} if use_graph else {}
@@ -104,7 +106,7 @@ class SharedInputs:
         return tuple(self._output(teacher, batch) for teacher in self.teachers.teachers)
 
     def _output(self, teacher: Teacher, batch: Batch) -> Output:
-        return teacher(batch, pre_activations=self._pre_activations, classifier=self._classifier)
+        return teacher(batch, **self._requested)
 
     def _versions(self) -> list[int]:
         return [tensor._version for tensor in self.current.tensors()]

@@ -165,7 +165,7 @@ class Student:
         with autocast(self.device, self.trial.precision):
             images = batch.images_for(self.normalization)
             output: Output = self.network(images, pre_activations=self.requires.pre_activations)
-        output = output.convert(to_float32)
+        output = (output if self.requires.last_map else replace(output, last_map=None)).convert(to_float32)
         return replace(output, classifier=classifier_of(self.network)) if self.requires.classifier else output
 
     def _terms(self, step: Step) -> tuple[dict[str, Tensor], torch.optim.Optimizer]:

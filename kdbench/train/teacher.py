@@ -48,11 +48,14 @@ class Teacher:
         self._folded = fold(self.network)
 
     @torch.no_grad()
-    def __call__(self, batch: Batch, *, pre_activations: bool = False, classifier: bool = False) -> Output:
+    def __call__(
+        self, batch: Batch, *, pre_activations: bool = False, classifier: bool = False, last_map: bool = False
+    ) -> Output:
         """Its output for a batch, in float32."""
         with autocast(self.device, self.precision):
             output: Output = self._folded(batch.images_for(self.normalization), pre_activations=pre_activations)
         # Feature maps are converted here, once for all students, and not in the time of the first that reads them.
+        output = output if last_map else replace(output, last_map=None)
         output = output.convert(Tensor.float).materialize()
         return replace(output, classifier=self.classifier) if classifier else output
 

@@ -11,14 +11,12 @@ import torch
 from torch import Tensor
 
 from kdbench.core.trial import Value
-from kdbench.data.dataset import Batch
 from kdbench.distill import registry
 from kdbench.distill.distiller import Distiller
 from kdbench.distill.golden import Golden
 from kdbench.distill.objective import objective
-from kdbench.distill.step import Context, Step
-from kdbench.models import FeatureShapes
-from kdbench.models.output import Output
+from kdbench.distill.step import Step
+from kdbench.verify.inputs import Inputs
 from kdbench.verify.vectors import DTYPES, Vectors
 
 
@@ -53,34 +51,35 @@ class _Run:
         self, vectors: Vectors, method: str, golden: Golden, device: torch.device, comparison: Comparison
     ) -> None:
         self.vectors, self.golden, self.device, self.comparison = vectors, golden, device, comparison
-        self.dtype = DTYPES[comparison.precision]
         self.tolerance = vectors.tolerance(comparison.precision)
-        self.student_inputs: dict[str, Tensor] = {}  # by array name
+        self.inputs = Inputs(vectors, golden, DTYPES[comparison.precision], device)
         self.settings = self._settings(method)
         self.distiller = self._distiller(method)
 
     def _settings(self, method: str) -> dict[str, Value]:
-        chosen: dict[str, Value] = {"ce_weight": 0.0, f"{method}_weight": 1.0}
+        chosen: dict[str, Value] = {"ce_weight": 0.0, "kd_weight": 0.0, f"{method}_weight": 1.0}
         for key, value in self.golden.settings.items():
             chosen[key] = self.vectors.hyper[value[1:]] if isinstance(value, str) and value[0] == "$" else value
         known = {item: type(default) for item, default in vars(registry.hyper_of(method, {})).items()}
         return {key: known[key](value) for key, value in chosen.items() if key in known}
 
     def _distiller(self, method: str) -> Distiller[Any]:
-        call = self.vectors.calls()[0]
-        count = self.vectors.hyper[self.golden.images] if self.golden.images else self._batch_size()
-        labels = torch.arange(count)  # every image of another class: any row may be a negative
-        student, teacher = (self._shapes(side, call) for side in (self.golden.student, self.golden.teacher))
-        context = Context(student, (teacher,), int(count), labels, generator=torch.Generator(self.device))
-        distiller = registry.distiller(method)(registry.hyper_of(method, self.settings), context)
-        distiller = distiller.to(self.device, self.dtype)
+        hyper = registry.hyper_of(method, self.settings)
+        distiller = registry.distiller(method)(hyper, self.inputs.context()).to(self.device, self.inputs.dtype)
         state = distiller.state_dict()
+        sides = (self.golden.student, self.golden.teacher)
+        classifiers = {side["classifier"] for side in sides if "classifier" in side}
         for array, value in self.vectors.arrays.items():
             group, _, key = array.partition(".")
-            if group in ("param", "state_before"):
+            if group in ("param", "state_before") and key.rpartition(".")[0] not in classifiers:
                 name = self._own_name(key, state)
                 state[name] = value.reshape(state[name].shape) if value.numel() == state[name].numel() else value
         distiller.load_state_dict(state)
+        call = self.vectors.calls()[0]
+        for attribute, word in self.golden.replaced.items():
+            tensors = tuple(self.inputs.tensors(word, call, leaf=not word.startswith("aux.")))
+            result = tensors[0] if len(self.inputs.names(word, call)) == 1 else tensors
+            setattr(distiller, attribute, lambda *_, result=result, **__: result)
         return distiller.train()
 
     def _own_name(self, key: str, state: Mapping[str, Tensor]) -> str:
@@ -90,70 +89,17 @@ class _Run:
                 return name
         raise KeyError(f"the method has no parameter or memory {key}")
 
-    def _batch_size(self) -> int:
-        name = next(iter(self.golden.student.values()))
-        array = next(array for array in self.vectors.arrays if array.startswith(f"in.{name}"))
-        return len(self.vectors.arrays[array])
-
-    def _array(self, name: str) -> Tensor:
-        value = self.vectors.arrays[name].to(self.device)
-        return value.to(self.dtype) if value.is_floating_point() else value
-
-    def _names(self, word: str | None, call: str) -> list[str]:
-        """`g` -> in.g.0, in.g.1, ... or in.g alone."""
-        if f"in.{word}{call}" in self.vectors.arrays:
-            return [f"in.{word}{call}"]
-        names = [name for name in self.vectors.arrays if name.startswith(f"in.{word}.")]
-        return sorted(names, key=lambda name: int(name.rpartition(".")[2]))
-
-    def _shapes(self, side: Mapping[str, str], call: str) -> FeatureShapes:
-        names = self._names(side.get("feature_maps", side.get("pre_activations")), call)
-        maps = [tuple(self.vectors.arrays[name].shape[1:]) for name in names]
-        if maps and not self.golden.stem:
-            maps = [maps[0], *maps]
-        embedding = self._names(side.get("embedding"), call)
-        dimensions = self.vectors.arrays[embedding[0]].shape[1] if embedding else 1
-        return FeatureShapes(tuple(maps), True, dimensions)  # type: ignore[arg-type]
-
-    def _output(self, side: Mapping[str, str], call: str) -> Output:
-        fields: dict[str, list[Tensor]] = {}
-        for name, word in side.items():
-            fields[name] = []
-            for array in self._names(word, call):
-                tensor = self._array(array).clone()
-                if side is self.golden.student:
-                    self.student_inputs[array.removeprefix("in.")] = tensor.requires_grad_()
-                fields[name].append(tensor)
-        some = next(iter(fields.values()))[0]
-        empty = some.new_zeros(len(some), 1)
-
-        def maps(name: str) -> tuple[Tensor, ...]:
-            stages = fields.get(name, [])
-            return tuple(stages if self.golden.stem or not stages else [stages[0].detach(), *stages])
-
-        return Output(
-            fields.get("logits", [empty])[0],
-            maps("feature_maps"),
-            fields.get("embedding", [empty])[0],
-            maps("pre_activations") or None,
-        )
-
-    def _batch(self, size: int, call: str) -> Batch:
-        def integers(word: str | None) -> Tensor:
-            names = self._names(word, call) if word else []
-            return self._array(names[0]) if names else torch.arange(size, device=self.device)
-
+    def _step(self, call: str) -> Step:
+        step = self.inputs.step(call)
         if self.golden.negatives:
-            rows = self._array(self._names(self.golden.negatives, call)[0])
+            (rows,) = self.inputs.tensors(self.golden.negatives, call)
             self.distiller.bank.sample_negatives = lambda batch, generator: rows[:, 1:]  # type: ignore[union-attr]
-        images = torch.empty(size, 0, device=self.device)
-        return Batch(images, integers(self.golden.labels), integers(self.golden.indices))
+        return step
 
     def compare(self) -> None:
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for call in self.vectors.calls():
-            student, teacher = self._output(self.golden.student, call), self._output(self.golden.teacher, call)
-            step = Step(self._batch(len(student.logits), call), student, (teacher,), 1, 1)
+            step = self._step(call)
             if self.golden.pretraining:
                 terms = self.distiller.pretraining_losses(step)
             else:
@@ -165,6 +111,9 @@ class _Run:
                     self.distiller.after_backward(step)
             total += value.detach().double()
             self._compare_call(call, value, terms)
+        if array := self.golden.predictions:
+            logits = self.distiller.predict(step.student)
+            self._compare("loss", array, logits, self.vectors.arrays[array], self.tolerance.loss)
         self._compare("loss", "out.loss", total, self.vectors.arrays["out.loss"], self.tolerance.loss)
         if array := self.golden.also_pretraining:
             loss = torch.stack(list(self.distiller.pretraining_losses(step).values())).sum()
@@ -190,7 +139,7 @@ class _Run:
 
     def _compare_gradients(self) -> None:
         arrays, zero = self.vectors.arrays, self.vectors.entry.get("mathematically_zero_gradients", [])
-        gradients = {f"grad.{name}": tensor.grad for name, tensor in self.student_inputs.items()}
+        gradients = {name: tensor.grad for name, tensor in self.inputs.leaves.items()}
         gradients |= {f"grad_param.{name}": parameter.grad for name, parameter in self.distiller.named_parameters()}
         for name, gradient in gradients.items():
             if name in arrays:

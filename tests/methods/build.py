@@ -131,7 +131,8 @@ def random_output(shapes: FeatureShapes, count: int, stream: torch.Generator, *,
 
     maps, before = (tuple(random(count, *shape) for shape in shapes.feature_maps) for _ in range(2))
     classifier = random(CLASSES, shapes.embedding_dim), random(CLASSES)
-    return Output(random(count, CLASSES), maps, random(count, shapes.embedding_dim), before, classifier)
+    last_map = random(count, *shapes.last_map) if shapes.last_map else None
+    return Output(random(count, CLASSES), maps, random(count, shapes.embedding_dim), before, classifier, last_map)
 
 
 def random_step(
@@ -199,6 +200,7 @@ def _requested(output: Output, requires: Requires) -> Output:
         output,
         pre_activations=output.pre_activations if requires.pre_activations else None,
         classifier=output.classifier if requires.classifier else None,
+        last_map=output.last_map if requires.last_map else None,
     )
 
 

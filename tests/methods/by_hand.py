@@ -16,7 +16,7 @@ IMAGES, CLASSES = 12, 4  # three images a class: each has nine of other classes
 LABELS = torch.arange(IMAGES) % CLASSES
 INDICES = torch.tensor([7, 2, 9, 4, 11])  # the batch
 NEGATIVES = 9  # as many as there are, so that it does not matter in which order they are drawn
-SHAPES = FeatureShapes(((2, 4, 4), (3, 4, 4), (4, 2, 2)), True, 6)
+SHAPES = FeatureShapes(((2, 4, 4), (3, 4, 4), (4, 2, 2)), True, 6, last_map=(6, 2, 2))
 
 Vector = list[float]
 Rows = list[Vector]

@@ -35,7 +35,11 @@ def output() -> Output:
         return torch.randn(len(INDICES), *shape, generator=stream, dtype=torch.float64)
 
     maps = tuple(draw(*shape) for shape in SHAPES.feature_maps)
-    return Output(draw(CLASSES), maps, draw(SHAPES.embedding_dim), tuple(draw(*shape) for shape in SHAPES.feature_maps))
+    logits, embedding = draw(CLASSES), draw(SHAPES.embedding_dim)
+    before = tuple(draw(*shape) for shape in SHAPES.feature_maps)
+    classifier = draw(SHAPES.embedding_dim)[:CLASSES], draw()[:CLASSES]
+    assert SHAPES.last_map is not None
+    return Output(logits, maps, embedding, before, classifier, draw(*SHAPES.last_map))
 
 
 @pytest.mark.parametrize(("name", "prediction"), PREDICTIONS)

@@ -28,6 +28,9 @@ TRAINED: Mapping[str, Any] = FORWARD["train_mode"]["archs"]
 LOGITS_EVAL, LOGITS_TRAIN = 2e-4, 5e-4
 FEATURE_STATISTICS, FEATURE_VALUES = 1e-4, 5e-4
 
+# The networks whose embedding is not the mean of the last stage's feature map, but of one more convolution's.
+LAST_MAPS = {"MobileNetV2": (1280, 2, 2), "ShuffleV2": (1024, 4, 4)}
+
 
 def filled(name: str) -> nn.Module:
     """A model whose tensors are set according to the golden file's `init_recipe`."""
@@ -88,6 +91,7 @@ def test_shapes_and_cost(name: str) -> None:
         pre_activations=True,
         embedding_dim=embedding_dim,
         classifier=True,
+        last_map=LAST_MAPS.get(name, feature_maps[-1]),
         stage_batch_norms=not name.startswith("Shuffle"),
     )
     assert models.profile(name, 100, 32) == Profile(golden["parameters"], golden["macs"])
@@ -99,6 +103,8 @@ def test_evaluation_forward(name: str) -> None:
     with torch.no_grad():
         output: Output = filled(name).eval()(golden_images(), pre_activations=True)
     assert output.pre_activations is not None
+    assert output.last_map is not None
+    torch.testing.assert_close(output.last_map.mean((2, 3)), output.embedding, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(output.logits, logits, rtol=0, atol=LOGITS_EVAL * logits.abs().max().item())
     check_features((*output.feature_maps, output.embedding), golden["features"])
     check_features((*output.pre_activations, output.embedding), golden["preact_features"])

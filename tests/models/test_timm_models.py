@@ -52,6 +52,14 @@ def test_outputs_equal_timms(name: str) -> None:
     assert tuple(tuple(feature_map.shape[1:]) for feature_map in output.feature_maps) == shapes.feature_maps
     assert output.embedding.shape == (2, shapes.embedding_dim)
     assert output.pre_activations is None
+    assert (output.last_map is None) == (shapes.last_map is None)
+    if output.last_map is not None:
+        torch.testing.assert_close(output.last_map.mean((2, 3)), output.embedding, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "has_one"), [("resnet18", True), ("regnety_002", True), ("convnext_atto", False)])
+def test_whose_last_map_is_averaged(name: str, has_one: bool) -> None:
+    assert (models.features(f"timm/{name}", 7, 64).last_map is not None) == has_one
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONAL + TOKENS)
