@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from kdbench.cli.options import Parser, add_plugins, console, load_plugins
 from kdbench.core.catalog import KINDS, Catalog, MethodInfo
 from kdbench.core.errors import UserError, unknown_name
+from kdbench.core.trial import PUBLISHED
 from kdbench.data.registry import describe_datasets
 from kdbench.plan import pairs, recipes
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 NARROW = 110  # characters; below this width, columns that the pages also show are left out
-DROPPED_WHEN_NARROW = ("group", "paper", "requires")
+DROPPED_WHEN_NARROW = ("group", "paper", "what it does")
 
 DESCRIPTION = "List what is available; `list methods NAME` shows the page of a method."
 
@@ -67,14 +68,15 @@ Rows = tuple[tuple[str, ...], Sequence[tuple[str, ...]]]
 def _list_methods(args: argparse.Namespace) -> Rows:
     catalog = _catalog()
     methods = [info for info in catalog.methods.values() if args.kind in (None, info.kind)]
-    rows = [
-        (info.name, str(info.year or ""), info.kind, info.group, info.paper, _requirements(info), info.summary)
-        for info in methods
-    ]
+    rows = []
+    for info in methods:
+        title, _, what = info.summary.partition(": ")
+        facts = info.name, str(info.year or ""), info.kind, info.group, info.paper
+        rows.append((*facts, _requirements(info), title, what))
     if not args.kind:
         broken = catalog.broken.items()
-        rows += [(module, "", "", "", "", "", f"failed to import: {reason}") for module, reason in broken]
-    return ("method", "year", "kind", "group", "paper", "requires", "what it does"), rows
+        rows += [(module, "", "", "", "", "", f"failed to import: {reason}", "") for module, reason in broken]
+    return ("method", "year", "kind", "group", "paper", "requires", "name", "what it does"), rows
 
 
 def _requirements(info: MethodInfo) -> str:
@@ -84,10 +86,12 @@ def _requirements(info: MethodInfo) -> str:
     requires = registry.requirements(info.name, {})
     words = [f"{view.name} view" for view in requires.views]
     flags = [field.name for field in fields(requires) if field.type == "bool"]
-    words += [flag.replace("_", " ") for flag in flags if getattr(requires, flag)]
+    words += [flag.replace("pre_", "pre-").replace("_", " ") for flag in flags if getattr(requires, flag)]
     words += [f"{name} teacher" for name in requires.extra_teachers]
     if requires.min_teachers > 1:
-        words.append(f"at least {requires.min_teachers} teachers")
+        words.append(f"{requires.min_teachers} teachers or more")
+    elif not requires.min_teachers and not requires.extra_teachers:
+        words.append("no teacher")
     return ", ".join(words)
 
 
@@ -112,6 +116,13 @@ def _method_page(name: str, catalog: Catalog) -> Iterator[RenderableType]:
         text = f"{searched.low:g} to {searched.high:g}{', log' if searched.log else ''}" if searched else ""
         table.add_row(setting.name, setting.kind, str(setting.default), text, setting.help)
     yield table
+    for entry in info.published:
+        given = "".join(f", {setting}={value}" for setting, value in entry.given.items())
+        published = Table(f"{info.name}{PUBLISHED}{given}", f"from {entry.source}", box=None, pad_edge=False)
+        for pair, settings in entry.pairs.items():
+            published.add_row(pair, ", ".join(f"{setting}={value}" for setting, value in settings.items()))
+        yield Text()
+        yield published
     year = f", {info.year}" if info.year else ""
     yield Text(f"\n{info.kind}; group {info.group}; {info.paper}{year}; requires: {_requirements(info) or 'nothing'}")
     yield Text(f"file: {registry.source_file(name)}")

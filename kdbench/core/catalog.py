@@ -12,8 +12,16 @@ KINDS = ("logits", "features", "relations", "contrastive", "control")
 """What a method distills; controls have no teacher, or a useless one."""
 
 GROUPS = ("paper", "modern", "control", "adapted", "own")
-"""Where a method comes from: the comparison in the ICD paper, later papers, controls, methods whose constants were
+"""Where a method comes from: the comparison in the ICD paper, other papers, controls, methods whose constants were
 chosen for this benchmark, and methods of its users."""
+
+GROUP_NAMES: Mapping[str, tuple[str, ...]] = {
+    "all": ("paper",),
+    "modern": ("modern",),
+    "controls": ("control",),
+    "every": GROUPS,
+}
+"""What stands for several methods in `--methods`, and the groups that it takes."""
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,9 @@ SELF = "self"
 PRETRAINED = ":pretrained"
 """Suffix of the name of a model that starts from the pretrained weights of its package."""
 
+PUBLISHED = "@published"
+"""Suffix of a method with the settings that its authors published for the pair."""
+
 Value = bool | int | float | str
 """The type of a setting."""
 
@@ -92,6 +95,8 @@ class Trial:
     precision: str  # `fp32` or `bf16`
     extra_teachers: Mapping[str, TeacherSource] = field(default_factory=dict)
     """Further trained networks that the method requires, by the name it gives them."""
+    stream: str = ""
+    """The expression that names the method's random streams, if that is not `method`: equal settings draw alike."""
 
     @property
     def teacher(self) -> str:

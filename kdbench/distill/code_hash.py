@@ -27,8 +27,8 @@ def code_hash(cls: type[Distiller[Any]]) -> str:
 
     Of a class in a notebook the cell is hashed. Raises ValueError if there is no source.
 
-    Comments, docstrings, formatting, help texts in `Annotated`, `GOLDEN`, `PUBLISHED` and the names of modules are left out, so that
-    only an edit that may change a result counts, and a checkout and a wheel agree.
+    Comments, docstrings, formatting, help texts in `Annotated`, `GOLDEN`, `PUBLISHED` and the names of modules are left
+    out, so that only an edit that may change a result counts, and a checkout and a wheel agree.
     """
     package = cls.__module__.rpartition(".")[0]
     shared = importlib.import_module("kdbench.distill")

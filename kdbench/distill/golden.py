@@ -21,7 +21,7 @@ class Golden:
     context: Mapping[str, str] = field(default_factory=dict)
     """Field of Context -> array; `teacher_embeddings` are grouped by class, [C, N/C, D]."""
     replaced: Mapping[str, str] = field(default_factory=dict)
-    """Method of the distiller -> the array (or tuple of arrays) that it is made to return: random draws, for example."""
+    """Method of the distiller -> the array (or tuple of arrays) that it is made to return, such as its random draws."""
     settings: Mapping[str, bool | int | float | str] = field(default_factory=dict)
     """Over weight 1 for the method's own terms and 0 for the cross-entropy; `$x` is the case's hyper-parameter x."""
     pretraining: bool = False  # whether the vectors are of the stage before the main one

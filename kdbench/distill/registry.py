@@ -12,7 +12,7 @@ from functools import cache, partial
 from importlib.metadata import entry_points
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
-from kdbench.core.catalog import GROUPS, KINDS, MethodInfo, Range, Setting
+from kdbench.core.catalog import GROUP_NAMES, GROUPS, KINDS, MethodInfo, Range, Setting
 from kdbench.core.trial import Value
 from kdbench.distill.code_hash import code_hash
 from kdbench.distill.distiller import Distiller, Hyper
@@ -49,13 +49,15 @@ def register(
     Raises:
         TypeError: if `hyper` is no frozen dataclass of plain settings that inherits `Hyper`.
         ValueError: if the name is taken, is not lower-case letters, digits and underscores, or not its file's name; if
-            there is no such kind or group.
+            there is no such kind or group; if the name is that of a group of methods.
     """
 
     def add(cls: D) -> D:
         settings_of(hyper)
         if name in _METHODS and not _redefines(cls, _METHODS[name]):
             raise ValueError(f"the method name {name!r} is taken by {_METHODS[name].__module__}")
+        if name in GROUP_NAMES:
+            raise ValueError(f"{name!r} stands for several methods in --methods: choose another name")
         if not (name.isidentifier() and name == name.lower()):
             raise ValueError(f"a method's name is lower-case letters, digits and underscores, not {name!r}")
         package, _, file = cls.__module__.rpartition(".")

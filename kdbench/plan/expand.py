@@ -54,12 +54,17 @@ def expand(
         for method in study.methods:
             if method.name == VANILLA:
                 continue
-            if reason := catalog.incompatibility(method.name, method.settings, pair, data):
-                refused = [make.trial(method, pair.student, teachers, seed) for seed in study.seeds]
+            there = method.on(pair)
+            if there is None:
+                reason: str | None = "its authors published no settings for this pair"
+            else:
+                reason = catalog.incompatibility(there.name, there.settings, pair, data)
+            if reason:
+                refused = [make.trial(there or method, pair.student, teachers, seed) for seed in study.seeds]
                 done.extend(trial for trial in refused if trial.fingerprint in completed)
                 not_applicable.extend((trial, reason) for trial in refused if trial.fingerprint not in completed)
-            else:
-                supported.append(method)
+            elif there:
+                supported.append(there)
         for seed in study.seeds:
             add(seed, teachers, [make.trial(method, pair.student, teachers, seed) for method in supported])
     return Plan(tuple(cohorts), tuple(done), tuple(not_applicable))
@@ -114,4 +119,5 @@ class _Maker:
             seed=seed,
             precision=self.study.precision,
             extra_teachers=extra,
+            stream=method.stream,
         )

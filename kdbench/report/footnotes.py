@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 
 from kdbench.core.record import Record
-from kdbench.core.trial import Trial
+from kdbench.core.trial import PUBLISHED, Trial
 from kdbench.report import published
 from kdbench.report.epoch_rules import RULES
 from kdbench.report.groups import TEACHER, Group, finished, select, table_of
@@ -34,8 +34,15 @@ def footnotes(records: Sequence[Record], requested: Collection[str] = (), rule: 
             "Bold: the best mean of a distillation method in its column; "
             "one with a failed or diverged seed is passed over."
         )
-    if any(row.published is not None for row in rows):
-        notes.append(f"Published numbers: {published.SOURCE}; gap = ours - published, in points.")
+    if any(PUBLISHED in row.method for row in rows):
+        notes.append(
+            f"{PUBLISHED}: the settings that the method's authors published for this very pair, mostly chosen by test "
+            "accuracy; every other row has one setting for all pairs."
+        )
+    known = published.entries()
+    places = [(row.teacher, row.student, row.method) for row in rows if row.published is not None]
+    if sources := list(dict.fromkeys(known[place].source for place in places if place in known)):
+        notes.append(f"Published numbers: {', '.join(sources)}; gap = ours - published, in points.")
     several = len({table_of(record) for record in records}) > 1
     for table in dict.fromkeys((row.dataset, row.recipe) for row in rows):
         prefix = f"{table[0]}, {table[1]}: " if several else ""

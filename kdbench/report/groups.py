@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -55,7 +56,7 @@ def table_of(record: Record) -> tuple[str, str]:
 def method_key(method: str) -> tuple[int, str, str, bool]:
     """Teacher, vanilla, plain distillation, then the alphabet, each `+kd` form after its plain form."""
     stem = method.removesuffix(PLUS)
-    base = stem.split("(", 1)[0].lower()
+    base = re.split("[(@]", stem, maxsplit=1)[0].lower()
     return {TEACHER: 0, VANILLA: 1, PLUS[1:]: 2}.get(base, 3), base, stem, method != stem
 
 

@@ -11,8 +11,11 @@ from pathlib import Path
 from kdbench.core.recipe import Recipe
 from kdbench.core.trial import VANILLA
 
-SOURCE = "icd-2024-07"
-"""Which of the published tables is compared with."""
+SOURCES = ("icd-2024-07", "wttm-2024")
+"""The published tables that are compared with; of two numbers for one cell the first counts."""
+
+UNKNOWN = "not stated"
+"""The selection of numbers whose paper does not say which epoch they are of."""
 
 TRANSFER_SOURCE = "icd-2024-09"
 """Which of them has transfers."""
@@ -38,6 +41,7 @@ class Entry:
     """One published number, and what is known of it."""
 
     top1: float
+    source: str  # the table that it was read in
     origin: str  # the paper that measured it
     selection: str  # which epoch it is of
     seeds: str  # how many it is the mean of; empty where that is not known
@@ -52,19 +56,20 @@ def numbers(evaluated_on: str = DATASET) -> Mapping[tuple[str, str, str], float]
 @cache
 def entries(evaluated_on: str = DATASET) -> Mapping[tuple[str, str, str], Entry]:
     """`numbers` with all that is known of each."""
-    source = SOURCE if evaluated_on == DATASET else TRANSFER_SOURCE
+    sources = SOURCES if evaluated_on == DATASET else (TRANSFER_SOURCE,)
     location = path()
     if location is None:  # a report without the comparison is worth more than none
         return {}
     with location.open(encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["source"] == source and row["evaluated_on"] == evaluated_on]
+        rows = [row for row in csv.DictReader(file) if row["source"] in sources and row["evaluated_on"] == evaluated_on]
+    rows.sort(key=lambda row: sources.index(row["source"]))
     own = {"student": VANILLA}
-    return {
-        (row["teacher"], row["student"], own.get(row["method"], row["method"])): Entry(
-            float(row["top1"]), row["origin"], row["selection"], row["seeds"]
-        )
-        for row in rows
-    }
+    entries: dict[tuple[str, str, str], Entry] = {}
+    for row in rows:
+        place = row["teacher"], row["student"], own.get(row["method"], row["method"])
+        entry = Entry(float(row["top1"]), row["source"], row["origin"], row["selection"], row["seeds"])
+        entries.setdefault(place, entry)
+    return entries
 
 
 @cache

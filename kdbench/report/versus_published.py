@@ -37,7 +37,7 @@ def versus_published(records: Sequence[Record], rule: str = "last", requested: C
             difference.high,
         )
         said = _verdict(group, difference, rule, entry.selection)
-        rows.append((*place, *numbers, said, published.SOURCE, entry.origin, entry.selection, entry.seeds))
+        rows.append((*place, *numbers, said, entry.source, entry.origin, entry.selection, entry.seeds))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
@@ -48,7 +48,8 @@ def _verdict(group: Group, difference: statistics.Difference, rule: str, theirs:
         for word, differs in (
             ("other data", trial.data.label != published.DATASET),
             ("other schedule", not trial.recipe.published()),
-            ("another epoch counts", rule != theirs),
+            ("another epoch counts", theirs not in (rule, published.UNKNOWN)),
+            ("they do not say which epoch counts", theirs == published.UNKNOWN),
         )
         if differs
     ]

@@ -53,7 +53,7 @@ class Student:
         self.metrics: dict[str, float] = {}  # after the last epoch, see `evaluate`
         self.current: EpochState | None = None
         self._saved_epoch: dict[str, Any] | None = None  # an epoch under way, from a checkpoint
-        self._seed_key = (trial.method, trial.teacher, trial.arch, trial.seed)
+        self._seed_key = (trial.stream or trial.method, trial.teacher, trial.arch, trial.seed)
         method, hyper = registry.distiller(trial.base), registry.hyper_of(trial.base, trial.settings)
         self.requires = method.requires(hyper)
         if reason := registry.missing(self.requires, shapes) or method.supports(hyper, shapes):

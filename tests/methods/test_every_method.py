@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from kdbench import models
 from kdbench.core.trial import VANILLA, Pair, Value
 from kdbench.distill import Output, Shapes, registry
 from kdbench.models import build, classifier_of
@@ -262,6 +263,20 @@ def test_impossible_settings_are_refused(name: str) -> None:
     refused += [{weight: bad} for weight in weights for bad in (-1.0, float("nan"), float("inf"))]
     for settings in [*refused, *expectations(name).refused]:
         assert info.check(settings) is not None, settings
+
+
+@every_method
+def test_published_settings_are_accepted(name: str) -> None:
+    """They are for pairs of our architectures, and the method's settings may be so."""
+    info = registry.infos()[name]
+    for entry in info.published:
+        assert entry.source
+        assert entry.pairs
+        for pair, settings in entry.pairs.items():
+            teacher, student = pair.split(":")
+            assert {teacher, student} <= set(models.names()), pair
+            assert info.check({**entry.given, **settings}) is None, pair
+        assert len({frozenset(settings) for settings in entry.pairs.values()}) == 1, "name the same settings for all"
 
 
 @every_method

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from kdbench.core.catalog import Catalog, MethodInfo, ModelInfo, Setting
+from kdbench.core.catalog import Catalog, MethodInfo, ModelInfo, Published, Setting
 from kdbench.core.data import DataInfo
 from kdbench.core.errors import unknown_name
 from kdbench.core.trial import Pair, Value
@@ -16,7 +16,14 @@ SHARED = (
 )
 
 
-def method(name: str, *settings: Setting, group: str = "paper", extra_teachers: tuple[str, ...] = ()) -> MethodInfo:
+def method(
+    name: str,
+    *settings: Setting,
+    kind: str = "features",
+    group: str = "paper",
+    extra_teachers: tuple[str, ...] = (),
+    published: tuple[Published, ...] = (),
+) -> MethodInfo:
     merged = {setting.name: setting for setting in (*SHARED, *settings)}
 
     def check(values: Mapping[str, Value]) -> str | None:
@@ -26,7 +33,7 @@ def method(name: str, *settings: Setting, group: str = "paper", extra_teachers: 
         name=name,
         paper="-",
         year=None,
-        kind="logits",
+        kind=kind,
         group=group,
         summary="",
         settings=tuple(merged.values()),
@@ -34,6 +41,7 @@ def method(name: str, *settings: Setting, group: str = "paper", extra_teachers: 
         module=f"kdbench.methods.{name}",
         check=check,
         extra_teachers=lambda settings: extra_teachers,
+        published=published,
     )
 
 
@@ -51,13 +59,24 @@ def incompatibility(name: str, settings: Mapping[str, Value], pair: Pair, data: 
 METHODS = {
     info.name: info
     for info in (
-        method("vanilla", group="control"),
-        method("kd", Setting("kd_weight", "float", 0.9, "")),
+        method("vanilla", kind="control", group="control"),
+        method("kd", Setting("kd_weight", "float", 0.9, ""), kind="logits"),
         method(
             "one", Setting("alpha", "float", 0.5, ""), Setting("deep", "bool", False, ""), Setting("k", "int", 4, "")
         ),
         method("picky"),
         method("extra", group="own"),
+        method(
+            "new",
+            Setting("beta", "float", 8.0, ""),
+            Setting("form", "str", "plain", ""),
+            kind="logits",
+            group="modern",
+            published=(
+                Published("their table", {"big:small": {"beta": 2.0}, "big:big": {"beta": 8.0}}),
+                Published("their appendix", {"big:small": {"beta": 6.0}}, given={"form": "other"}),
+            ),
+        ),
         method("selfish", group="own", extra_teachers=("self",)),
     )
 }

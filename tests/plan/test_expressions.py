@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdbench.core.errors import UserError
+from kdbench.core.trial import Pair
 from kdbench.plan.expressions import parse
 from tests.plan.catalog import CATALOG
 
@@ -48,9 +49,36 @@ def test_all_is_the_core_and_all_kd_leaves_out_what_has_kd() -> None:
     assert names("all,all+kd") == ["vanilla", "kd", "one", "picky", "one+kd", "picky+kd"]
 
 
+def test_groups() -> None:
+    assert names("controls") == ["vanilla"]
+    assert names("modern,modern@published,modern+kd") == ["vanilla", "new", "new@published"]
+    every = ["vanilla", "kd", "one", "picky", "extra", "new", "selfish"]
+    assert sorted(names("every")) == sorted(every)
+    assert names("all@published") == ["vanilla"]
+
+
+def test_published_settings_belong_to_a_pair() -> None:
+    method, same, other = parse("new@published,new(beta=3)@published,new(form=other)@published", CATALOG)[1:]
+    small, big, unknown = Pair(("big",), "small"), Pair(("big",), "big"), Pair(("small",), "big")
+    there = method.on(small)
+    assert there is not None
+    assert (there.expression, there.settings["beta"], there.stream) == ("new@published", 2.0, "new(beta=2)")
+    default = method.on(big)
+    assert default is not None
+    assert default.stream == "new"  # the random streams of the method alone: equal settings, equal weights
+    assert method.on(unknown) is None
+    assert [same.on(small).settings["beta"], other.on(small).settings["beta"]] == [3.0, 6.0]  # type: ignore[union-attr]
+    assert other.on(big) is None
+    (plain,) = parse("new", CATALOG)[1:]
+    assert plain.on(unknown) is plain
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
+        ("one@published", ["one has no published settings for single pairs", "these have: new"]),
+        ("new@tuned", ["expected 'published', found 'tuned'"]),
+        ("every(alpha=1)", ["'every' takes no settings"]),
         ("oen", ["unknown method 'oen'", "did you mean 'one'?", "list methods"]),
         ("half", ["cannot be used", "kdbench.methods.half", "SyntaxError"]),
         ("one(alfa=1)", ["unknown setting of one 'alfa'", "did you mean 'alpha'?"]),

@@ -51,6 +51,19 @@ def test_teachers_come_first_with_seed_0_only_and_students_with_every_seed() -> 
     ]
 
 
+def test_published_settings_are_those_of_the_pair() -> None:
+    planned = plan(study("new,new@published", seeds=(0,), pair="big:small,small:small"))
+    first, second = (cohort.trials for cohort in planned.cohorts[1:])
+    assert [(trial.method, trial.settings["beta"], trial.stream) for trial in first] == [
+        ("new", 8.0, ""),
+        ("new@published", 2.0, "new(beta=2)"),
+    ]
+    assert [trial.method for trial in second] == ["new"]
+    assert [(trial.pair, trial.method, reason) for trial, reason in planned.not_applicable] == [
+        ("small:small", "new@published", "its authors published no settings for this pair")
+    ]
+
+
 def test_a_teacher_is_trained_with_seed_0_also_when_students_have_other_seeds() -> None:
     first = plan(study(seeds=(5,))).cohorts[0]
     assert (first.seed, [trial.arch for trial in first.trials]) == (0, ["big"])

@@ -176,7 +176,7 @@ def test_published_numbers_stand_beside_equal_studies_only(data: DataInfo, recip
         number, gap = wanted.get(found["method"], (None, None))
         assert found["published"] == number
         assert found["gap"] == (None if gap is None else pytest.approx(gap))
-    assert any(published.SOURCE in note for note in footnotes(records)) == compared
+    assert any(published.SOURCES[0] in note for note in footnotes(records)) == compared
 
 
 def test_the_published_list() -> None:
