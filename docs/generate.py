@@ -17,7 +17,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the methods of this tree, whatever is installed
 
 from kdbench import models
-from kdbench.core.catalog import MethodInfo
+from kdbench.core.catalog import MethodInfo, Published
 from kdbench.core.trial import Pair
 from kdbench.distill import Shapes, registry
 from kdbench.plan import pairs
@@ -54,7 +54,7 @@ The trainer adds cross-entropy and KL divergence, for every method alike, with t
 **Where the defaults come from**: {{Defaults}}
 
 **Differs** from the paper: {{Differs}}
-
+{{published}}
 ## The paper's {len(PAPER)} pairs
 
 {{support}}
@@ -107,11 +107,23 @@ def page_values(info: MethodInfo) -> dict[str, object]:
             f"{f'{setting.range.low:g} to {setting.range.high:g}' if setting.range else ''} | {cell(setting.help)} |"
             for setting in info.settings
         ),
+        "published": "".join(published(info.name, entry) for entry in info.published),
         "support": "\n".join(["It does not support:", "", *refused]) if refused else "It supports all of them.",
         "supported": len(PAPER) - len(refused),
         **{name: text if name == "Loss" else linked(text) for name, text in fields.items()},
         **cost(info.name),
     }
+
+
+def published(name: str, entry: Published) -> str:
+    """The settings of `NAME@published`, as a table."""
+    given = ",".join(f"{setting}={value}" for setting, value in entry.given.items())
+    names = list(next(iter(entry.pairs.values())))
+    table = [[pair, *(str(settings[name]) for name in names)] for pair, settings in entry.pairs.items()]
+    lines = [["pair", *(f"`{name}`" for name in names)], ["---"] * (len(names) + 1), *table]
+    rows = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    expression = f"{name}({given})@published" if given else f"{name}@published"
+    return f"\n## `{expression}`\n\nFrom {cell(entry.source)}; chosen pair by pair.\n\n{rows}\n"
 
 
 def docstring_fields(source: str, docstring: str) -> dict[str, str]:
