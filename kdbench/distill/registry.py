@@ -131,7 +131,7 @@ def golden() -> dict[str, tuple[str, Golden]]:
 def infos() -> dict[str, MethodInfo]:
     """Every registered method as the plan sees it, by name."""
     discover()
-    return {name: _info(name, cls) for name, cls in sorted(_METHODS.items())}
+    return {name: _info(name, cls) for name, cls in sorted(_METHODS.items())}  # type: ignore[arg-type]
 
 
 def source_file(name: str) -> str:
@@ -148,6 +148,7 @@ def docstring(name: str) -> str:
     return next((inspect.cleandoc(text) for text in texts if text), "")
 
 
+@cache
 def _info(name: str, cls: type[Distiller[Any]]) -> MethodInfo:
     def check(settings: Mapping[str, Value]) -> str | None:
         try:

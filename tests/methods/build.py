@@ -208,22 +208,31 @@ def convert_teachers(step: Step, convert: Callable[[Tensor], Tensor]) -> Step:
     """The same step for the student, with every other network's tensors converted."""
 
     def converted(outputs: Sequence[Output]) -> tuple[Output, ...]:
-        return tuple(output.convert(convert).materialize() for output in outputs)
+        return tuple(convert_output(output, convert) for output in outputs)
 
     views = {name: replace(view, teachers=converted(view.teachers)) for name, view in step.views.items()}
-    extra = {name: output.convert(convert).materialize() for name, output in step.extra.items()}
+    extra = {name: convert_output(output, convert) for name, output in step.extra.items()}
     return replace(step, teachers=converted(step.teachers), views=views, extra=extra)
 
 
 def convert_all(step: Step, convert: Callable[[Tensor], Tensor]) -> Step:
     """The step with every network's tensors converted; the student's are leaves again."""
     step = convert_teachers(step, convert)
-    student = step.student.convert(convert).convert(_leaf).materialize()
-    views = {
-        name: replace(view, student=view.student.convert(convert).convert(_leaf).materialize())
-        for name, view in step.views.items()
-    }
-    return replace(step, student=student, views=views)
+
+    def student(output: Output) -> Output:
+        return convert_output(convert_output(output, convert), _leaf)
+
+    views = {name: replace(view, student=student(view.student)) for name, view in step.views.items()}
+    return replace(step, student=student(step.student), views=views)
+
+
+def convert_output(output: Output, convert: Callable[[Tensor], Tensor]) -> Output:
+    """The output with all its tensors converted, the classifier's too."""
+    classifier = output.classifier
+    if classifier is not None:
+        weight, bias = classifier
+        classifier = convert(weight), None if bias is None else convert(bias)
+    return replace(output.convert(convert).materialize(), classifier=classifier)
 
 
 def student_tensors(step: Step) -> list[Tensor]:
