@@ -129,7 +129,7 @@ def test_help_is_quick_and_needs_no_torch() -> None:
 @pytest.mark.parametrize(
     ("what", "words"),
     [
-        ("methods", ["vanilla", "crd", "arXiv:1910.10699", "contrastive", "2020", "pre activations"]),
+        ("methods", ["vanilla", "crd", "arXiv:1910.10699", "contrastive", "2020", "pre-activations"]),
         ("pairs", ["same", "wrn_40_2:wrn_16_2", "cross", "ResNet50:vgg8"]),
         ("datasets", ["digits", "cifar100", "folder:PATH", "parquet:PATH"]),
         ("models", ["resnet8x4", "1.23 M", "177.1 M", "ShuffleV2"]),
@@ -184,7 +184,8 @@ def test_the_list_of_methods_is_readable_at_80_columns(
     row = next(line for line in lines if line.startswith("crd "))
     assert "2020" in row
     assert "contrastive" in row
-    assert "Contrastive representation" in row
+    assert "Contrastive" in row
+    assert "classifier, last map" in next(line for line in lines if line.startswith("simkd "))
 
 
 def test_a_dry_run_trains_and_writes_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
