@@ -12,9 +12,9 @@ Loss:     At the temperatures T, 3, 5, 2 and 6, with softened class probabilitie
 Defaults: CE 0.1, mlkd_weight 0.9, T = 4: the authors'. form=lskd was published with other ones: `mlkd(form=lskd,
           mlkd_weight=9, temperature=2)`, or `mlkd(form=lskd)@published`.
 Differs:  from the paper as the authors' code does: masks act as the factors m and k only, and of the strong view's sum
-          two temperatures see the batch. The recipe is the study's; the authors trained for 480 or 960 epochs. The class
-          term grows as B² / C: with ten classes it is hundreds of times what it is with the paper's hundred, and
-          form=lskd then needs a learning rate about ten times smaller.
+          two temperatures see the batch. The recipe is the study's; the authors trained for 480 or 960 epochs. The
+          class term grows as B² / C: with ten classes it is hundreds of times what it is with the paper's hundred,
+          and form=lskd then needs a learning rate about ten times smaller.
 """
 
 from dataclasses import dataclass
