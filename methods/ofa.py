@@ -12,6 +12,7 @@ Differs:  students of tokens have the branches of convolutional ones, where the 
           blocks; students with fewer than four stages have a branch at each.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -24,13 +25,16 @@ STAGES = 4
 
 
 def parse_exponents(text: str) -> tuple[float, ...]:
-    """One number for each branch, the first stage's first, and one for the student's logits; or one for all."""
+    """`1.5`, or `1-2-3-4-5`: of each branch, the first stage's first, then of the student's logits.
+
+    `[1, 2, 3, 4, 5]` is a list as the vectors hold it.
+    """
     try:
-        numbers = tuple(float(word) for word in text.strip("[]").replace(",", " ").split())
+        numbers = tuple(float(word) for word in re.split(r"-|, ?", text.strip("[]")))
     except ValueError:
         numbers = ()
     if len(numbers) not in (1, STAGES + 1) or not all(0 < number < float("inf") for number in numbers):
-        raise ValueError(f"exponents must be one number above 0, or {STAGES + 1} of them, not {text!r}")
+        raise ValueError(f"exponents must be one number above 0, or {STAGES + 1} joined by -, not {text!r}")
     return numbers if len(numbers) > 1 else numbers * (STAGES + 1)
 
 
@@ -40,7 +44,7 @@ class OFAHyper(Hyper):
     ofa_weight: Annotated[float, "multiplies the sum of the branches' terms", Range(0.1, 10.0, log=True)] = 1.0
     temperature: Annotated[float, "softens both sides", Range(0.5, 8.0, log=True)] = 1.0
     exponents: Annotated[
-        str, "power of the teacher's probabilities: one number, or those of four branches and of the student's logits"
+        str, "power of the teacher's probabilities: one number, or a-b-c-d-e for four branches and the student's logits"
     ] = "1"
 
     def __post_init__(self) -> None:

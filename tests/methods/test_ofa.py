@@ -13,14 +13,12 @@ from tests.methods.build import batch_of, make_for, output_with_feature_maps, st
 from tests.methods.expectations import Expectations, Mutation
 
 EXPECTED = Expectations(
-    refused=({"temperature": 0.0}, *({"exponents": text} for text in ("", "0", "1 2", "a", "1 1 1 1 inf"))),
+    refused=({"temperature": 0.0}, *({"exponents": text} for text in ("", "0", "1-2", "a", "1-1-1-1-inf"))),
     effective={"exponents": "1.5"},
     mutations={
-        "ofa": Mutation(  # T² as in KD
+        "ofa": Mutation(  # a divergence in place of the cross-entropy
             "kdbench.methods.ofa.ofa_loss",
-            lambda loss: (
-                lambda student, teacher, labels, exponent, t: loss(student, teacher, labels, exponent, t) * 1.1
-            ),
+            lambda loss: lambda student, teacher, *rest: loss(student, teacher, *rest) - loss(teacher, teacher, *rest),
         )
     },
 )
@@ -44,7 +42,7 @@ def test_a_branch_at_each_stage_with_its_exponent() -> None:
         Output(tensor([0.0, 1.0]).expand(3, 2), (), maps[0].mean((2, 3))),
         batch=batch_of(3, labels=torch.tensor([0, 1, 1])),
     )
-    method = make_for("ofa", {"exponents": "9 2 3 4 5", "ofa_weight": 7.0}, step)
+    method = make_for("ofa", {"exponents": "9-2-3-4-5", "ofa_weight": 7.0}, step)
     logits = method.branch_logits(student)
     assert [tuple(rows.shape) for rows in logits] == [(3, 2)] * 3
     assert [sum(isinstance(part, torch.nn.BatchNorm2d) for part in branch) for branch in method.branches] == [4, 2, 0]
@@ -60,4 +58,4 @@ def test_a_branch_at_each_stage_with_its_exponent() -> None:
 
 def test_exponents() -> None:
     assert parse_exponents("1.5") == (1.5,) * 5
-    assert parse_exponents("[1, 2, 3.0, 4, 5]") == (1.0, 2.0, 3.0, 4.0, 5.0)
+    assert parse_exponents("1-2-3.0-4-5") == parse_exponents("[1, 2, 3.0, 4, 5]") == (1.0, 2.0, 3.0, 4.0, 5.0)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from kdbench.distill import Output, ViewStep
+from kdbench.methods.r2kd import cosine
 from tests.methods.build import make_for, requirements, step_of, tensor
 from tests.methods.by_hand import CLASSES, Rows, dot, mean, scaled, softmax
 from tests.methods.expectations import Expectations, Mutation, Prediction
@@ -37,9 +38,9 @@ EXPECTED = Expectations(
     effective={"view": "mixup"},
     predictions=(Prediction(rounded_cosines, {"view_weight": 0.5}),),
     mutations={
-        "r2kd": Mutation(  # rows only
+        "r2kd": Mutation(  # without the columns
             "kdbench.methods.r2kd.value_distance",
-            lambda original: lambda student, teacher: original(student, teacher) * 0.999,
+            lambda original: lambda student, teacher: 1 - cosine(student, teacher),
         )
     },
 )
