@@ -104,13 +104,14 @@ def _attempt(load: Callable[[], object]) -> str | None:
 
 
 def distiller(name: str) -> type[Distiller[Any]]:
-    """The class behind a method's name; `discover` must have run. Raises KeyError."""
+    """The class behind a method's name. Raises KeyError."""
+    discover()
     return _METHODS[name]
 
 
 def hyper_of(name: str, settings: Mapping[str, Value]) -> Hyper:
     """The method's settings dataclass with `settings` over its defaults. Raises ValueError where they cannot be."""
-    return _METHODS[name].hyper_type(**settings)  # type: ignore[arg-type]
+    return distiller(name).hyper_type(**settings)  # type: ignore[arg-type]
 
 
 def requirements(name: str, settings: Mapping[str, Value]) -> Requires:
