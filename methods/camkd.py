@@ -40,7 +40,7 @@ def divergences(student: Tensor, teachers: Tensor, temperature: float) -> Tensor
     """T² · KL(teacher ‖ student) for each teacher and image [K, B], of logits [B, C] and [K, B, C]."""
     log_q = (student / temperature).log_softmax(dim=-1)
     log_p = (teachers / temperature).log_softmax(dim=-1)
-    return temperature**2 * (log_p.exp() * (log_p - log_q)).sum(dim=-1)
+    return temperature**2 * F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=-1)
 
 
 @register("camkd", CAMKDHyper, paper="arXiv:2201.00007", year=2022, kind="logits", group="modern")

@@ -44,7 +44,7 @@ def kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """T² · KL(teacher ‖ student) of softened logits [B, C], for each image: [B]."""
     log_q = (student / temperature).log_softmax(dim=1)
     log_p = (teacher / temperature).log_softmax(dim=1)
-    return temperature**2 * (log_p.exp() * (log_p - log_q)).sum(dim=1)
+    return temperature**2 * F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=1)
 
 
 def confident(teacher: Tensor, threshold: float) -> Tensor:

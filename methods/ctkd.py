@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.distill import Context, Distiller, Golden, Hyper, Range, Step, register
@@ -60,7 +61,7 @@ def tempered_kl(student: Tensor, teacher: Tensor, temperature: Tensor) -> Tensor
     """T² · KL(teacher ‖ student) at T [1], averaged over B, of logits [B, C]; T is differentiated as the student is."""
     log_q = (student / temperature).log_softmax(dim=1)
     log_p = (teacher / temperature).log_softmax(dim=1)
-    return (temperature.square() * (log_p.exp() * (log_p - log_q)).sum(dim=1)).mean()
+    return (temperature.square() * F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=1)).mean()
 
 
 @register("ctkd", CTKDHyper, paper="arXiv:2211.16231", year=2023, kind="logits", group="modern")

@@ -10,14 +10,12 @@ Defaults: tckd_weight (alpha) 1, nckd_weight (beta) 8, T = 4, 20 epochs of warm-
 Differs:  the target is removed from NCKD exactly; mdistiller subtracts 1000 from its logit, with the same result.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Annotated
 
-import torch
 from torch import Tensor
 
-from kdbench.distill import Distiller, Golden, Hyper, Published, Range, Step, register
+from kdbench.distill import Distiller, Golden, Hyper, Published, Range, Step, decoupled_kl, register
 
 
 @dataclass(frozen=True)
@@ -34,23 +32,6 @@ class DKDHyper(Hyper):
         self.require_positive("temperature", "warmup_epochs")
 
 
-def kl(log_student: Tensor, log_teacher: Tensor) -> Tensor:
-    """KL(teacher ‖ student) of rows of log-probabilities [B, K], averaged over B; classes of probability 0 count 0."""
-    return (log_teacher.exp() * (log_teacher - log_student)).sum(dim=1).mean()
-
-
-def target_or_other(logits: Tensor, target: Tensor) -> Tensor:
-    """Log-probabilities [B, 2] of the target class and of all others, from logits [B, C] and the target's mask."""
-    log_probabilities = logits.log_softmax(dim=1)
-    parts = [log_probabilities.masked_fill(mask, -math.inf).logsumexp(dim=1) for mask in (~target, target)]
-    return torch.stack(parts, dim=1)
-
-
-def among_others(logits: Tensor, target: Tensor) -> Tensor:
-    """Log-probabilities [B, C] of the other classes alone, from logits [B, C]; 0 for the target class."""
-    return logits.masked_fill(target, -math.inf).log_softmax(dim=1).masked_fill(target, 0.0)
-
-
 @register("dkd", DKDHyper, paper="arXiv:2203.08679", year=2022, kind="logits", group="modern")
 class DKD(Distiller[DKDHyper]):
     """Compares logits; has no modules of its own."""
@@ -58,11 +39,9 @@ class DKD(Distiller[DKDHyper]):
     def losses(self, step: Step) -> dict[str, Tensor]:
         hyper, labels = self.hyper, step.batch.labels
         student, teacher = step.student.logits / hyper.temperature, step.teacher.logits / hyper.temperature
-        target = torch.arange(student.shape[1], device=labels.device) == labels[:, None]  # [B, C]
         factor = min(step.epoch_of(240) / hyper.warmup_epochs, 1.0) * hyper.temperature**2
-        tckd = kl(target_or_other(student, target), target_or_other(teacher, target))
-        nckd = kl(among_others(student, target), among_others(teacher, target))
-        return {"tckd": factor * hyper.tckd_weight * tckd, "nckd": factor * hyper.nckd_weight * nckd}
+        tckd, nckd = decoupled_kl(student, teacher, labels)
+        return {"tckd": factor * hyper.tckd_weight * tckd.mean(), "nckd": factor * hyper.nckd_weight * nckd.mean()}
 
 
 GOLDEN = {

@@ -13,6 +13,7 @@ Differs:  the authors assume that a and b are positive; where one is not, both t
 from dataclasses import dataclass
 from typing import Annotated
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from kdbench.distill import Distiller, Golden, Hyper, Published, Range, Step, register, soft_kl
@@ -47,7 +48,11 @@ def dynamic_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     student_temperature, teacher_temperature = temperatures(student, teacher, temperature)
     log_q = (student / student_temperature).log_softmax(dim=1)
     log_p = (teacher / teacher_temperature).log_softmax(dim=1)
-    return (student_temperature * teacher_temperature * log_p.exp() * (log_p - log_q)).sum(dim=1).mean()
+    return (
+        (student_temperature * teacher_temperature * F.kl_div(log_q, log_p, reduction="none", log_target=True))
+        .sum(dim=1)
+        .mean()
+    )
 
 
 @register("dtkd", DTKDHyper, paper="arXiv:2404.12711", year=2024, kind="logits", group="modern")

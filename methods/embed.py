@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.distill import Context, Distiller, Hyper, Output, Range, Requires, Step, register
+from kdbench.distill import Context, Distiller, FrozenClassifier, Hyper, Output, Range, Requires, Step, register
 
 
 @dataclass(frozen=True)
@@ -38,25 +37,21 @@ def distance(student: Tensor, teacher: Tensor) -> Tensor:
 
 @register("embed", EmbedHyper, paper="arXiv:2301.12005", year=2023, kind="features", group="adapted")
 class Embed(Distiller[EmbedHyper]):
-    """`projection` leads to the teacher's width; `weight` and `bias` are those of the teacher's classifier."""
-
-    weight: Tensor
-    bias: Tensor | None
+    """`projection` leads to the teacher's width, where its classifier predicts."""
 
     def __init__(self, hyper: EmbedHyper, context: Context) -> None:
         super().__init__(hyper, context)
         student, teacher = context.student.embedding_dim, context.teacher.embedding_dim
         self.projection = nn.Identity() if student == teacher else nn.Linear(student, teacher)
-        assert context.teacher_classifier is not None
-        for name, value in zip(("weight", "bias"), context.teacher_classifier, strict=True):
-            self.register_buffer(name, None if value is None else value.clone())
+        self.teacher_classifier = FrozenClassifier(context.teacher_classifier)
 
     @classmethod
     def requires(cls, hyper: EmbedHyper) -> Requires:
         return Requires(classifier=True)
 
     def predict(self, student: Output) -> Tensor:
-        return F.linear(self.projection(student.embedding), self.weight, self.bias)
+        logits: Tensor = self.teacher_classifier(self.projection(student.embedding))
+        return logits
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         projected = self.projection(step.student.embedding)

@@ -12,16 +12,24 @@ Defaults: form=kd: CE 0.1, lskd_weight 9, T = 2, the authors' own. form=dkd: the
 Differs:  in nothing; the cross-entropy is that of the raw logits, as in the authors' code.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Annotated
 
-import torch
 from torch import Tensor
 
-from kdbench.distill import Distiller, Golden, Hyper, Published, Range, Step, register, soft_kl
+from kdbench.distill import (
+    Distiller,
+    Golden,
+    Hyper,
+    Published,
+    Range,
+    Step,
+    decoupled_kl,
+    register,
+    soft_kl,
+    standardize,
+)
 
-EPS = 1e-7  # added to the deviation, as in the authors' code
 FORMS = ("kd", "dkd")
 
 
@@ -42,28 +50,6 @@ class LSKDHyper(Hyper):
             raise ValueError(f"form must be one of {', '.join(FORMS)}, not {self.form!r}")
 
 
-def standardize(logits: Tensor) -> Tensor:
-    """The logits of each image, [B, C], with mean 0 and (unbiased) standard deviation 1."""
-    return (logits - logits.mean(dim=1, keepdim=True)) / (EPS + logits.std(dim=1, keepdim=True))
-
-
-def kl(log_student: Tensor, log_teacher: Tensor) -> Tensor:
-    """KL(teacher ‖ student) of rows of log-probabilities [B, K], averaged over B; classes of probability 0 count 0."""
-    return (log_teacher.exp() * (log_teacher - log_student)).sum(dim=1).mean()
-
-
-def target_or_other(logits: Tensor, target: Tensor) -> Tensor:
-    """Log-probabilities [B, 2] of the target class and of all others, from logits [B, C] and the target's mask."""
-    log_probabilities = logits.log_softmax(dim=1)
-    parts = [log_probabilities.masked_fill(mask, -math.inf).logsumexp(dim=1) for mask in (~target, target)]
-    return torch.stack(parts, dim=1)
-
-
-def among_others(logits: Tensor, target: Tensor) -> Tensor:
-    """Log-probabilities [B, C] of the other classes alone, from logits [B, C]; 0 for the target class."""
-    return logits.masked_fill(target, -math.inf).log_softmax(dim=1).masked_fill(target, 0.0)
-
-
 @register("lskd", LSKDHyper, paper="arXiv:2403.01427", year=2024, kind="logits", group="modern")
 class LSKD(Distiller[LSKDHyper]):
     """Compares logits; has no modules of its own."""
@@ -73,12 +59,9 @@ class LSKD(Distiller[LSKDHyper]):
         student, teacher = standardize(step.student.logits), standardize(step.teacher.logits)
         if hyper.form == "kd":
             return {"lskd": hyper.lskd_weight * soft_kl(student, teacher, hyper.temperature)}
-        student, teacher, labels = student / hyper.temperature, teacher / hyper.temperature, step.batch.labels
-        target = torch.arange(student.shape[1], device=labels.device) == labels[:, None]  # [B, C]
         factor = hyper.lskd_weight * min(step.epoch_of(240) / hyper.warmup_epochs, 1.0) * hyper.temperature**2
-        tckd = kl(target_or_other(student, target), target_or_other(teacher, target))
-        nckd = kl(among_others(student, target), among_others(teacher, target))
-        return {"tckd": factor * hyper.tckd_weight * tckd, "nckd": factor * hyper.nckd_weight * nckd}
+        tckd, nckd = decoupled_kl(student / hyper.temperature, teacher / hyper.temperature, step.batch.labels)
+        return {"tckd": factor * hyper.tckd_weight * tckd.mean(), "nckd": factor * hyper.nckd_weight * nckd.mean()}
 
 
 GOLDEN = {

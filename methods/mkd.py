@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kdbench.distill import Distiller, Hyper, Range, Requires, Step, register
@@ -39,7 +40,7 @@ class MKDHyper(Hyper):
 def divergence(student: Tensor, log_p: Tensor, temperature: float) -> Tensor:
     """T² · KL(p ‖ softmax(student / T)) for each row, of logits and log p, [..., B, C]: [..., B]."""
     log_q = (student / temperature).log_softmax(dim=-1)
-    return temperature**2 * (log_p.exp() * (log_p - log_q)).sum(dim=-1)
+    return temperature**2 * F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=-1)
 
 
 @register("mkd", MKDHyper, paper="doi:10.1145/3097983.3098135", year=2017, kind="logits", group="modern")

@@ -35,11 +35,11 @@ from kdbench.distill import (
     View,
     register,
     soft_kl,
+    standardize,
     sum_losses,
 )
 
 FURTHER_TEMPERATURES = (3.0, 5.0, 2.0, 6.0)
-EPS = 1e-7  # added to the deviation, as in the authors' code
 FORMS = ("plain", "lskd")
 
 
@@ -57,11 +57,6 @@ class MLKDHyper(Hyper):
         self.require_positive("temperature")
         if self.form not in FORMS:
             raise ValueError(f"form must be one of {', '.join(FORMS)}, not {self.form!r}")
-
-
-def standardize(logits: Tensor) -> Tensor:
-    """The logits of each image, [B, C], with mean 0 and (unbiased) standard deviation 1."""
-    return (logits - logits.mean(dim=1, keepdim=True)) / (EPS + logits.std(dim=1, keepdim=True))
 
 
 def share_up_to_median(values: Tensor) -> Tensor:

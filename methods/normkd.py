@@ -11,6 +11,7 @@ Differs:  the deviation of equal logits, 0, counts as 1; the authors divide by i
 from dataclasses import dataclass
 from typing import Annotated
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from kdbench.distill import Distiller, Golden, Hyper, Range, Step, register
@@ -38,7 +39,7 @@ def normalized_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tenso
     student_temperature, teacher_temperature = (temperature * deviation(logits) for logits in (student, teacher))
     log_q = (student / student_temperature).log_softmax(dim=1)
     log_p = (teacher / teacher_temperature).log_softmax(dim=1)
-    return (teacher_temperature.square() * log_p.exp() * (log_p - log_q)).sum(dim=1).mean()
+    return (teacher_temperature.square() * F.kl_div(log_q, log_p, reduction="none", log_target=True)).sum(dim=1).mean()
 
 
 @register("normkd", NormKDHyper, paper="arXiv:2308.00520", year=2023, kind="logits", group="modern")

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kdbench.distill import Distiller, Golden, Hyper, Range, Step, register, soft_kl
@@ -45,7 +46,7 @@ def sample_confidence(student: Tensor, teacher: Tensor, labels: Tensor, temperat
     """T² · KL((highest, rest) of the teacher ‖ (label, rest) of the student), averaged over B, of logits [B, C]."""
     log_p = one_and_rest(teacher / temperature, teacher.argmax(dim=1))
     log_q = one_and_rest(student / temperature, labels)
-    return temperature**2 * (log_p.exp() * (log_p - log_q)).sum(dim=1).mean()
+    return temperature**2 * F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
 
 
 def masked_correlation(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float) -> Tensor:

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdbench.distill import Distiller, Golden, Hyper, Output, Published, Range, Requires, Step, register
+from kdbench.distill import Distiller, Golden, Hyper, Output, Published, Range, Requires, Step, decoupled_kl, register
 
 FORMS = ("kd", "dkd", "nkd")
 
@@ -67,32 +67,19 @@ def cell_weights(teacher: Tensor, labels: Tensor) -> Tensor:
     return 1 + (right != right[:, :1]).to(teacher.dtype)
 
 
-def kl(log_student: Tensor, log_teacher: Tensor) -> Tensor:
-    """KL(teacher ‖ student) of log-probabilities along the last dimension, for each row."""
-    return (log_teacher.exp() * (log_teacher - log_student)).sum(dim=-1)
-
-
-def split(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of (label, all others), [..., 2], and among the others alone, [..., C] with 0 at the label."""
-    lowest, log_p = torch.finfo(logits.dtype).min, logits.log_softmax(dim=-1)
-    both = [log_p.masked_fill(mask, lowest).logsumexp(dim=-1) for mask in (~target, target)]
-    others = logits.masked_fill(target, lowest).log_softmax(dim=-1).masked_fill(target, 0.0)
-    return torch.stack(both, dim=-1), others
-
-
 def cell_losses(student: Tensor, teacher: Tensor, labels: Tensor, hyper: SDDHyper) -> Tensor:
     """The loss of each cell [B, cells], of logits [B, cells, C] and labels [B]."""
-    temperature, squared = hyper.temperature, hyper.temperature**2
-    if hyper.form == "kd":
-        return squared * kl((student / temperature).log_softmax(dim=-1), (teacher / temperature).log_softmax(dim=-1))
-    target = torch.arange(student.shape[2], device=labels.device) == labels[:, None, None]  # [B, 1, C]
+    softened = student / hyper.temperature, teacher / hyper.temperature
+    squared = hyper.temperature**2
     if hyper.form == "dkd":
-        binary_s, others_s = split(student / temperature, target)
-        binary_t, others_t = split(teacher / temperature, target)
-        return squared * (hyper.tckd_weight * kl(binary_s, binary_t) + hyper.nckd_weight * kl(others_s, others_t))
-    of_label = (teacher.softmax(dim=-1) * student.log_softmax(dim=-1)).masked_fill(~target, 0.0).sum(dim=-1)
-    of_all = ((teacher / temperature).softmax(dim=-1) * (student / temperature).log_softmax(dim=-1)).sum(dim=-1)
-    return -of_label - hyper.nckd_weight * squared * of_all
+        tckd, nckd = decoupled_kl(*softened, labels[:, None])
+        return squared * (hyper.tckd_weight * tckd + hyper.nckd_weight * nckd)
+    log_s, log_t = (logits.log_softmax(dim=-1) for logits in softened)
+    if hyper.form == "kd":
+        return squared * F.kl_div(log_s, log_t, reduction="none", log_target=True).sum(dim=-1)
+    index = labels[:, None, None].expand(-1, student.shape[1], 1)
+    of_label = (teacher.softmax(dim=-1).gather(2, index) * student.log_softmax(dim=-1).gather(2, index)).squeeze(2)
+    return -of_label - hyper.nckd_weight * squared * (log_t.exp() * log_s).sum(dim=-1)
 
 
 @register("sdd", SDDHyper, paper="arXiv:2403.13512", year=2024, kind="logits", group="modern")

@@ -18,7 +18,7 @@ from typing import Annotated
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.distill import Context, Distiller, Golden, Hyper, Output, Range, Requires, Step, register
+from kdbench.distill import Context, Distiller, FrozenClassifier, Golden, Hyper, Output, Range, Requires, Step, register
 
 
 @dataclass(frozen=True)
@@ -60,48 +60,14 @@ class Projector(nn.Module):
         return projected
 
 
-class Classifier(nn.Module):
-    """The teacher's classifier, which nothing trains: its tensors are buffers, or parameters where they must count."""
-
-    weight: Tensor
-    bias: Tensor | None
-
-    def __init__(self, weight: Tensor, bias: Tensor | None, *, as_parameters: bool) -> None:
-        super().__init__()
-        for name, value in (("weight", weight), ("bias", bias)):
-            own = None if value is None else value.detach().clone()
-            if as_parameters:
-                self.register_parameter(name, None if own is None else nn.Parameter(own, requires_grad=False))
-            else:
-                self.register_buffer(name, own)
-
-    def forward(self, feature_map: Tensor) -> Tensor:
-        """Logits [B, C] of a map [B, K, H, W]."""
-        return F.linear(feature_map.mean(dim=(2, 3)), self.weight, self.bias)
-
-
-class Deployed(nn.Module):
-    """The trained network with what predicts in place of its own classifier."""
-
-    def __init__(self, network: nn.Module, projector: nn.Module, classifier: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-        self.deploy = nn.ModuleDict({"simkd": projector, "teacher_classifier": classifier})
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.deploy["teacher_classifier"](self.deploy["simkd"](self.network(images).last_map))
-        return logits
-
-
 @register("simkd", SimKDHyper, paper="arXiv:2203.14001", year=2022, kind="features", group="modern")
 class SimKD(Distiller[SimKDHyper]):
     """Trains the projector `simkd`; predicts with it and the teacher's classifier."""
 
     def __init__(self, hyper: SimKDHyper, context: Context) -> None:
         super().__init__(hyper, context)
-        assert context.teacher_classifier is not None
         self.simkd = Projector(context, hyper.factor)
-        self.teacher_classifier = Classifier(*context.teacher_classifier, as_parameters=False)
+        self.teacher_classifier = FrozenClassifier(context.teacher_classifier)
 
     @classmethod
     def requires(cls, hyper: SimKDHyper) -> Requires:
@@ -113,12 +79,8 @@ class SimKD(Distiller[SimKDHyper]):
         return {"features": self.hyper.simkd_weight * distance}
 
     def predict(self, student: Output) -> Tensor:
-        logits: Tensor = self.teacher_classifier(self.simkd(student.last_map))
+        logits: Tensor = self.teacher_classifier(self.simkd(student.last_map).mean(dim=(2, 3)))
         return logits
-
-    def deploy(self, network: nn.Module) -> nn.Module:
-        classifier = Classifier(self.teacher_classifier.weight, self.teacher_classifier.bias, as_parameters=True)
-        return Deployed(network, self.simkd, classifier)
 
 
 GOLDEN = {

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kdbench.distill import Distiller, Golden, Hyper, Published, Range, Requires, Step, register
@@ -41,7 +42,7 @@ def virtual_teacher(labels: Tensor, like: Tensor, temperature: float) -> Tensor:
 
 def kl_by_class(logits: Tensor, log_p: Tensor) -> Tensor:
     """KL(p ‖ softmax(logits)), averaged over images and classes, of logits and log p, [B, C]."""
-    return (log_p.exp() * (log_p - logits.log_softmax(dim=1))).mean()
+    return F.kl_div(logits.log_softmax(dim=1), log_p, reduction="none", log_target=True).mean()
 
 
 @register("tfkd_reg", TFKDRegHyper, paper="arXiv:1909.11723", year=2020, kind="control", group="control")

@@ -3,7 +3,7 @@
 from kdbench.core.catalog import Published, Range
 from kdbench.data.dataset import Batch
 from kdbench.data.views import View
-from kdbench.distill.distiller import Deployment, Distiller, Hyper, Pretraining
+from kdbench.distill.distiller import Deployment, Distiller, FrozenClassifier, Hyper, Pretraining
 from kdbench.distill.feature_maps import (
     ConvRegressor,
     attention,
@@ -14,7 +14,7 @@ from kdbench.distill.feature_maps import (
     sum_losses,
 )
 from kdbench.distill.golden import Golden
-from kdbench.distill.losses import soft_cross_entropy, soft_kl
+from kdbench.distill.losses import decoupled_kl, soft_cross_entropy, soft_kl, standardize
 from kdbench.distill.memory_bank import MemoryBank, lacks_negatives
 from kdbench.distill.registry import register
 from kdbench.distill.step import Context, Requires, Shapes, Step, ViewStep
@@ -26,6 +26,7 @@ __all__ = [
     "ConvRegressor",
     "Deployment",
     "Distiller",
+    "FrozenClassifier",
     "Golden",
     "Hyper",
     "MemoryBank",
@@ -39,6 +40,7 @@ __all__ = [
     "View",
     "ViewStep",
     "attention",
+    "decoupled_kl",
     "lacks_feature_maps",
     "lacks_negatives",
     "lacks_positions",
@@ -47,5 +49,6 @@ __all__ = [
     "register",
     "soft_cross_entropy",
     "soft_kl",
+    "standardize",
     "sum_losses",
 ]

@@ -6,10 +6,11 @@ import math
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.distill.step import Context, Requires, Shapes, Step
-from kdbench.models import classifier_of
+from kdbench.models import Classifier, classifier_of
 from kdbench.models.output import Output
 
 
@@ -58,6 +59,8 @@ H = TypeVar("H", bound=Hyper)
 
 class Distiller(nn.Module, Generic[H]):
     """Base class of all methods. Its parameters are optimized with the student's; its buffers are part of checkpoints.
+
+    Parameters with `requires_grad=False` are kept as they are.
 
     A method overrides what it needs: usually `losses`, and `__init__` where it has modules of its own.
     """
@@ -122,6 +125,24 @@ class Distiller(nn.Module, Generic[H]):
     def extra_info(self) -> dict[str, bool | int | float | str]:
         """What a reader of the record should know beyond the settings, e.g. how many negatives the data allowed."""
         return {}
+
+
+class FrozenClassifier(nn.Module):
+    """The teacher's classifier as a part of a method that predicts with it; nothing trains it, and it is deployed."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, classifier: Classifier | None) -> None:
+        super().__init__()
+        assert classifier is not None, "the method's requires() must ask for the classifier"
+        for name, value in zip(("weight", "bias"), classifier, strict=True):
+            frozen = None if value is None else nn.Parameter(value.detach().clone(), requires_grad=False)
+            self.register_parameter(name, frozen)
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """Logits [B, C] of embeddings [B, D] of the teacher's width."""
+        return F.linear(embedding, self.weight, self.bias)
 
 
 class Deployment(nn.Module):

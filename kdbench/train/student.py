@@ -66,7 +66,7 @@ class Student:
             self.distiller: Distiller[Any] = method(hyper, context)
         self.network = on_device(network, device)
         self.distiller = self.distiller.to(device)
-        parameters = [*self.network.parameters(), *self.distiller.parameters()]
+        parameters = [*self.network.parameters(), *(p for p in self.distiller.parameters() if p.requires_grad)]
         self.optimizer = build_optimizer(trial.recipe, parameters, trial.lr)
         self.pretraining = self._pretraining_stage()
 

@@ -18,7 +18,7 @@ EXPECTED = Expectations(
     predictions=(Prediction(zeros("tckd", "nckd")),),
     mutations={
         "dkd": Mutation(  # the target stays among the others
-            "kdbench.methods.dkd.among_others", lambda original: lambda logits, target: logits.log_softmax(dim=1)
+            "kdbench.distill.losses.among_others", lambda original: lambda logits, target: logits.log_softmax(dim=1)
         )
     },
 )

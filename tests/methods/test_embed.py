@@ -45,4 +45,7 @@ def test_projection_and_classifier_are_deployed() -> None:
     network, images = build("resnet20", 10, 8).double().eval(), torch.randn(2, 3, 8, 8).double()
     deployed = method.deploy(network)
     assert_close(deployed(images), method.predict(network(images)))
-    assert {"deploy.weight", "deploy.bias", "deploy.projection.weight"} <= deployed.state_dict().keys()
+    names = {"deploy.teacher_classifier.weight", "deploy.teacher_classifier.bias", "deploy.projection.weight"}
+    assert names <= deployed.state_dict().keys()
+    own = sum(parameter.numel() for parameter in deployed.parameters()) - sum(map(Tensor.numel, network.parameters()))
+    assert own == 65 * 5 + 6 * 10  # the projection and the teacher's classifier

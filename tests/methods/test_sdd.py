@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from kdbench.distill import Output
-from kdbench.methods.sdd import SDDHyper, split
+from kdbench.distill.losses import among_others, target_or_other
+from kdbench.methods.sdd import SDDHyper
 from tests.methods.build import batch_of, make_for, step_of
 from tests.methods.by_hand import zeros
 from tests.methods.expectations import Expectations, Mutation, Prediction
@@ -33,8 +34,8 @@ EXPECTED = Expectations(
     mutations={
         "sdd_kd": EQUAL_WEIGHTS,
         "sdd_dkd": Mutation(  # the label stays among the others
-            "kdbench.methods.sdd.split",
-            lambda original: lambda logits, target: (original(logits, target)[0], logits.log_softmax(dim=-1)),
+            "kdbench.distill.losses.among_others",
+            lambda original: lambda logits, target: logits.log_softmax(dim=-1),
         ),
         "sdd_nkd": EQUAL_WEIGHTS,
     },
@@ -73,7 +74,8 @@ def test_grids_are_read_as_the_authors_write_them() -> None:
 
 def test_no_probability_is_too_small() -> None:
     logits = torch.tensor([[1e10, -1e10, 0.0]], requires_grad=True)
-    binary, others = split(logits, torch.tensor([[True, False, False]]))
+    target = torch.tensor([[True, False, False]])
+    binary, others = target_or_other(logits, target), among_others(logits, target)
     (binary.sum() + others.sum()).backward()
     assert binary.isfinite().all()
     assert others.isfinite().all()
