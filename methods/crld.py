@@ -38,6 +38,9 @@ class CRLDHyper(Hyper):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_positive("temperature")
+        for name in ("weak_threshold", "strong_threshold"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
 
 
 def kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

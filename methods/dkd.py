@@ -39,7 +39,7 @@ class DKD(Distiller[DKDHyper]):
     def losses(self, step: Step) -> dict[str, Tensor]:
         hyper, labels = self.hyper, step.batch.labels
         student, teacher = step.student.logits / hyper.temperature, step.teacher.logits / hyper.temperature
-        factor = min(step.epoch_of(240) / hyper.warmup_epochs, 1.0) * hyper.temperature**2
+        factor = step.warm_up(hyper.warmup_epochs) * hyper.temperature**2
         tckd, nckd = decoupled_kl(student, teacher, labels)
         return {"tckd": factor * hyper.tckd_weight * tckd.mean(), "nckd": factor * hyper.nckd_weight * nckd.mean()}
 

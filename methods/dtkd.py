@@ -61,7 +61,7 @@ class DTKD(Distiller[DTKDHyper]):
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         hyper, logits = self.hyper, (step.student.logits, step.teacher.logits)
-        factor = min(step.epoch_of(240) / hyper.warmup_epochs, 1.0)
+        factor = step.warm_up(hyper.warmup_epochs)
         return {
             "dynamic": factor * hyper.dynamic_weight * dynamic_kl(*logits, hyper.temperature),
             "fixed": factor * hyper.fixed_weight * soft_kl(*logits, hyper.temperature),

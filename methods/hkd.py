@@ -10,10 +10,10 @@ Loss:     For each pair of stages, with features x flattened and two kernels on 
           others).
           CE + kd_weight · T² · KL are added by the trainer.
 Defaults: init_weight 100, decay 0.7 in 50 epochs: the authors' code. hkd_weight 1, CE 1 and kd_weight 1 at T = 4:
-          chosen after RepDistiller's port, as the authors train for retrieval, by J alone.
+          chosen after the port in SemCKD's code, as the authors train for retrieval, by J alone.
 Differs:  the teacher is the pair's own, where the authors train an auxiliary one of middle size first. The embeddings
-          are left out where both last maps have one position and so are the embeddings. form=constant is RepDistiller's
-          port, which computes the decay and does not apply it. Distances are computed of centered features and are 0 on
+          are left out where both last maps have one position. form=constant is that port, which computes the decay and
+          does not apply it. Distances are computed of centered features and are 0 on
           the diagonal, and kernels are at least 1e-12: the same in exact arithmetic, without infinite logarithms.
 """
 
@@ -58,8 +58,9 @@ class HKDHyper(Hyper):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_positive("decay")
-        if self.form not in FORMS:
-            raise ValueError(f"form must be one of {', '.join(FORMS)}, not {self.form!r}")
+        if self.decay > 1:
+            raise ValueError(f"decay must be at most 1, got {self.decay}")
+        self.require_choice("form", FORMS)
 
 
 def kernels(features: Tensor) -> Iterator[Tensor]:

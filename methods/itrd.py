@@ -9,7 +9,7 @@ Loss:     correlation: student embeddings, mapped linearly to the teacher's widt
           product G, the sum of (G_s / trace G_s)² - (G / trace G)².
           correlation_weight · correlation + mutual_weight · mutual.
 Defaults: correlation_weight 2, mutual_weight 0.05, alpha 1.5: the authors' code. `itrd@published` has what their README
-          gives for pairs of one architectural type.
+          gives for wrn_40_2:wrn_16_2, for every pair of one architectural type; for the others the defaults.
 Differs:  a feature without any variance in the batch, and a batch of zeros, count as uncorrelated; the authors divide
           by 0 there.
 """
@@ -103,7 +103,7 @@ _OTHER_TYPE = {"correlation_weight": 2.0, "mutual_weight": 0.05, "alpha": 1.5}
 
 PUBLISHED = (
     Published(
-        source="roymiles/ITRD: the README for pairs of one architectural type, else the code's defaults",
+        source="roymiles/ITRD: its README for wrn_40_2:wrn_16_2, taken for all pairs of one type; else its defaults",
         pairs={
             "wrn_40_2:wrn_16_2": _SAME_TYPE,
             "wrn_40_2:wrn_40_1": _SAME_TYPE,

@@ -30,8 +30,7 @@ class LSHyper(Hyper):
         super().__post_init__()
         if not 0 <= self.smoothing < 1:
             raise ValueError(f"smoothing must be at least 0 and below 1, got {self.smoothing}")
-        if self.convention not in CONVENTIONS:
-            raise ValueError(f"convention must be one of {', '.join(CONVENTIONS)}, not {self.convention!r}")
+        self.require_choice("convention", CONVENTIONS)
 
 
 def smoothed_cross_entropy(logits: Tensor, labels: Tensor, label: float, others: float) -> Tensor:

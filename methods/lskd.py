@@ -46,8 +46,7 @@ class LSKDHyper(Hyper):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_positive("temperature", "warmup_epochs")
-        if self.form not in FORMS:
-            raise ValueError(f"form must be one of {', '.join(FORMS)}, not {self.form!r}")
+        self.require_choice("form", FORMS)
 
 
 @register("lskd", LSKDHyper, paper="arXiv:2403.01427", year=2024, kind="logits", group="modern")
@@ -59,7 +58,7 @@ class LSKD(Distiller[LSKDHyper]):
         student, teacher = standardize(step.student.logits), standardize(step.teacher.logits)
         if hyper.form == "kd":
             return {"lskd": hyper.lskd_weight * soft_kl(student, teacher, hyper.temperature)}
-        factor = hyper.lskd_weight * min(step.epoch_of(240) / hyper.warmup_epochs, 1.0) * hyper.temperature**2
+        factor = hyper.lskd_weight * step.warm_up(hyper.warmup_epochs) * hyper.temperature**2
         tckd, nckd = decoupled_kl(student / hyper.temperature, teacher / hyper.temperature, step.batch.labels)
         return {"tckd": factor * hyper.tckd_weight * tckd.mean(), "nckd": factor * hyper.nckd_weight * nckd.mean()}
 
@@ -87,7 +86,7 @@ GOLDEN = {
     ),
 }
 
-TUNED = {  # pair -> T and weight of form=kd, then T, weight and beta of form=dkd
+_TUNED = {  # pair -> T and weight of form=kd, then T, weight and beta of form=dkd
     "resnet56:resnet20": (2.0, 9.0, 3.0, 18.0, 2.0),
     "resnet110:resnet20": (4.0, 12.0, 2.0, 15.0, 2.0),
     "resnet110:resnet32": (2.0, 9.0, 2.0, 15.0, 2.0),
@@ -107,14 +106,14 @@ PUBLISHED = (
     Published(
         source="names of the logs released with logit-standardization-KD, KD+LS",
         given={"form": "kd"},
-        pairs={pair: {"temperature": t, "lskd_weight": weight} for pair, (t, weight, *_) in TUNED.items()},
+        pairs={pair: {"temperature": t, "lskd_weight": weight} for pair, (t, weight, *_) in _TUNED.items()},
     ),
     Published(
         source="names of the logs released with logit-standardization-KD, DKD+LS; mdistiller's beta where they lack it",
         given={"form": "dkd"},
         pairs={
             pair: {"ce_weight": 1.0, "temperature": t, "lskd_weight": weight, "nckd_weight": beta}
-            for pair, (*_, t, weight, beta) in TUNED.items()
+            for pair, (*_, t, weight, beta) in _TUNED.items()
         },
     ),
 )

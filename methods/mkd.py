@@ -33,8 +33,7 @@ class MKDHyper(Hyper):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_positive("temperature")
-        if self.form not in FORMS:
-            raise ValueError(f"form must be one of {', '.join(FORMS)}, not {self.form!r}")
+        self.require_choice("form", FORMS)
 
 
 def divergence(student: Tensor, log_p: Tensor, temperature: float) -> Tensor:

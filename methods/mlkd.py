@@ -55,8 +55,7 @@ class MLKDHyper(Hyper):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_positive("temperature")
-        if self.form not in FORMS:
-            raise ValueError(f"form must be one of {', '.join(FORMS)}, not {self.form!r}")
+        self.require_choice("form", FORMS)
 
 
 def share_up_to_median(values: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from kdbench.distill import Distiller, Golden, Hyper, Range, Step, register, soft_cross_entropy
+from kdbench.distill import Distiller, Golden, Hyper, Range, Step, register, soft_cross_entropy, target_cross_entropy
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,6 @@ def without_target(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.gather(1, column + (column >= labels[:, None]))
 
 
-def target_loss(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-    """-p(y) · log s(y) of logits [B, C], averaged over B."""
-    log_student, log_teacher = (logits.log_softmax(dim=1).gather(1, labels[:, None]) for logits in (student, teacher))
-    return -(log_teacher.exp() * log_student).mean()
-
-
 @register("nkd", NKDHyper, paper="arXiv:2303.13005", year=2023, kind="logits", group="modern")
 class NKD(Distiller[NKDHyper]):
     """Compares logits; has no modules of its own."""
@@ -52,7 +46,7 @@ class NKD(Distiller[NKDHyper]):
         hyper, student, teacher, labels = self.hyper, step.student.logits, step.teacher.logits, step.batch.labels
         others = (without_target(logits, labels) / hyper.temperature for logits in (student, teacher))
         return {
-            "target": hyper.target_weight * target_loss(student, teacher, labels),
+            "target": hyper.target_weight * target_cross_entropy(student, teacher, labels),
             "non_target": hyper.non_target_weight * hyper.temperature**2 * soft_cross_entropy(*others),
         }
 

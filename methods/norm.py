@@ -5,7 +5,7 @@ Paper:    Liu, Li, Li, Yao, "NORM: Knowledge Distillation via N-to-One Represent
 Loss:     E = the student's last map after a 1x1 convolution to N · (teacher channels) and batch norm. norm_weight ·
           factor(epoch) · N · the mean squared error between E and the teacher's last map repeated N times, max-pooled
           to the student's size. factor is 0.1 before epoch 10 of 240, 0.5 before 20, 1 before 180, 0.5 before 210, then
-          0.1; epochs from 1.
+          0.1; epochs from 0.
           A second 1x1 convolution and batch norm of E is added to the student's last map before pooling. The logits,
           normalized over the classes (biased deviation, eps 1e-7) and times logit_scale, are the prediction.
 Defaults: norm_weight 1, N = 8, logit_scale 2.5: the authors' script and code for CIFAR-100; CE 0.1, of the 0.0625 to
@@ -20,7 +20,7 @@ from typing import Annotated
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.distill import Context, Distiller, Golden, Hyper, Output, Range, Requires, Shapes, Step, register
+from kdbench.distill import Context, Distiller, Golden, Hyper, Once, Output, Range, Requires, Shapes, Step, register
 
 EPS = 1e-7  # of the normalization of the logits, as in the authors' code
 SCHEDULE = ((10, 0.1), (20, 0.5), (180, 1.0), (210, 0.5))  # epochs of 240 before which a factor holds; then the last
@@ -70,7 +70,7 @@ class NORM(Distiller[NORMHyper]):
         assert teacher is not None
         self.transform = conv1x1(student[0], hyper.expansion * teacher[0])
         self.inverse = conv1x1(hyper.expansion * teacher[0], student[0])
-        self._expanded: tuple[Tensor, Tensor] | None = None  # the map that was expanded last in training, and E
+        self.once = Once()
 
     @classmethod
     def requires(cls, hyper: NORMHyper) -> Requires:
@@ -85,13 +85,8 @@ class NORM(Distiller[NORMHyper]):
         return None
 
     def _expand(self, last_map: Tensor) -> Tensor:
-        """E, which prediction and loss of a step share: batch norm must see a batch once."""
-        if not self.training:
-            expanded: Tensor = self.transform(last_map)
-            return expanded
-        if self._expanded is None or self._expanded[0] is not last_map:
-            self._expanded = last_map, self.transform(last_map)
-        return self._expanded[1]
+        """E, which prediction and loss of a step share."""
+        return self.once(self.transform, last_map)
 
     def raw_logits(self, student: Output) -> Tensor:
         """The logits [B, C] before their normalization."""
@@ -108,10 +103,10 @@ class NORM(Distiller[NORMHyper]):
         assert step.student.last_map is not None
         assert step.teacher.last_map is not None
         error = n_to_one(self._expand(step.student.last_map), step.teacher.last_map, self.hyper.expansion)
-        return {"norm": self.hyper.norm_weight * factor(step.epoch_of(240)) * error}
+        return {"norm": self.hyper.norm_weight * factor(step.epoch_of(240) - 240 / step.epochs) * error}
 
     def after_backward(self, step: Step) -> None:
-        self._expanded = None
+        self.once.forget()
 
 
 GOLDEN = {

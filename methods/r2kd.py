@@ -39,8 +39,7 @@ class R2KDHyper(Hyper):
         self.require_positive("temperature")
         if not 0 <= self.teacher_share <= 1:
             raise ValueError(f"teacher_share must be from 0 to 1, got {self.teacher_share}")
-        if self.view not in VIEWS:
-            raise ValueError(f"view must be one of {', '.join(VIEWS)}, not {self.view!r}")
+        self.require_choice("view", VIEWS)
 
 
 def cosine(student: Tensor, teacher: Tensor) -> Tensor:

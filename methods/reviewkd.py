@@ -10,8 +10,7 @@ Loss:     Levels from deep to shallow: the embedding as a 1x1 map, then the stag
           reviewkd_weight · min(epoch / warmup_epochs, 1) · the sum over levels, epochs counted from 1 to 240.
 Defaults: reviewkd_weight 1, warmup_epochs 20, at most 512 channels inside: the authors' code. Their scripts set the
           weight for each pair: reviewkd@published.
-Differs:  in nothing. Only the teacher's maps before the activation are used; that a pair must have them on both sides
-          is how methods can ask for them.
+Differs:  in nothing. Of the maps before the activation only the teacher's are used, but both networks must have them.
 """
 
 from dataclasses import dataclass
@@ -52,9 +51,9 @@ class ReviewKDHyper(Hyper):
         self.require_positive("warmup_epochs")
 
 
-def resized(feature_map: Tensor, size: torch.Size) -> Tensor:
-    """A map [B, K, H, W] with the height and width of `size`, by nearest neighbors."""
-    return feature_map if feature_map.shape[2:] == size else F.interpolate(feature_map, tuple(size), mode="nearest")
+def resized(maps: Tensor, size: torch.Size) -> Tensor:
+    """Maps [B, K, H, W] with the height and width of `size`, by nearest neighbors."""
+    return maps if maps.shape[2:] == size else F.interpolate(maps, tuple(size), mode="nearest")
 
 
 class Fusion(nn.Module):
@@ -73,8 +72,7 @@ class Fusion(nn.Module):
     def forward(self, student: Tensor, deeper: Tensor | None, size: torch.Size) -> tuple[Tensor, Tensor]:
         """What is compared with the teacher's map, and what the next level fuses; both have the teacher's `size`."""
         fused: Tensor = self.conv1(student)
-        if self.att_conv is not None:
-            assert deeper is not None
+        if self.att_conv is not None and deeper is not None:
             deeper = resized(deeper, fused.shape[2:])
             weights = self.att_conv(torch.cat([fused, deeper], dim=1))  # [B, 2, H, W]
             fused = fused * weights[:, :1] + deeper * weights[:, 1:]
@@ -118,9 +116,8 @@ class ReviewKD(Distiller[ReviewKDHyper]):
         return lacks_feature_maps(shapes)
 
     def losses(self, step: Step) -> dict[str, Tensor]:
-        warm_up = min(step.epoch_of(240) / self.hyper.warmup_epochs, 1.0)
-        distances = self.distances(step.student, step.teacher)
-        return {"review": self.hyper.reviewkd_weight * warm_up * sum_losses(distances)}
+        factor = self.hyper.reviewkd_weight * step.warm_up(self.hyper.warmup_epochs)
+        return {"review": factor * sum_losses(self.distances(step.student, step.teacher))}
 
     def distances(self, student: Output, teacher: Output) -> list[Tensor]:
         """The distance of each level, the deepest first."""
@@ -134,22 +131,15 @@ class ReviewKD(Distiller[ReviewKDHyper]):
         return distances
 
 
-PUBLISHED = (
-    Published(
-        source="ReviewKD's script/reviewKD.sh; vgg13:vgg8 from mdistiller's issue 23",
-        pairs={
-            "wrn_40_2:wrn_16_2": {"reviewkd_weight": 5.0},
-            "wrn_40_2:wrn_40_1": {"reviewkd_weight": 5.0},
-            "wrn_40_2:ShuffleV1": {"reviewkd_weight": 5.0},
-            "resnet32x4:resnet8x4": {"reviewkd_weight": 5.0},
-            "resnet32x4:ShuffleV1": {"reviewkd_weight": 5.0},
-            "resnet32x4:ShuffleV2": {"reviewkd_weight": 8.0},
-            "resnet56:resnet20": {"reviewkd_weight": 0.6},
-            "resnet110:resnet32": {"reviewkd_weight": 1.0},
-            "vgg13:vgg8": {"reviewkd_weight": 5.0},
-        },
-    ),
-)
+_WEIGHTS = {
+    **dict.fromkeys(("wrn_40_2:wrn_16_2", "wrn_40_2:wrn_40_1", "resnet32x4:resnet8x4", "vgg13:vgg8"), 5.0),
+    **dict.fromkeys(("wrn_40_2:ShuffleV1", "resnet32x4:ShuffleV1"), 5.0),
+    "resnet32x4:ShuffleV2": 8.0,
+    "resnet56:resnet20": 0.6,
+    "resnet110:resnet32": 1.0,
+}
+_SOURCE = "ReviewKD's script/reviewKD.sh; vgg13:vgg8 from mdistiller's issue 23"
+PUBLISHED = (Published(_SOURCE, {pair: {"reviewkd_weight": weight} for pair, weight in _WEIGHTS.items()}),)
 
 GOLDEN = {
     "reviewkd": Golden(

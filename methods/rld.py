@@ -61,7 +61,7 @@ class RLD(Distiller[RLDHyper]):
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         hyper, student, teacher, labels = self.hyper, step.student.logits, step.teacher.logits, step.batch.labels
-        factor = min(step.epoch_of(240) / hyper.warmup_epochs, 1.0)
+        factor = step.warm_up(hyper.warmup_epochs)
         confidence = sample_confidence(student, teacher, labels, hyper.scd_temperature)
         correlation = masked_correlation(student, teacher, labels, hyper.temperature)
         return {"scd": factor * hyper.scd_weight * confidence, "mcd": factor * hyper.mcd_weight * correlation}

@@ -1,6 +1,6 @@
 """Scale-decoupled distillation: distill the logits of parts of the image, where they tell more than the whole.
 
-Paper:    Wei, Luo, Luo, "Scale Decoupled Distillation", arXiv:2403.13512 (CVPR 2024).
+Paper:    Wei, Luo, Luo, "Scale Decoupled Distillation", arXiv:2403.13512 (CVPR 2024, "Scaled Decoupled Distillation").
 Loss:     Both networks' last maps are average-pooled to 4x4; cells are the averages of that grid's 1x1, 2x2 or 4x4
           parts, for each number in `grids`, and each cell goes through its network's own classifier. A cell weighs 2
           where the teacher is right about the whole image and wrong about the cell or the reverse, else 1. By `form`, a
@@ -13,8 +13,7 @@ Loss:     Both networks' last maps are average-pooled to 4x4; cells are the aver
 Defaults: form=kd with cross-entropy 0.1, sdd_weight 0.9, T = 4, grids 1-2: the authors' for resnet32x4:resnet8x4. Their
           dkd and nkd have cross-entropy 1, sdd_weight 1, nckd_weight 8 (called beta and gamma) and 20 epochs of
           warm-up: `sdd(form=dkd, ce_weight=1, sdd_weight=1)`, or sdd(form=dkd)@published.
-Differs:  in nothing. nkd keeps the label in its second term, and the pooling to 4x4 comes first, as in the authors'
-          code.
+Differs:  in nothing. As in the authors' code, nkd keeps the label in its second term; the pooling to 4x4 comes first.
 """
 
 import re
@@ -25,9 +24,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdbench.distill import Distiller, Golden, Hyper, Output, Published, Range, Requires, Step, decoupled_kl, register
-
-FORMS = ("kd", "dkd", "nkd")
+from kdbench.distill import (
+    Distiller,
+    Golden,
+    Hyper,
+    Output,
+    Published,
+    Range,
+    Requires,
+    Shapes,
+    Step,
+    decoupled_kl,
+    lacks_parts,
+    register,
+)
 
 
 @dataclass(frozen=True)
@@ -44,21 +54,23 @@ class SDDHyper(Hyper):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_positive("temperature", "warmup_epochs")
-        if self.form not in FORMS:
-            raise ValueError(f"form must be one of {', '.join(FORMS)}, not {self.form!r}")
+        self.require_choice("form", ("kd", "dkd", "nkd"))
         if self.sides() not in ((1, 2), (1, 4), (1, 2, 4)):
             raise ValueError(f"grids must be 1-2, 1-4 or 1-2-4, not {self.grids!r}")
 
     def sides(self) -> tuple[int, ...]:
-        """`grids` as numbers; commas and brackets are accepted as well."""
-        return tuple(int(side) for side in re.findall(r"\d+", self.grids))
+        """`grids` as numbers; a list is accepted as well."""
+        text = re.sub(", ?", "-", self.grids.strip("[]"))
+        return tuple(map(int, text.split("-"))) if re.fullmatch(r"\d(-\d)*", text) else ()
 
 
-def cell_logits(last_map: Tensor, classifier: tuple[Tensor, Tensor | None], sides: tuple[int, ...]) -> Tensor:
-    """Logits [B, cells, C] of the cells of a last map [B, D, H, W], the whole first, then row by row."""
-    fine = F.adaptive_avg_pool2d(last_map, 4)
+def cell_logits(output: Output, sides: tuple[int, ...]) -> Tensor:
+    """Logits [B, cells, C] of the cells of a network's last map, the whole first, then row by row."""
+    assert output.last_map is not None
+    assert output.classifier is not None
+    fine = F.adaptive_avg_pool2d(output.last_map, 4)
     cells = torch.cat([F.avg_pool2d(fine, 4 // side).flatten(2) for side in sides], dim=2)  # [B, D, cells]
-    return F.linear(cells.transpose(1, 2), *classifier)
+    return F.linear(cells.transpose(1, 2), *output.classifier)
 
 
 def cell_weights(teacher: Tensor, labels: Tensor) -> Tensor:
@@ -90,27 +102,22 @@ class SDD(Distiller[SDDHyper]):
     def requires(cls, hyper: SDDHyper) -> Requires:
         return Requires(last_map=True, classifier=True)
 
+    @classmethod
+    def supports(cls, hyper: SDDHyper, shapes: Shapes) -> str | None:
+        return lacks_parts(shapes)
+
     def losses(self, step: Step) -> dict[str, Tensor]:
         hyper, labels = self.hyper, step.batch.labels
-        student, teacher = (self.cells(output) for output in (step.student, step.teacher))  # [B, cells, C]
-        factor = 1.0 if hyper.form == "kd" else min(step.epoch_of(240) / hyper.warmup_epochs, 1.0)
+        student, teacher = (cell_logits(side, hyper.sides()) for side in (step.student, step.teacher))  # [B, cells, C]
+        factor = 1.0 if hyper.form == "kd" else step.warm_up(hyper.warmup_epochs)
         weighted = cell_weights(teacher, labels) * cell_losses(student, teacher, labels, hyper)
         return {"cells": factor * hyper.sdd_weight * weighted.mean()}
 
-    def cells(self, output: Output) -> Tensor:
-        """Logits [B, cells, C] of the cells of a network's last map."""
-        assert output.last_map is not None
-        assert output.classifier is not None
-        return cell_logits(output.last_map, output.classifier, self.hyper.sides())
-
 
 def _golden(form: str, **settings: str) -> Golden:
-    return Golden(
-        student={"last_map": "f_s", "classifier": "student_classifier"},
-        teacher={"last_map": "f_t", "classifier": "teacher_classifier"},
-        labels="labels",
-        settings={"form": form, "grids": "$M", "temperature": "$T", **settings},
-    )
+    student, teacher = {"last_map": "f_s", "classifier": "student_classifier"}, {"last_map": "f_t"}
+    settings |= {"form": form, "grids": "$M", "temperature": "$T"}
+    return Golden(student, {**teacher, "classifier": "teacher_classifier"}, labels="labels", settings=settings)
 
 
 GOLDEN = {
@@ -130,10 +137,9 @@ def _published(form: str, *coarse: str) -> Published:
     """Grids 1-2 for the pairs named and 1-2-4 for the others; beta is 6 for a vgg13 and 8 for other teachers."""
     pairs: dict[str, dict[str, float | str]] = {}
     for pair in _PAIRS:
-        pairs[pair] = {"grids": "1-2" if pair in coarse else "1-2-4"}
-        if form != "kd":
-            beta = 6.0 if pair.startswith("vgg13") else 8.0
-            pairs[pair] |= {"ce_weight": 1.0, "sdd_weight": 1.0, "nckd_weight": beta}
+        beta = 6.0 if pair.startswith("vgg13") else 8.0
+        others = {} if form == "kd" else {"ce_weight": 1.0, "sdd_weight": 1.0, "nckd_weight": beta}
+        pairs[pair] = {"grids": "1-2" if pair in coarse else "1-2-4", **others}
     return Published("SDD-CVPR2024's scripts teacher_*.sh and configs/cifar100", pairs, given={"form": form})
 
 

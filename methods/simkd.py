@@ -8,8 +8,7 @@ Loss:     projector(student's last map) = 1x1, 3x3, 1x1 convolutions without bia
           and evaluation, are the teacher's classifier on the mean over positions of the projected map.
 Defaults: simkd_weight 1, no cross-entropy, no KL divergence, factor 2: the authors' scripts.
 Differs:  in nothing. The student's own classifier is not trained. The deployed model has the projector and the
-          teacher's classifier, and both are counted. With ce_weight or kd_weight above 0 the projector runs twice a
-          step, and so do its batch norms.
+          teacher's classifier, and both are counted.
 """
 
 from dataclasses import dataclass
@@ -18,7 +17,19 @@ from typing import Annotated
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.distill import Context, Distiller, FrozenClassifier, Golden, Hyper, Output, Range, Requires, Step, register
+from kdbench.distill import (
+    Context,
+    Distiller,
+    FrozenClassifier,
+    Golden,
+    Hyper,
+    Once,
+    Output,
+    Range,
+    Requires,
+    Step,
+    register,
+)
 
 
 @dataclass(frozen=True)
@@ -54,8 +65,7 @@ class Projector(nn.Module):
         """The student's or the teacher's map at the smaller of both sizes."""
         return last_map if last_map.shape[2:] == self.size else F.adaptive_avg_pool2d(last_map, self.size)
 
-    def forward(self, last_map: Tensor | None) -> Tensor:
-        assert last_map is not None
+    def forward(self, last_map: Tensor) -> Tensor:
         projected: Tensor = self.transfer(self.resized(last_map))
         return projected
 
@@ -68,6 +78,7 @@ class SimKD(Distiller[SimKDHyper]):
         super().__init__(hyper, context)
         self.simkd = Projector(context, hyper.factor)
         self.teacher_classifier = FrozenClassifier(context.teacher_classifier)
+        self.once = Once()
 
     @classmethod
     def requires(cls, hyper: SimKDHyper) -> Requires:
@@ -75,12 +86,20 @@ class SimKD(Distiller[SimKDHyper]):
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         assert step.teacher.last_map is not None
-        distance = F.mse_loss(self.simkd(step.student.last_map), self.simkd.resized(step.teacher.last_map))
+        distance = F.mse_loss(self.project(step.student), self.simkd.resized(step.teacher.last_map))
         return {"features": self.hyper.simkd_weight * distance}
 
     def predict(self, student: Output) -> Tensor:
-        logits: Tensor = self.teacher_classifier(self.simkd(student.last_map).mean(dim=(2, 3)))
+        logits: Tensor = self.teacher_classifier(self.project(student).mean(dim=(2, 3)))
         return logits
+
+    def project(self, student: Output) -> Tensor:
+        """The projected map [B, K, H, W], which loss and prediction of a step share."""
+        assert student.last_map is not None
+        return self.once(self.simkd, student.last_map)
+
+    def after_backward(self, step: Step) -> None:
+        self.once.forget()
 
 
 GOLDEN = {

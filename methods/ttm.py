@@ -1,6 +1,6 @@
 """Transformed teacher matching: the student at temperature 1 imitates a power of the teacher's class probabilities.
 
-Paper:    Zheng, Yang, "Knowledge Distillation Based on Transformed Teacher Matching", arXiv:2402.11148, §3 and §4.
+Paper:    Zheng, Yang, "Knowledge Distillation Based on Transformed Teacher Matching", arXiv:2402.11148, §3.
 Loss:     q = the teacher's probabilities to the power `exponent`, renormalized (its softmax at temperature
           1 / exponent); ttm_weight · KL(q ‖ softmax(student)), averaged over the batch. No T².
 Defaults: CE 1, exponent 0.1 and ttm_weight 100: the authors' setting for resnet32x4:resnet8x4.

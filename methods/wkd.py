@@ -20,7 +20,6 @@ Differs:  CKA pairs the images of two classes in the order of the data set; a cl
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -40,6 +39,7 @@ from kdbench.distill import (
     Step,
     lacks_feature_maps,
     register,
+    target_cross_entropy,
 )
 
 FORMS = ("logits", "features", "both")
@@ -66,8 +66,7 @@ class WKDHyper(Hyper):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_positive("temperature", "regularization", "iterations", "sharpen", "grid", "decay_epoch")
-        if self.form not in FORMS:
-            raise ValueError(f"form must be one of {', '.join(FORMS)}, not {self.form!r}")
+        self.require_choice("form", FORMS)
 
 
 def class_distances(embeddings: Tensor, labels: Tensor, classes: int) -> Tensor:
@@ -89,53 +88,34 @@ def class_distances(embeddings: Tensor, labels: Tensor, classes: int) -> Tensor:
     return distances.fill_diagonal_(0.0)
 
 
-def target_loss(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-    """-p_t log p_s at the labels [B], of logits [B, C], averaged over B."""
-    student, teacher = student.log_softmax(dim=1), teacher.softmax(dim=1)
-    return -(teacher.gather(1, labels[:, None]) * student.gather(1, labels[:, None])).mean()
-
-
-def transport_cost(
-    student: Tensor, teacher: Tensor, labels: Tensor, cost: Tensor, *, regularization: float, iterations: int
-) -> Tensor:
-    """Entropic transport cost between softmaxes over the classes that are not the label's, averaged over B.
-
-    Args:
-        student, teacher: logits divided by the temperature, [B, C].
-        labels: [B].
-        cost: [C, C].
-    """
+def transport_cost(student: Tensor, teacher: Tensor, labels: Tensor, cost: Tensor, hyper: WKDHyper) -> Tensor:
+    """Entropic transport cost [C, C] between softened logits [B, C] over the other classes, averaged over B."""
     target = torch.arange(student.shape[1], device=labels.device) == labels[:, None]  # [B, C]
-    source, goal = (logits.masked_fill(target, -math.inf).softmax(dim=1) for logits in (student, teacher))
+    source, goal = (
+        (logits / hyper.temperature).masked_fill(target, -math.inf).softmax(dim=1) for logits in (student, teacher)
+    )
     cost = cost.clamp(min=0) + EPS
-    kernel = torch.exp(-cost / regularization)
+    kernel = torch.exp(-cost / hyper.regularization)
     u = (~target).to(student.dtype) / (student.shape[1] - 1)
     v = u
-    for _ in range(iterations):
+    for _ in range(hyper.iterations):
         v = goal / (u @ kernel + EPS)
         u = source / (v @ kernel.T + EPS)
     return (u * (v @ (kernel * cost).T)).sum(dim=1).mean()
 
 
-def cells(features: Tensor, grid: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Mean and deviation [B, K] of each of grid x grid cells of a map [B, K, H, W], cut as by adaptive pooling."""
-    rows, columns = (
-        [slice(i * size // grid, -(-(i + 1) * size // grid)) for i in range(grid)] for size in features.shape[2:]
-    )
-    for row in rows:
-        for column in columns:
-            cell = features[:, :, row, column].flatten(2)
-            variance = cell.var(dim=2, correction=min(1, cell.shape[2] - 1))
-            yield cell.mean(dim=2), (variance + VARIANCE_EPS).sqrt()
+def cells(features: Tensor, grid: int) -> tuple[Tensor, Tensor]:
+    """Mean and deviation [grid², B, K] of the grid x grid cells of maps [B, K, H, W], cut as by adaptive pooling."""
+    rows, columns = ([slice(i * n // grid, -(-(i + 1) * n // grid)) for i in range(grid)] for n in features.shape[2:])
+    parts = [features[:, :, row, column].flatten(2) for row in rows for column in columns]
+    variances = [part.var(dim=2, correction=min(1, part.shape[2] - 1)) for part in parts]
+    return torch.stack([part.mean(dim=2) for part in parts]), (torch.stack(variances) + VARIANCE_EPS).sqrt()
 
 
 def statistics_loss(student: Tensor, teacher: Tensor, grid: int) -> tuple[Tensor, Tensor]:
     """Squared differences of the cells' means, and of their deviations, summed and divided by grid² · B."""
     pairs = zip(cells(student, grid), cells(teacher, grid), strict=True)
-    squares = [[(s - t).square().sum() for s, t in zip(*pair, strict=True)] for pair in pairs]
-    mean, deviation = (
-        torch.stack(list(terms)).sum() / (grid**2 * len(student)) for terms in zip(*squares, strict=True)
-    )
+    mean, deviation = ((s - t).square().sum() / (grid**2 * len(student)) for s, t in pairs)
     return mean, deviation
 
 
@@ -173,19 +153,9 @@ class WKD(Distiller[WKDHyper]):
         decay = (1 + math.cos(math.pi * share)) / 2
         if hyper.form != "features":
             student, teacher = step.student.logits, step.teacher.logits
-            terms["target"] = target_loss(student, teacher, labels)
-            terms["wasserstein"] = (
-                hyper.logit_weight
-                * decay
-                * transport_cost(
-                    student / hyper.temperature,
-                    teacher / hyper.temperature,
-                    labels,
-                    self.cost,
-                    regularization=hyper.regularization,
-                    iterations=hyper.iterations,
-                )
-            )
+            terms["target"] = target_cross_entropy(student, teacher, labels)
+            transport = transport_cost(student, teacher, labels, self.cost, hyper)
+            terms["wasserstein"] = hyper.logit_weight * decay * transport
         if hyper.form != "logits":
             projected = self.conv_reg(step.student.feature_maps[-1])
             mean, deviation = statistics_loss(projected, step.teacher.feature_maps[-1], hyper.grid)
@@ -224,42 +194,19 @@ GOLDEN = {
     ),
 }
 
-_SOURCE = "JiamingLv/WKD's configs/cifar100/wkd"
-PUBLISHED = (
-    Published(
-        source=_SOURCE,
-        given={"form": "logits"},
-        pairs={
-            "resnet32x4:resnet8x4": {"logit_weight": 600.0, "temperature": 8.0},
-            "wrn_40_2:ShuffleV1": {"logit_weight": 200.0, "temperature": 6.0},
-        },
-    ),
-    Published(
-        source=_SOURCE,
-        given={"form": "features"},
-        pairs={
-            "resnet32x4:resnet8x4": {"feature_weight": 0.08, "mean_weight": 4.0, "grid": 1},
-            "wrn_40_2:ShuffleV1": {"feature_weight": 0.3, "mean_weight": 3.0, "grid": 4},
-        },
-    ),
-    Published(
-        source=_SOURCE,
-        given={"form": "both"},
-        pairs={
-            "resnet32x4:resnet8x4": {
-                "logit_weight": 200.0,
-                "temperature": 8.0,
-                "feature_weight": 0.08,
-                "mean_weight": 8.0,
-                "grid": 1,
-            },
-            "wrn_40_2:ShuffleV1": {
-                "logit_weight": 60.0,
-                "temperature": 4.0,
-                "feature_weight": 0.5,
-                "mean_weight": 3.0,
-                "grid": 4,
-            },
-        },
-    ),
-)
+# Of a form and a pair: logit_weight, temperature, feature_weight, mean_weight and grid, as far as the form has them.
+_TABLE: dict[str, dict[str, tuple[float | int, ...]]] = {
+    "logits": {"resnet32x4:resnet8x4": (600.0, 8.0), "wrn_40_2:ShuffleV1": (200.0, 6.0)},
+    "features": {"resnet32x4:resnet8x4": (0.08, 4.0, 1), "wrn_40_2:ShuffleV1": (0.3, 3.0, 4)},
+    "both": {"resnet32x4:resnet8x4": (200.0, 8.0, 0.08, 8.0, 1), "wrn_40_2:ShuffleV1": (60.0, 4.0, 0.5, 3.0, 4)},
+}
+
+
+def _published(form: str, pairs: dict[str, tuple[float | int, ...]]) -> Published:
+    names = ("logit_weight", "temperature") * (form != "features")
+    names += ("feature_weight", "mean_weight", "grid") * (form != "logits")
+    settings = {pair: dict(zip(names, values, strict=True)) for pair, values in pairs.items()}
+    return Published("JiamingLv/WKD's configs/cifar100", settings, given={"form": form})
+
+
+PUBLISHED = tuple(_published(form, pairs) for form, pairs in _TABLE.items())

@@ -1,6 +1,6 @@
 """Weighted transformed teacher matching: TTM in which an image counts the more, the flatter the teacher's output is.
 
-Paper:    Zheng, Yang, "Knowledge Distillation Based on Transformed Teacher Matching", arXiv:2402.11148, §5.
+Paper:    Zheng, Yang, "Knowledge Distillation Based on Transformed Teacher Matching", arXiv:2402.11148, §4.
 Loss:     u = the teacher's probabilities to the power `exponent`, U = their sum over the classes, q = u / U;
           wttm_weight · U · KL(q ‖ softmax(student)), averaged over the batch. No T².
 Defaults: CE 1, exponent 0.1 and wttm_weight 3: the authors' setting for resnet32x4:resnet8x4.

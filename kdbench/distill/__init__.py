@@ -3,20 +3,22 @@
 from kdbench.core.catalog import Published, Range
 from kdbench.data.dataset import Batch
 from kdbench.data.views import View
-from kdbench.distill.distiller import Deployment, Distiller, FrozenClassifier, Hyper, Pretraining
+from kdbench.distill.distiller import Deployment, Distiller, Hyper, Pretraining
 from kdbench.distill.feature_maps import (
     ConvRegressor,
     attention,
     lacks_feature_maps,
+    lacks_parts,
     lacks_positions,
     match_spatial_size,
     match_stages,
     sum_losses,
 )
 from kdbench.distill.golden import Golden
-from kdbench.distill.losses import decoupled_kl, soft_cross_entropy, soft_kl, standardize
+from kdbench.distill.losses import decoupled_kl, soft_cross_entropy, soft_kl, standardize, target_cross_entropy
 from kdbench.distill.memory_bank import MemoryBank, lacks_negatives
 from kdbench.distill.registry import register
+from kdbench.distill.replaced_classifier import FrozenClassifier, Once
 from kdbench.distill.step import Context, Requires, Shapes, Step, ViewStep
 from kdbench.models.output import Output
 
@@ -30,6 +32,7 @@ __all__ = [
     "Golden",
     "Hyper",
     "MemoryBank",
+    "Once",
     "Output",
     "Pretraining",
     "Published",
@@ -43,6 +46,7 @@ __all__ = [
     "decoupled_kl",
     "lacks_feature_maps",
     "lacks_negatives",
+    "lacks_parts",
     "lacks_positions",
     "match_spatial_size",
     "match_stages",
@@ -51,4 +55,5 @@ __all__ = [
     "soft_kl",
     "standardize",
     "sum_losses",
+    "target_cross_entropy",
 ]

@@ -19,7 +19,8 @@ _CONTRACT = (
 """What methods import but do not compute with; a change there is a change of protocol."""
 
 _NOT_CODE = ("GOLDEN", "PUBLISHED")
-"""Names of a method's data that no training reads: the settings of `NAME@published` are part of a trial themselves."""
+"""Names of a method's data that no training reads, nor what they alone refer to: the settings of `NAME@published` are
+part of a trial themselves."""
 
 
 def code_hash(cls: type[Distiller[Any]]) -> str:
@@ -88,6 +89,14 @@ def _names(node: ast.stmt) -> list[str]:
     return [target.id for target in targets if isinstance(target, ast.Name)]
 
 
+def _is_private_data(statement: ast.stmt, module: ast.Module) -> bool:
+    """Whether a statement defines nothing but a private name that nothing else in the module reads."""
+    names = [] if getattr(statement, "decorator_list", []) else _names(statement)
+    others = (node for other in module.body if other is not statement for node in ast.walk(other))
+    read = {node.id for node in others if isinstance(node, ast.Name)}
+    return bool(names) and all(name.startswith("_") and name not in read for name in names)
+
+
 def _imports(tree: ast.Module, package: str) -> list[tuple[str, str]]:
     """(module, name) of every import statement, wherever it stands; relative ones are those of `package`."""
     imports = []
@@ -115,18 +124,16 @@ class _Normalizer(ast.NodeTransformer):
             node.body = node.body[1:] or [ast.Pass()]
         return self.generic_visit(node)
 
-    visit_Module = visit_ClassDef = visit_FunctionDef = visit_AsyncFunctionDef = _without_docstring
+    visit_ClassDef = visit_FunctionDef = visit_AsyncFunctionDef = _without_docstring
+
+    def visit_Module(self, node: ast.Module) -> Any:
+        node.body = [statement for statement in node.body if not set(_names(statement)) & set(_NOT_CODE)]
+        while unused := [statement for statement in node.body if _is_private_data(statement, node)]:
+            node.body = [statement for statement in node.body if statement not in unused]
+        return self._without_docstring(node)
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.ImportFrom:
         return ast.ImportFrom(module="module", names=node.names, level=0)
-
-    def visit_Assign(self, node: ast.Assign) -> ast.AST | None:
-        names = [target.id for target in node.targets if isinstance(target, ast.Name)]
-        return None if names[:1] and names[0] in _NOT_CODE else self.generic_visit(node)
-
-    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST | None:
-        is_data = isinstance(node.target, ast.Name) and node.target.id in _NOT_CODE
-        return None if is_data else self.generic_visit(node)
 
     def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
         if isinstance(node.value, ast.Name) and node.value.id == "Annotated" and isinstance(node.slice, ast.Tuple):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.distill.step import Context, Requires, Shapes, Step
-from kdbench.models import Classifier, classifier_of
+from kdbench.models import classifier_of
 from kdbench.models.output import Output
 
 
@@ -40,6 +40,11 @@ class Hyper:
         for name in names:
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+
+    def require_choice(self, name: str, choices: Collection[str]) -> None:
+        """For the `__post_init__` of methods: this setting must be one of the choices."""
+        if getattr(self, name) not in choices:
+            raise ValueError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
 
 
 @dataclass(frozen=True)
@@ -125,24 +130,6 @@ class Distiller(nn.Module, Generic[H]):
     def extra_info(self) -> dict[str, bool | int | float | str]:
         """What a reader of the record should know beyond the settings, e.g. how many negatives the data allowed."""
         return {}
-
-
-class FrozenClassifier(nn.Module):
-    """The teacher's classifier as a part of a method that predicts with it; nothing trains it, and it is deployed."""
-
-    weight: Tensor
-    bias: Tensor | None
-
-    def __init__(self, classifier: Classifier | None) -> None:
-        super().__init__()
-        assert classifier is not None, "the method's requires() must ask for the classifier"
-        for name, value in zip(("weight", "bias"), classifier, strict=True):
-            frozen = None if value is None else nn.Parameter(value.detach().clone(), requires_grad=False)
-            self.register_parameter(name, frozen)
-
-    def forward(self, embedding: Tensor) -> Tensor:
-        """Logits [B, C] of embeddings [B, D] of the teacher's width."""
-        return F.linear(embedding, self.weight, self.bias)
 
 
 class Deployment(nn.Module):

@@ -71,6 +71,14 @@ def lacks_positions(shapes: Shapes, *, last_only: bool = False) -> str | None:
     return None
 
 
+def lacks_parts(shapes: Shapes) -> str | None:
+    """For the `supports` of methods that compare parts of the last maps: that one has a single position."""
+    maps = [shape for shape in (shapes.student.last_map, shapes.teacher.last_map) if shape is not None]
+    if any(shape[1:] == (1, 1) for shape in maps):
+        return "a last feature map of this pair is 1x1: it has no parts to compare"
+    return None
+
+
 class ConvRegressor(nn.Module):
     """A convolution that brings the student's map to the teacher's shape, batch norm and (where asked for) ReLU.
 

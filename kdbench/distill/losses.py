@@ -45,6 +45,20 @@ def soft_cross_entropy(student: Tensor, teacher: Tensor) -> Tensor:
     return -(teacher.detach().softmax(dim=1) * student.log_softmax(dim=1)).sum(dim=1).mean()
 
 
+def target_cross_entropy(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+    """The part of the cross-entropy at temperature 1 that belongs to the labels' classes: -p(y) log s(y).
+
+    Args:
+        student, teacher: logits, [B, C]; gradients reach `student` only.
+        labels: [B].
+
+    Returns:
+        Scalar in nats, averaged over B.
+    """
+    log_s, log_p = (logits.log_softmax(dim=1).gather(1, labels[:, None]) for logits in (student, teacher.detach()))
+    return -(log_p.exp() * log_s).mean()
+
+
 def standardize(logits: Tensor) -> Tensor:
     """The logits of each image, [B, C], with mean 0 and (unbiased) standard deviation 1.
 

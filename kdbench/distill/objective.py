@@ -24,11 +24,12 @@ def objective(distiller: Distiller[Any], step: Step) -> dict[str, Tensor]:
     """
     hyper = distiller.hyper
     terms: dict[str, Tensor] = {}
-    logits = distiller.predict(step.student)
-    if hyper.ce_weight:
-        terms["ce"] = hyper.ce_weight * F.cross_entropy(logits, step.batch.labels)
-    if hyper.kd_weight:
-        terms["kd"] = hyper.kd_weight * mean_soft_kl(logits, step.teachers, hyper.kd_temperature)
+    if hyper.ce_weight or hyper.kd_weight:
+        logits = distiller.predict(step.student)
+        if hyper.ce_weight:
+            terms["ce"] = hyper.ce_weight * F.cross_entropy(logits, step.batch.labels)
+        if hyper.kd_weight:
+            terms["kd"] = hyper.kd_weight * mean_soft_kl(logits, step.teachers, hyper.kd_temperature)
     own = distiller.losses(step)
     if not isinstance(own, Mapping):
         raise TypeError(f"losses() must return a mapping of names to scalars, not a {type(own).__name__}")

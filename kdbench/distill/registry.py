@@ -26,6 +26,7 @@ PACKAGE = "kdbench.methods"
 
 _METHODS: dict[str, type[Distiller[Any]]] = {}
 _METADATA: dict[str, tuple[int | None, str, str]] = {}  # name -> year, kind, group
+_INSTALLED: set[str] = set()  # names that came with an entry point
 
 
 def register(
@@ -86,10 +87,17 @@ def discover() -> Mapping[str, str]:
     for module in pkgutil.iter_modules(package.__path__, prefix=f"{PACKAGE}."):
         if reason := _attempt(partial(importlib.import_module, module.name)):
             broken[module.name] = reason
+    before = set(_METHODS)
     for point in entry_points(group=PACKAGE):
         if reason := _attempt(point.load):
             broken[point.value] = reason
+    _INSTALLED.update(_METHODS.keys() - before)
     return broken
+
+
+def is_installed(name: str) -> bool:
+    """Whether every process that discovers methods knows this one, so that it is not a notebook's or a plugin's."""
+    return distiller(name).__module__.startswith(f"{PACKAGE}.") or name in _INSTALLED
 
 
 def _attempt(load: Callable[[], object]) -> str | None:

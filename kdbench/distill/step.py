@@ -123,5 +123,9 @@ class Step:
         """The epoch on a schedule of `total` epochs: warm-ups and decays of 240-epoch papers read `epoch_of(240)`."""
         return self.epoch * total / self.epochs
 
+    def warm_up(self, epochs: float) -> float:
+        """A factor that grows linearly to 1 in so many epochs of 240."""
+        return min(self.epoch_of(240) / epochs, 1.0)
+
 
 __all__ = ["EXTRA_TEACHERS", "Batch", "Context", "Requires", "Shapes", "Step", "View", "ViewBatch", "ViewStep"]

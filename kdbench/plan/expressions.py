@@ -131,11 +131,19 @@ def _members(written: _Written, catalog: Catalog) -> list[_Written]:
     if written.settings:
         raise UserError(f"{written.name!r} takes no settings; {_LIST}")
     infos = [info for info in catalog.methods.values() if info.group in GROUP_NAMES[written.name]]
-    if written.published:
-        infos = [info for info in infos if info.published]
     if written.plus:
         infos = [info for info in infos if info.kind not in ("logits", "control") and not _has_kd(info)]
-    return [_Written(info.name, published=written.published, plus=written.plus) for info in infos]
+    members = [_Written(info.name, plus=written.plus) for info in infos]
+    if written.published:  # each of a method's published forms
+        forms = [(info, entry.given) for info in infos for entry in info.published]
+        members = [
+            _Written(info.name, {name: _text(value) for name, value in given.items()}, True, written.plus)
+            for info, given in forms
+        ]
+    if not members:
+        whole = written.name + PUBLISHED * written.published + "+kd" * written.plus
+        raise UserError(f"{whole!r} stands for no method; {_LIST}")
+    return members
 
 
 def _has_kd(info: MethodInfo) -> bool:
@@ -160,6 +168,8 @@ def _resolve(written: _Written, catalog: Catalog) -> Method:
     if not written.published:
         return method
     entry = _published(info, method.settings, catalog)
+    if fixed := [key for key in given if any(key in settings for settings in entry.pairs.values())]:
+        raise UserError(f"{name}{PUBLISHED} sets {', '.join(fixed)} for each pair: leave out one of the two")
     by_pair = {}
     for pair, settings in entry.pairs.items():
         there = _method(info, {**settings, **given}, written.plus)

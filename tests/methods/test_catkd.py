@@ -7,8 +7,9 @@ from math import sqrt
 
 import pytest
 
-from kdbench.distill import Output
-from tests.methods.build import make_for, output_with_embedding, step_of, tensor
+from kdbench.core.trial import Pair, Value
+from kdbench.distill import Output, registry
+from tests.methods.build import make_for, output_with_embedding, shapes_of_pair, step_of, tensor
 from tests.methods.expectations import Expectations, Mutation
 
 EXPECTED = Expectations(
@@ -38,3 +39,18 @@ def test_by_hand() -> None:
     normalized = make_for("catkd", {**settings, "normalize": True}, step).losses(step)["activation"]
     expected = ((1 / sqrt(20) + 4 / sqrt(32)) ** 2 + (3 / sqrt(20)) ** 2) / 2
     assert normalized.item() == pytest.approx(3 * expected, rel=1e-12)
+
+
+PAIR = Pair(("vgg13",), "vgg8")
+
+
+def test_normalized_maps_need_cells() -> None:
+    shapes = shapes_of_pair("catkd", PAIR, 32)
+    assert shapes.teacher.last_map is not None
+    coarse = {"normalize": True, "resolution": 1}
+    cases: list[tuple[dict[str, Value], bool]] = [({}, False), ({"normalize": True}, False), ({**coarse}, True)]
+    for settings, refused in cases:
+        assert bool(registry.incompatibility("catkd", settings, shapes)) == refused
+    small = shapes_of_pair("catkd", PAIR, 8)
+    assert registry.incompatibility("catkd", {"normalize": True}, small)
+    assert registry.incompatibility("catkd", {}, small) is None

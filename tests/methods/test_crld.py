@@ -22,7 +22,10 @@ def only_labels(method: Any, output: Output) -> dict[str, float]:
 
 
 EXPECTED = Expectations(
-    refused=({"temperature": 0.0},),
+    refused=(
+        *({name: value} for name in ("weak_threshold", "strong_threshold") for value in (-0.1, 1.1)),
+        {"temperature": 0.0},
+    ),
     effective={"weak_threshold": 0.2, "strong_threshold": 0.95},  # of ten classes with random logits
     without_effect={"within_weight": "no random teacher is as confident as weak_threshold asks"},
     predictions=(Prediction(only_labels, {"weak_threshold": 0.2}),),

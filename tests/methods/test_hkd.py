@@ -16,7 +16,7 @@ from tests.methods.expectations import Expectations, Mutation, Prediction
 ONE_KERNEL = Mutation("kdbench.methods.hkd.kernels", lambda original: lambda features: list(original(features))[:1])
 
 EXPECTED = Expectations(
-    refused=({"decay": 0.0}, {"form": "linear"}),
+    refused=({"decay": 1.5}, {"decay": 0.0}, {"form": "linear"}),
     effective={"form": "constant", "decay": 0.9},
     predictions=(
         Prediction(zeros("weighted", "others"), {"hkd_weight": 1e4}),

@@ -46,7 +46,7 @@ def test_by_hand() -> None:
     method.transform[0].weight.data = tensor([[[1.0]]], [[[2.0]]])
     nn.init.ones_(method.inverse[0].weight)
     d = (1 + 1e-5) ** -0.5
-    loss = method.losses(replace(step_of(student, teacher), epoch=15))["norm"]
+    loss = method.losses(replace(step_of(student, teacher), epoch=16))["norm"]
     assert loss.item() == pytest.approx(3 * 0.5 * 2 * ((3 * d - 5) ** 2 + (6 * d - 5) ** 2) / 2, rel=1e-12)
     z = 3 + 9 * d**2  # logits z and -z: mean 0, variance z²
     assert method.predict(student).tolist() == [pytest.approx([4 * z / (z**2 + 1e-7) ** 0.5, -4.0], rel=1e-8)]
@@ -75,3 +75,14 @@ def test_both_convolutions_are_deployed() -> None:
     known = replace(given, classifier=classifier_of(network))
     assert_close(method.deploy(network)(images), method.predict(known))
     assert not torch.allclose(method.predict(known), given.logits)
+
+
+def test_convolutions_begin_as_the_authors_do() -> None:
+    """Kaiming's normal deviation of the outputs' number: √(2 / 512), where torch's default has √(1 / (3 · 4))."""
+    student, teacher = (
+        FeatureShapes((), False, 4, last_map=(4, 2, 2)),
+        FeatureShapes((), False, 64, last_map=(64, 2, 2)),
+    )
+    torch.manual_seed(0)
+    method = distiller(student, teacher)
+    assert method.transform[0].weight.std().item() == pytest.approx((2 / 512) ** 0.5, rel=0.05)

@@ -6,9 +6,11 @@ from math import log
 
 import pytest
 import torch
+from torch import nn
 
 from kdbench.distill import Output
-from kdbench.methods.ofa import ofa_loss, parse_exponents
+from kdbench.methods.ofa import branch as method_branch
+from kdbench.methods.ofa import initialize, ofa_loss, parse_exponents
 from tests.methods.build import batch_of, make_for, output_with_feature_maps, step_of, tensor
 from tests.methods.expectations import Expectations, Mutation
 
@@ -59,3 +61,25 @@ def test_a_branch_at_each_stage_with_its_exponent() -> None:
 def test_exponents() -> None:
     assert parse_exponents("1.5") == (1.5,) * 5
     assert parse_exponents("1-2-3.0-4-5") == parse_exponents("[1, 2, 3.0, 4, 5]") == (1.0, 2.0, 3.0, 4.0, 5.0)
+
+
+def test_branches_begin_as_the_authors_do() -> None:
+    """With n stages to follow: n times two depth-wise 3x3, the first with stride 2, each before a 1x1; then linear."""
+    torch.manual_seed(0)
+    branch = method_branch(channels=32, followers=2, width=48, classes=200).apply(initialize)
+    convolutions = [part for part in branch if isinstance(part, nn.Conv2d)]
+    depthwise, pointwise = convolutions[::2], convolutions[1::2]
+    assert [(part.groups, part.stride) for part in depthwise] == [
+        (32, (2, 2)),
+        (32, (1, 1)),
+        (64, (2, 2)),
+        (64, (1, 1)),
+    ]
+    assert [part.out_channels for part in pointwise] == [32, 64, 64, 48]
+    assert branch(torch.randn(2, 32, 8, 8)).shape == (2, 200)
+    for part in pointwise:
+        assert part.weight.std().item() == pytest.approx((2 / part.out_channels) ** 0.5, rel=0.1)
+    classifier = branch[-1]
+    assert isinstance(classifier, nn.Linear)
+    assert classifier.weight.std().item() == pytest.approx(0.02, rel=0.1)
+    assert not classifier.bias.any()

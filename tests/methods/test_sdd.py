@@ -26,7 +26,7 @@ EXPECTED = Expectations(
         {"temperature": 0.0},
         {"warmup_epochs": 0},
         {"form": "rkd"},
-        *({"grids": grids} for grids in ("", "1", "2-4", "1-3")),
+        *({"grids": grids} for grids in ("", "1", "2-4", "1-3", "1.2", "x1y2", "1-2-", "12")),
     ),
     effective={"form": "dkd", "grids": "1-2-4"},
     without_effect=dict.fromkeys(("tckd_weight", "nckd_weight", "warmup_epochs"), WHY),

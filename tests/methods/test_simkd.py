@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.distill import Context, Output, registry
+from kdbench.distill.objective import objective
 from kdbench.models import FeatureShapes, build, features
-from tests.methods.build import output_with_embedding, step_of, tensor
+from tests.methods.build import batch_of, output_with_embedding, step_of, tensor
 from tests.methods.expectations import Expectations, Mutation
 
 EXPECTED = Expectations(
@@ -67,3 +68,18 @@ def test_projector_and_teachers_classifier_are_deployed_and_counted(bias: bool) 
     restored = again.deploy(build("wrn_16_1", 10, 8).double().eval())
     restored.load_state_dict(deployed.state_dict())
     torch.testing.assert_close(restored(images), deployed(images))
+
+
+@pytest.mark.parametrize("settings", [{}, {"ce_weight": 1.0, "kd_weight": 1.0}])
+def test_batch_norm_sees_a_batch_once(settings: dict[str, float]) -> None:
+    shapes = FeatureShapes((), False, 2, last_map=(2, 2, 2))
+    context = Context(
+        shapes, (shapes,), 2, torch.arange(2), generator=torch.Generator(), teacher_classifier=(torch.eye(2), None)
+    )
+    method = registry.distiller("simkd")(registry.hyper_of("simkd", settings), context).double()
+    maps = output(torch.randn(3, 2, 2, 2).double())
+    step = step_of(maps, maps, batch=batch_of(3, labels=torch.tensor([0, 1, 1])))
+    assert len(objective(method, step)) == 1 + len(settings)
+    method.after_backward(step)
+    seen = [value.item() for name, value in method.named_buffers() if name.endswith("num_batches_tracked")]
+    assert seen == [1, 1, 1]

@@ -12,7 +12,7 @@ import torch
 from torch.testing import assert_close
 
 from kdbench.distill import Context, Output, registry
-from kdbench.methods.wkd import cells, class_distances, statistics_loss, transport_cost
+from kdbench.methods.wkd import WKDHyper, cells, class_distances, statistics_loss, transport_cost
 from kdbench.models import FeatureShapes
 from tests.methods.build import batch_of, step_of, tensor
 from tests.methods.expectations import Expectations, Mutation
@@ -32,9 +32,7 @@ EXPECTED = Expectations(
         "wkd_logit": Mutation(  # the label's class takes part
             "kdbench.methods.wkd.transport_cost",
             lambda loss: (
-                lambda student, teacher, labels, cost, **rest: loss(
-                    student, teacher, torch.full_like(labels, -1), cost, **rest
-                )
+                lambda student, teacher, labels, *rest: loss(student, teacher, torch.full_like(labels, -1), *rest)
             ),
         ),
         "wkd_feat": Mutation(  # means and deviations change places
@@ -51,7 +49,7 @@ def test_transport_by_hand() -> None:
     cost = tensor([0.0, 0.3, 0.9], [0.3, 0.0, 0.9], [0.9, 0.9, 0.0])
     labels = torch.tensor([2])
     for teacher, expected in ((other, 0.3), (student, 0.0)):
-        moved = transport_cost(student, teacher, labels, cost, regularization=0.05, iterations=10)
+        moved = transport_cost(student, teacher, labels, cost, WKDHyper(temperature=1.0))
         # Each iteration misses a share of about 1e-8 / kernel, 4e-6 for the cost 0.3.
         assert moved.item() == pytest.approx(expected, abs=1e-5)
 
@@ -74,7 +72,7 @@ def test_statistics_by_hand() -> None:
     # center has in each cell of four the mean 1/4 and the unbiased variance (3 · 1/16 + 9/16) / 3 = 1/4.
     center = torch.zeros(2, 1, 3, 3, dtype=torch.float64)
     center[:, :, 1, 1] = 1.0
-    assert all(mean.flatten().tolist() == [1 / 4] * 2 for mean, _ in cells(center, 2))
+    assert all(mean.flatten().tolist() == [1 / 4] * 2 for mean in cells(center, 2)[0])
     mean, deviation = statistics_loss(center, torch.zeros_like(center), 2)
     assert mean.item() == pytest.approx(1 / 16, rel=1e-12)  # 4 cells, 2 images, over 2² · 2
     assert deviation.item() == pytest.approx((math.sqrt(1 / 4 + 1e-5) - math.sqrt(1e-5)) ** 2, rel=1e-12)
