@@ -11,6 +11,7 @@ from kdbench import __version__
 from kdbench.cli.options import (
     Parser,
     add_device,
+    add_jobs,
     add_plugins,
     add_results,
     add_rules,
@@ -102,6 +103,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--rerun", metavar="STATUS", help="train trials of this status again: done, failed, diverged, n/a or all"
     )
     add_device(how)
+    add_jobs(how)
     add_plugins(how)
     add_rules(parser.add_argument_group("tables"))
     return parser
@@ -161,8 +163,9 @@ def _estimate(prepared: StudyRun, out: Path) -> int:
     if plan.cohorts:
         print("measuring a few steps of each network and each method ...", flush=True)
         costs = measure_costs(plan, prepared.dataset, prepared.device, _say)
-        print(f"estimated time on this device: {format_duration(estimate_seconds(plan, costs))}")
-        kept, checkpoint_bytes = estimate_disk(plan, costs)
+        seconds = estimate_seconds(prepared.jobs, costs, prepared.parallel.jobs)
+        print(f"estimated time on this device: {format_duration(seconds)}")
+        kept, checkpoint_bytes = estimate_disk(prepared.jobs, costs, prepared.parallel.jobs)
         existing = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir())
         free = shutil.disk_usage(existing).free
         print(

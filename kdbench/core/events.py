@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from kdbench.core.jobs import Job
 from kdbench.core.record import EpochMetrics, Outcome, ProbeOutcome
+from kdbench.core.trial import Value
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,14 @@ class JobStarted:
     job: Job
     number: int
     total: int
+
+
+@dataclass(frozen=True)
+class JobPlaced:
+    """The job runs now, here: a device, or a machine and its device."""
+
+    job: Job
+    place: str
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,7 @@ class TrialEnd:
     """An item of a job has ended."""
 
     outcome: Outcome | ProbeOutcome
+    environment: Mapping[str, Value] | None = None  # where it was trained; None: in the runner's own process
 
 
 @dataclass(frozen=True)
@@ -74,13 +84,22 @@ class JobLost:
 
 
 @dataclass(frozen=True)
+class EndedElsewhere:
+    """Another process has ended these items of a job."""
+
+    job: Job
+
+
+@dataclass(frozen=True)
 class Waiting:
     """What is left, `items` trials or probes, is in the hands of other processes."""
 
     items: int
 
 
-Event = JobStarted | StepEnd | EpochEnd | Checkpoint | TrialEnd | JobEnd | JobLost | Waiting
+Event = (
+    JobStarted | JobPlaced | StepEnd | EpochEnd | Checkpoint | TrialEnd | JobEnd | JobLost | EndedElsewhere | Waiting
+)
 Emit = Callable[[Event], None]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -42,7 +42,7 @@ class CohortJob:
         """Training steps of each of its students, pretraining not counted."""
         return self.cohort.data.train // self.cohort.recipe.batch_size * self.epochs
 
-    def narrowed(self, fingerprints: Sequence[str] | frozenset[str]) -> CohortJob:
+    def narrowed(self, fingerprints: Collection[str]) -> CohortJob:
         """The job with only these items."""
         items = [trial for trial in self.items if trial.fingerprint in fingerprints]
         return replace(self, cohort=self.cohort.with_trials(items))
@@ -73,7 +73,7 @@ class ProbeJob:
         """Epochs: the steps of a probe are too short to be counted."""
         return self.epochs
 
-    def narrowed(self, fingerprints: Sequence[str] | frozenset[str]) -> ProbeJob:
+    def narrowed(self, fingerprints: Collection[str]) -> ProbeJob:
         """The job with only these items."""
         return replace(self, items=tuple(probe for probe in self.items if probe.fingerprint in fingerprints))
 

@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache, partial
 from importlib.metadata import entry_points
+from types import ModuleType
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
-from kdbench.core.catalog import GROUP_NAMES, GROUPS, KINDS, MethodInfo, Range, Setting
+from kdbench.core.catalog import GROUP_NAMES, GROUPS, KINDS, MethodInfo, Published, Range, Setting
 from kdbench.core.trial import Value
 from kdbench.distill.code_hash import code_hash
 from kdbench.distill.distiller import Distiller, Hyper
@@ -85,7 +86,7 @@ def discover() -> Mapping[str, str]:
     broken: dict[str, str] = {}
     package = importlib.import_module(PACKAGE)
     for module in pkgutil.iter_modules(package.__path__, prefix=f"{PACKAGE}."):
-        if reason := _attempt(partial(importlib.import_module, module.name)):
+        if reason := _attempt(partial(_import, module.name)):
             broken[module.name] = reason
     before = set(_METHODS)
     for point in entry_points(group=PACKAGE):
@@ -98,6 +99,23 @@ def discover() -> Mapping[str, str]:
 def is_installed(name: str) -> bool:
     """Whether every process that discovers methods knows this one, so that it is not a notebook's or a plugin's."""
     return distiller(name).__module__.startswith(f"{PACKAGE}.") or name in _INSTALLED
+
+
+def _import(name: str) -> None:
+    check_published(importlib.import_module(name))
+
+
+def check_published(module: ModuleType) -> None:
+    """Raise TypeError if a method's module has a `PUBLISHED` that cannot be used."""
+    entries = getattr(module, "PUBLISHED", ())
+    if not (isinstance(entries, tuple) and all(isinstance(entry, Published) for entry in entries)):
+        raise TypeError("PUBLISHED must be a tuple of Published; one of them is followed by a comma")
+    for cls in [cls for cls in _METHODS.values() if cls.__module__ == module.__name__]:
+        known = {setting.name for setting in settings_of(cls.hyper_type)}
+        for entry in entries:
+            for pair, settings in {"given": entry.given, **entry.pairs}.items():
+                if unknown := settings.keys() - known:
+                    raise TypeError(f"PUBLISHED, {pair}: {cls.name} has no setting {', '.join(sorted(unknown))}")
 
 
 def _attempt(load: Callable[[], object]) -> str | None:

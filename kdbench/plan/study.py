@@ -63,7 +63,10 @@ class RunOptions:
 
     out: Path = Path("results")
     device: str = "auto"
+    jobs: str = "auto"  # cohorts trained side by side, see runner/parallel.py
+    gpus_per_job: float | None = None  # share of a GPU; None: a whole one
     threads: int | None = None
+    cluster: str | None = None  # auto, local or HOST:PORT of a Ray cluster
     data_dir: Path | None = None
     checkpoint_every: str = "1"
     rerun: str | None = None

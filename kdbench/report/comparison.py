@@ -188,7 +188,9 @@ def sentences(comparison: Comparison) -> list[str]:
             ]
             if named:
                 said.append(f"Over {len(pairs)} pairs, {word} than {comparison.baseline}: {', '.join(named)}.")
-        if not significant:
+        if not compared:
+            said.append(f"Nothing is said over pairs: no method shares two pairs with {comparison.baseline}.")
+        elif not significant:
             said.append(
                 f"Over {len(pairs)} pairs no method can be told apart from {comparison.baseline} "
                 f"({statistics.LEVEL:.0%}, Holm-corrected)."

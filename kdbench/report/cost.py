@@ -17,19 +17,29 @@ COLUMNS = {
     "n": "int64",
     **dict.fromkeys(("seconds_per_epoch", "times_vanilla", "student_seconds", "shared_seconds"), "float64"),
     **dict.fromkeys(("images_per_second", "extra_parameters", "extra_mib", "peak_mib", "cohort_size"), "float64"),
+    "jobs": "int64",
 }
 """The columns of the long form and of cost.csv, and what they hold."""
 
-NOTE = (
+_NOTE = (
     "Cost: seconds of a training epoch had the student been trained alone, teacher and data included, and how many "
     "times the plain student's; medians over epochs and seeds on one device. Memory and parameters are in cost.csv."
 )
 
 
+def notes(frame: pd.DataFrame) -> list[str]:
+    """What a table of costs must say."""
+    if frame.empty:
+        return []
+    most = int(frame["jobs"].max())
+    beside = f"Cost: up to {most} jobs ran side by side, so that times are longer than those of one job alone."
+    return [_NOTE, beside] if most > 1 else [_NOTE]
+
+
 def costs(records: Sequence[Record], requested: Collection[str] = ()) -> pd.DataFrame:
     """One row per (dataset, recipe, teacher, student, method) that was trained, with the columns COLUMNS.
 
-    Seconds of different devices, threads or precisions are never averaged: those of the newest record count.
+    Seconds of different devices, threads, jobs or precisions are never averaged: those of the newest record count.
     `times_vanilla` compares with the plain student on the same device, and is NaN where there is none.
     """
     groups = select(records, requested).groups
@@ -51,7 +61,12 @@ def _column(group: Group) -> tuple[str, str, str, str]:
 
 def _conditions(record: Record) -> tuple[object, ...]:
     machine = record.environment
-    return machine.get("device"), machine.get("threads"), machine.get("torch"), record.trial.precision
+    return (*(machine.get(name) for name in ("device", "threads", "torch")), _jobs(record), record.trial.precision)
+
+
+def _jobs(record: Record) -> int:
+    """How many jobs ran side by side when it was trained."""
+    return int(record.environment.get("jobs") or 1)
 
 
 def _timed(group: Group) -> list[Record]:
@@ -84,6 +99,7 @@ def _row(group: Group, plain: Group | None) -> dict[str, Any] | None:
             name: _median(record.cost.get(name) for record in comparable)
             for name in ("extra_parameters", "extra_mib", "peak_mib", "cohort_size")
         },
+        "jobs": _jobs(latest),
     }
 
 

@@ -36,7 +36,7 @@ def cost_document(frame: pd.DataFrame) -> str:
     def table(dataset: str, recipe: str) -> pd.DataFrame:
         return layout(rows_of(frame, dataset, recipe), cost.cell)
 
-    return _document("Cost of a training epoch", frame, table, [cost.NOTE] if len(frame) else [])
+    return _document("Cost of a training epoch", frame, table, cost.notes(frame))
 
 
 def transfer_document(frame: pd.DataFrame, notes: Sequence[str]) -> str:

@@ -176,7 +176,12 @@ def _cost(rows: Sequence[dict[str, Any]]) -> Table:
             tip = f"{rate} images/s; {extra or 'unknown'} extra parameters"
             line.append(Cell(cost.cell(row), _number(row["seconds_per_epoch"], 6), tip=tip))
         lines.append(line)
-    return Table("Cost of a training epoch", ["method", *map(tables.column_label, columns)], lines, cost.NOTE)
+    return Table(
+        "Cost of a training epoch",
+        ["method", *map(tables.column_label, columns)],
+        lines,
+        " ".join(cost.notes(pd.DataFrame(rows))),
+    )
 
 
 def _text(title: str, frame: pd.DataFrame, corner: str = "method", note: str = "") -> Table:

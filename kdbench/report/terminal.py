@@ -53,7 +53,7 @@ def render_costs(frame: pd.DataFrame, width: int = WIDTH) -> list[RenderableType
     for dataset, recipe in tables(frame):
         title = f"{dataset}, {recipe}: cost of a training epoch"
         parts += _tables(title, rows_of(frame, dataset, recipe), width, lambda row: Text(cost.cell(row)))
-    return parts + _notes([cost.NOTE] if parts else [])
+    return parts + _notes(cost.notes(frame))
 
 
 def render_comparison(studies: Sequence[Comparison]) -> list[RenderableType]:

@@ -38,6 +38,7 @@ def load_plugins(path: Path) -> dict[str, Mapping[str, Any]]:
             module = importlib.import_module(f"{_PACKAGE}.{file.stem}")
             if Path(module.__file__ or "").resolve() != file:
                 raise ImportError(f"{module.__file__} was loaded under this name; start Python again")
+            registry.check_published(module)
             add_plugin(module)
             own = dict(getattr(module, "RECIPES", {}))
             if not all(isinstance(recipe, dict) for recipe in own.values()) or own.keys() & recipes.keys():
@@ -47,3 +48,8 @@ def load_plugins(path: Path) -> dict[str, Mapping[str, Any]]:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise UserError(f"--plugins: {file} failed to import: {reason}") from error
     return recipes
+
+
+def known_to_workers(method: str) -> bool:
+    """Whether a process that loads the same plugins has the method: not if it was registered by hand."""
+    return registry.is_installed(method) or registry.distiller(method).__module__.startswith(f"{_PACKAGE}.")

@@ -5,15 +5,35 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column, Table
 from rich.text import Text
 
-from kdbench.core.events import EpochEnd, Event, JobEnd, JobStarted, StepEnd, TrialEnd, Waiting
+from kdbench.core.events import (
+    EndedElsewhere,
+    EpochEnd,
+    Event,
+    JobEnd,
+    JobLost,
+    JobPlaced,
+    JobStarted,
+    StepEnd,
+    TrialEnd,
+    Waiting,
+)
 from kdbench.core.jobs import CohortJob, Job
 from kdbench.core.record import Outcome, ProbeOutcome
 from kdbench.core.trial import Trial
@@ -27,26 +47,52 @@ def progress(console: Console, jobs: Sequence[Job]) -> LiveProgress | PlainProgr
 
 
 class _Work:
-    """How much of the jobs is done, in steps of all their items."""
+    """How much of the jobs is done, in steps of all their items, whoever trains them."""
 
     def __init__(self, jobs: Sequence[Job]) -> None:
-        self.total = sum(map(_steps, jobs))
-        self._ended = self._current = 0
+        self._steps = {item.id: job.steps for job in jobs for item in job.items}
+        self._done = dict.fromkeys(self._steps, 0)
+        self.total, self.done = sum(self._steps.values()), 0
 
-    def count(self, event: Event) -> int:
-        """Steps done after an event."""
+    def count(self, event: Event) -> None:
+        """Take an event into account."""
         match event:
-            case EpochEnd(job, _, count):
-                self._current = min(self._current + count * job.steps // job.epochs, _steps(job))
-            case JobEnd(job):  # all of them: items that failed or were resumed took fewer steps
-                self._ended, self._current = self._ended + _steps(job), 0
+            case StepEnd(job, epoch, step, steps) if epoch > 0:
+                per_epoch = job.steps / job.epochs
+                self._reach(job, round((epoch - 1 + step / steps) * per_epoch))
+            case EpochEnd(job, epoch):
+                self._reach(job, round(epoch * job.steps / job.epochs))
+            case TrialEnd(outcome):  # it may have failed before its last step
+                self._set(outcome.item.id, self._steps.get(outcome.item.id, 0))
+            case EndedElsewhere(job):
+                self._reach(job, job.steps)
             case _:
                 pass
-        return self._ended + self._current
+
+    def _reach(self, job: Job, steps: int) -> None:
+        for item in job.items:
+            self._set(item.id, steps)
+
+    def _set(self, item: str, steps: int) -> None:
+        if steps > self._done.get(item, steps):
+            self.done += steps - self._done[item]
+            self._done[item] = steps
 
 
-def _steps(job: Job) -> int:
-    return job.steps * len(job.items)
+class _Numbers:
+    """The numbers of jobs, which their parts share."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, str] = {}
+
+    def add(self, event: JobStarted) -> str:
+        """`[2/13]`, of the job that begins."""
+        text = f"[{event.number}/{event.total}]"
+        self._of |= {item.id: text for item in event.job.items}
+        return text
+
+    def __getitem__(self, job: Job) -> str:
+        return self._of[job.items[0].id]
 
 
 def _items(job: Job) -> str:
@@ -74,8 +120,7 @@ class PlainProgress:
     """Lines for logs: for every job that starts, for epochs (one line in QUIET_SECONDS at most), for failures."""
 
     def __init__(self, console: Console, jobs: Sequence[Job]) -> None:
-        self.console, self.work = console, _Work(jobs)
-        self.position = ""
+        self.console, self.work, self.numbers = console, _Work(jobs), _Numbers()
         self.awaited = 0  # items of other processes, as last printed
         self.started = self.printed = time.monotonic()
 
@@ -86,14 +131,13 @@ class PlainProgress:
         pass
 
     def __call__(self, event: Event) -> None:
-        done = self.work.count(event)
+        self.work.count(event)
         match event:
-            case JobStarted(job, number, total):
-                self.position = f"[{number}/{total}]"
-                self._print(f"{self.position} {job.title}: {_items(job)}")
+            case JobStarted(job):
+                self._print(f"{self.numbers.add(event)} {job.title}: {_items(job)}")
             case EpochEnd(job, epoch):
                 if epoch == job.epochs or time.monotonic() - self.printed >= QUIET_SECONDS:
-                    self._print_epoch(event, done)
+                    self._print_epoch(event)
             case TrialEnd(outcome):
                 if text := _failure(outcome):
                     self._print(text)
@@ -104,15 +148,16 @@ class PlainProgress:
             case _:
                 pass
 
-    def _print_epoch(self, event: EpochEnd, done: int) -> None:
-        job, left = event.job, self.work.total - done
+    def _print_epoch(self, event: EpochEnd) -> None:
+        job, done = event.job, self.work.done
         accuracies = ""
         if isinstance(job, CohortJob):
             trials = [trial for trial in job.items if trial.id in event.latest]
             known = ", ".join(f"{_name(trial)} {event.latest[trial.id].top1:.2f}" for trial in trials)
             accuracies = f"top-1 % {known or '-'}; "
-        minutes = (time.monotonic() - self.started) / done * left / 60 if done else 0.0
-        self._print(f"{self.position} epoch {event.epoch}/{job.epochs}: {accuracies}about {minutes:.1f} min left")
+        minutes = (time.monotonic() - self.started) / done * (self.work.total - done) / 60 if done else 0.0
+        number = self.numbers[job]
+        self._print(f"{number} epoch {event.epoch}/{job.epochs}: {accuracies}about {minutes:.1f} min left")
 
     def _print(self, text: str) -> None:
         self.console.print(escape(text), highlight=False, soft_wrap=True)
@@ -120,16 +165,24 @@ class PlainProgress:
 
 
 class LiveProgress:
-    """A bar for all jobs, a bar for the epoch, and a table of the students' current accuracies."""
+    """A bar for all jobs, a row for each job under way, and the students' accuracies if there is one such job."""
 
     def __init__(self, console: Console, jobs: Sequence[Job]) -> None:
-        self.console, self.work = console, _Work(jobs)
-        columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()
+        self.console, self.work, self.numbers = console, _Work(jobs), _Numbers()
         times = TextColumn("elapsed"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()
-        self.total_bar, self.epoch_bar = Progress(*columns, *times), Progress(*columns)
-        self.title = ""
+        name = TextColumn("{task.description}", markup=False)
+        self.total_bar = Progress(name, BarColumn(), MofNCompleteColumn(), *times)
+        self.job_bars = Progress(
+            TextColumn("{task.fields[number]}", markup=False),
+            TextColumn("{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True)),
+            TextColumn("{task.fields[epoch]}", markup=False),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            expand=True,
+        )
         self.total_task = self.total_bar.add_task("steps", total=self.work.total)
-        self.epoch_task = self.epoch_bar.add_task("", total=None)
+        self.rows: dict[str, TaskID] = {}  # of the jobs under way, by their numbers
+        self.waiting = ""
         self.students: Table | str = ""
         self.live = Live(console=console, get_renderable=self._view, refresh_per_second=4, transient=True)
 
@@ -143,30 +196,36 @@ class LiveProgress:
         self.live.__exit__(kind, error, traceback)
 
     def __call__(self, event: Event) -> None:
-        done = self.work.count(event)
+        self.work.count(event)
+        self.total_bar.update(self.total_task, completed=self.work.done)
         match event:
-            case JobStarted(job, number, total):
-                self.title, self.students = f"[{number}/{total}] {job.title}: {_items(job)}", ""
-                self.epoch_bar.reset(self.epoch_task, description="starting", total=None)
+            case JobStarted(job):
+                number = self.numbers.add(event)
+                title = f"{job.title}: {_items(job)}"
+                self.waiting, self.students = "", ""
+                self.rows[number] = self.job_bars.add_task(title, total=None, number=number, epoch="starting")
+            case JobPlaced(job, place):
+                self._update(job, description=f"{job.title}: {_items(job)}, {place}")
             case StepEnd(job, epoch, step, steps):
-                name = f"epoch {epoch}/{job.epochs}" if epoch > 0 else f"pretraining epoch {-epoch}"
-                self.epoch_bar.update(self.epoch_task, description=name, completed=step, total=steps)
-                if epoch > 0:
-                    self.total_bar.advance(self.total_task, len(job.items))
+                name = f"epoch {epoch}/{job.epochs}" if epoch > 0 else f"pretraining {-epoch}"
+                self._update(job, epoch=name, completed=step, total=steps)
             case EpochEnd(job, epoch):
                 if not isinstance(job, CohortJob):
-                    self.epoch_bar.update(self.epoch_task, description="epoch", completed=epoch, total=job.epochs)
-                self.students = self._table(event)
-                self.total_bar.update(self.total_task, completed=done)
+                    self._update(job, epoch="epoch", completed=epoch, total=job.epochs)
+                self.students = self._table(event) if len(self.rows) == 1 else ""
             case TrialEnd(outcome):
                 if text := _failure(outcome):
                     self.console.print(escape(text), highlight=False, soft_wrap=True)
-            case JobEnd():
-                self.total_bar.update(self.total_task, completed=done)
+            case JobEnd(job) | JobLost(job):
+                if (row := self.rows.pop(self.numbers[job], None)) is not None:
+                    self.job_bars.remove_task(row)
             case Waiting():
-                self.title, self.students = _waiting(event), ""
+                self.waiting, self.students = _waiting(event), ""
             case _:
                 pass
+
+    def _update(self, job: Job, **values: Any) -> None:
+        self.job_bars.update(self.rows[self.numbers[job]], **values)
 
     def _table(self, event: EpochEnd) -> Table | str:
         if not event.latest:
@@ -179,4 +238,4 @@ class LiveProgress:
         return table
 
     def _view(self) -> Group:
-        return Group(self.total_bar, Text(self.title), self.epoch_bar, self.students)
+        return Group(self.total_bar, self.job_bars, Text(self.waiting), self.students)

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from kdbench.core.errors import Interrupted
-from kdbench.core.events import Checkpoint, Emit, Event, Executor, JobLost, JobStarted, TrialEnd, Waiting
+from kdbench.core.events import (
+    Checkpoint,
+    Emit,
+    EndedElsewhere,
+    Event,
+    Executor,
+    JobLost,
+    JobStarted,
+    TrialEnd,
+    Waiting,
+)
 from kdbench.core.jobs import CohortJob, Item, Job, ProbeJob, Weights
-from kdbench.core.record import FINAL, Outcome, ProbeOutcome
+from kdbench.core.record import FINAL, Outcome, ProbeOutcome, failed
 from kdbench.core.trial import Value
 from kdbench.results import Store
 from kdbench.runner.locks import TrialLocks
@@ -20,6 +31,9 @@ from kdbench.train.checkpoint import Checkpoints
 log = logging.getLogger("kdbench")
 
 _POLL = 1.0  # seconds between two looks at what other processes have finished
+
+DEATHS = 3
+"""Of the processes of a trial, with no checkpoint in between, after which it has failed."""
 
 
 def run_jobs(
@@ -72,6 +86,7 @@ class _Run:
     stop: Callable[[], bool]
     keep_weights: str
     running: set[str] = field(default_factory=set)  # fingerprints
+    deaths: Counter[str] = field(default_factory=Counter)  # of processes since an item's last checkpoint, by its id
 
     def __post_init__(self) -> None:
         self.locks = TrialLocks(self.store.root)
@@ -85,7 +100,7 @@ class _Run:
 
     def ready_jobs(self) -> Iterator[Job | None]:
         """Jobs whose teachers are there, narrowed to the items that no other process has; None: none is ready yet."""
-        while self.pending:
+        while self.pending or self.running:  # what runs may be lost, and is then pending again
             idle = True
             for job in list(self.pending):
                 unfinished = {item.fingerprint for other in self.pending for item in other.items} | self.running
@@ -93,6 +108,8 @@ class _Run:
                     continue
                 self.pending.remove(job)
                 claimed, elsewhere = self._claim(job)
+                if ended := {item.fingerprint for item in job.items} - claimed - elsewhere:
+                    self.emit(EndedElsewhere(job.narrowed(frozenset(ended))))
                 if elsewhere:
                     self.pending.append(job.narrowed(elsewhere))
                 if claimed and (ready := self._with_weights(job.narrowed(claimed))):
@@ -101,7 +118,7 @@ class _Run:
                     first = ready.items[0].fingerprint
                     self.emit(JobStarted(ready, self.numbers[first], self.total))
                     yield ready
-            if idle and self.pending:
+            if idle and (self.pending or self.running):
                 if not self.running:
                     self.emit(Waiting(sum(len(job.items) for job in self.pending)))
                     time.sleep(_POLL)
@@ -153,25 +170,39 @@ class _Run:
         match event:
             case Checkpoint():
                 self.checkpoints.save(event.id, event.state)
+                self.deaths.pop(event.id, None)
             case TrialEnd(outcome):
+                environment = self.environment if event.environment is None else event.environment
                 if isinstance(outcome, Outcome):
                     keep = self.keep_weights == "all" or not outcome.trial.teachers
-                    self.store.save(outcome, self.environment, keep)
+                    self.store.save(outcome, environment, keep)
                 else:
-                    self.store.save_probe(outcome, self.environment)
+                    self.store.save_probe(outcome, environment)
                 if outcome.status in FINAL:
                     self.checkpoints.remove(outcome.item.id)
                 self.running.discard(outcome.item.fingerprint)
                 self.locks.release(outcome.item.fingerprint)
             case JobLost(job, reason):
-                left = frozenset(item.fingerprint for item in job.items) & self.running
-                log.warning("%s was lost (%s): it continues from its last checkpoints", job.title, reason)
-                self.running -= left
-                if left:
-                    self.pending.append(job.narrowed(left))
+                self._run_again(job, reason)
             case _:
                 pass
         self.watch(event)
+
+    def _run_again(self, job: Job, reason: str) -> None:
+        """Hand out again what of a lost job has not ended. What died too often runs once more alone, then fails."""
+        log.warning("%s was lost (%s): it continues from its last checkpoints", job.title, reason)
+        left = job.narrowed(frozenset(item.fingerprint for item in job.items) & self.running)
+        self.deaths.update(item.id for item in left.items)
+        if max((self.deaths[item.id] for item in left.items), default=0) < DEATHS:
+            parts = [left] if left.items else []
+        elif len(left.items) > 1:
+            parts = [left.narrowed({item.fingerprint}) for item in left.items]
+            self.deaths.update({item.id: DEATHS - 1 - self.deaths[item.id] for item in left.items})
+        else:
+            parts = []
+            self.emit(TrialEnd(failed(left.items[0], f"it was lost {DEATHS} times, the last time since {reason}")))
+        self.running -= {item.fingerprint for part in parts for item in part.items}
+        self.pending += parts
 
 
 def _teacher_weights(job: CohortJob, store: Store) -> tuple[Weights, str | None]:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import time
+import tomllib
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -17,7 +21,7 @@ from kdbench.core.events import Emit, Executor
 from kdbench.core.files import file_sha256, write_atomic
 from kdbench.core.jobs import CohortJob
 from kdbench.core.record import Outcome, Record
-from kdbench.core.trial import PRETRAINED, Plan, TeacherSource, Trial
+from kdbench.core.trial import PRETRAINED, VANILLA, Plan, TeacherSource, Trial
 from kdbench.data.dataset import Dataset
 from kdbench.data.registry import default_data_dir
 from kdbench.data.sources import prepare
@@ -28,10 +32,16 @@ from kdbench.results import Store
 from kdbench.results.plan_file import begin_rerun, end_rerun, write_plan
 from kdbench.runner.catalog import build_catalog
 from kdbench.runner.executors.local import LocalExecutor
+from kdbench.runner.executors.processes import ProcessExecutor
 from kdbench.runner.locks import TrialLocks
+from kdbench.runner.parallel import Parallel, on_cluster, resolve_parallel, split_cohorts
+from kdbench.runner.plugins import known_to_workers
 from kdbench.runner.runner import remove_checkpoints, run_jobs
 from kdbench.train.checkpoint import Checkpoints
 from kdbench.train.device import configure_torch, describe_environment, resolve_device, resolve_precision
+
+if TYPE_CHECKING:
+    from kdbench.runner.executors.cluster import Cluster
 
 log = logging.getLogger("kdbench")
 
@@ -51,6 +61,9 @@ class StudyRun:
     keep_weights: str
     deadline: float | None  # of time.monotonic()
     device: torch.device
+    parallel: Parallel
+    plugins: Path | None
+    cluster: Cluster | None
     finished_at: Mapping[str, str] = field(repr=False)
     """When each trial of the folder was finished, read before the plan was made: what another process finishes from
     then on is not trained again."""
@@ -68,13 +81,13 @@ class StudyRun:
 
     @property
     def jobs(self) -> list[CohortJob]:
-        """The cohorts to train."""
-        return [CohortJob(cohort) for cohort in self.plan.cohorts]
+        """The cohorts to train, or parts of them."""
+        return split_cohorts(self.plan.cohorts, self.parallel.jobs)
 
     def train(self, watch: Emit, stop: Callable[[], bool] = lambda: False, executor: Executor | None = None) -> None:
         """Train what is missing; `watch` receives the events. `stop`, or the time limit, begin an orderly stop.
 
-        The executor is by default a `LocalExecutor`. Raises DiskError, Interrupted.
+        The executor is by default that of `parallel`. Raises DiskError, Interrupted.
         """
 
         def stop_now() -> bool:
@@ -82,22 +95,25 @@ class StudyRun:
 
         remove_checkpoints(self.plan.completed, self.checkpoints, self.store.root)
         if self.plan.cohorts or self.plan.not_applicable:
-            datasets = {self.dataset.info.content: self.dataset}
-            executor = executor or LocalExecutor(datasets, self.device, self.checkpoints, self.interval, stop_now)
-            environment = describe_environment(self.device)
+            executor = executor or self._executor(stop_now)
+            environment = {**describe_environment(self.device), "jobs": self.parallel.jobs}
             known = [Outcome(trial, "n/a", reason) for trial, reason in self.plan.not_applicable]
-            run_jobs(
-                self.jobs,
-                self.store,
-                executor,
-                self.checkpoints,
-                watch,
-                environment,
-                self.finished_at,
-                stop_now,
-                known,
-                self.keep_weights,
-            )
+            try:
+                run_jobs(
+                    self.jobs,
+                    self.store,
+                    executor,
+                    self.checkpoints,
+                    watch,
+                    environment,
+                    self.finished_at,
+                    stop_now,
+                    known,
+                    self.keep_weights,
+                )
+            finally:
+                if self.cluster:
+                    self.cluster.close()
         end_rerun(self.store.root)
         if self.keep_weights == "none":
             if TrialLocks(self.store.root).any_held_elsewhere():
@@ -105,6 +121,19 @@ class StudyRun:
             else:
                 for trial in self.plan.trials:
                     self.store.remove_weights(trial.id)
+
+    def _executor(self, stop: Callable[[], bool]) -> Executor:
+        datasets = {self.dataset.info.content: self.dataset}
+        if self.cluster:
+            from kdbench.runner.executors.cluster import ClusterExecutor
+
+            jobs, precision = self.parallel.jobs, self.study.precision
+            return ClusterExecutor(self.cluster, jobs, precision, datasets, self.checkpoints, self.interval, stop)
+        if self.parallel.jobs == 1:
+            return LocalExecutor(datasets, self.device, self.checkpoints, self.interval, stop)
+        folder = self.checkpoints.folder
+        precision = self.study.precision
+        return ProcessExecutor(self.parallel, precision, datasets, folder, self.interval, self.plugins, stop)
 
     def own_records(self, records: Sequence[Record]) -> list[Record]:
         """Those of a folder's records that belong to the study."""
@@ -131,8 +160,10 @@ def prepare_study(
     rerun, interval = _parse_rerun(run.rerun), parse_interval(run.checkpoint_every)
     check_threads(run.threads)
     deadline = time.monotonic() + parse_duration(run.time_limit) if run.time_limit else None
-    device = resolve_device(run.device)
-    study = replace(study, precision=resolve_precision(study.precision, device, study.recipe.size))
+    cluster = _connect(run) if run.cluster else None
+    device = torch.device("cpu") if cluster else resolve_device(run.device)  # of this process
+    worker_device = cluster.device if cluster else device
+    study = replace(study, precision=resolve_precision(study.precision, worker_device, study.recipe.size))
     store = Store(run.out, quarantine=not dry_run)
     if not dry_run:
         store.require_writable()
@@ -154,18 +185,65 @@ def prepare_study(
     planned = plan()
     if needed := planned.teachers & {trial.fingerprint for trial in planned.completed}:  # these need their weights too
         planned = plan(needed)
+    by_hand = not all(known_to_workers(method.name) for method in study.methods if method.name != VANILLA)
+    if cluster:
+        if by_hand:
+            raise UserError(
+                "--cluster: a method that was registered in this session is not known to nodes; use --plugins"
+            )
+        parallel = on_cluster(run, cluster.rooms(), planned, cluster.cpus, worker_device)
+        say(f"cluster of {cluster}")
+    else:
+        parallel = resolve_parallel(run, device, planned, dataset.info, own_process=by_hand)
+    checkpoints = Checkpoints(run.out / "checkpoints")
     if not dry_run:
         for arch in dict.fromkeys(trial.arch for trial in planned.pending if trial.arch.endswith(PRETRAINED)):
             say(f"weights of {arch}: loading from the cache, or downloading ...")
             models.fetch(arch, dataset.info.classes, dataset.info.size)
-        plugins = f"\n[run]\nplugins = {json.dumps(str(run.plugins.resolve()))}\n" if run.plugins else ""
-        write_atomic(run.out / "study.toml", (study.toml() + plugins).encode())
+        _write_study(run, study, parallel, resumes=any(checkpoints.exists(trial.id) for trial in planned.pending))
         write_plan(run.out, planned.trials)
-    configure_torch(device, study.precision, run.threads)
-    checkpoints = Checkpoints(run.out / "checkpoints")
+    configure_torch(device, study.precision, parallel.threads)
+    if parallel.jobs > 1:
+        say(f"{parallel.jobs} jobs side by side, {parallel.threads} thread{'s' * (parallel.threads != 1)} each")
     return StudyRun(
-        study, planned, dataset, store, checkpoints, interval, run.keep_weights, deadline, device, finished_at
+        study,
+        planned,
+        dataset,
+        store,
+        checkpoints,
+        interval,
+        run.keep_weights,
+        deadline,
+        device,
+        parallel,
+        run.plugins and run.plugins.resolve(),
+        cluster,
+        finished_at,
     )
+
+
+def _connect(run: RunOptions) -> Cluster:
+    from kdbench.runner.executors.cluster import Cluster
+
+    return Cluster(run)
+
+
+def _write_study(run: RunOptions, study: Study, parallel: Parallel, resumes: bool) -> None:
+    """Write the resolved study; say so if checkpoints go on with other threads, which change the last bits on a CPU."""
+    path = run.out / "study.toml"
+    threads = parallel.threads or torch.get_num_threads()
+    table = {"threads": threads, "plugins": run.plugins and str(run.plugins.resolve())}
+    lines = "".join(f"{name} = {json.dumps(value)}\n" for name, value in table.items() if value is not None)
+    before = None
+    with suppress(OSError, tomllib.TOMLDecodeError, UnicodeDecodeError):
+        before = tomllib.loads(path.read_text("utf-8")).get("run", {}).get("threads")
+    if resumes and before is not None and before != threads and parallel.devices[0].type == "cpu":
+        log.warning(
+            "checkpoints were made with --threads %s and go on with %s: the last bits of results may differ",
+            before,
+            threads,
+        )
+    write_atomic(path, (study.toml() + (f"\n[run]\n{lines}" if lines else "")).encode())
 
 
 def _parse_rerun(text: str | None) -> frozenset[str]:

@@ -47,6 +47,8 @@ def resolve_precision(text: str, device: torch.device, size: int) -> str:
     """`auto`: bf16 on what computes in it natively (a CPU: for images of at least 32 pixels a side), else fp32."""
     if text != "auto":
         return text
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError("--precision auto: this machine has no GPU to ask; give bf16 or fp32")
     if device.type == "cuda":
         native = torch.cuda.get_device_capability(device) >= (8, 0)  # older cards emulate it, slowly
     else:

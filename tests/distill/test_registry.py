@@ -3,12 +3,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any
 
 import pytest
 import torch
 
-from kdbench.distill import Context, Distiller, Hyper, Output, Range, register, registry
+from kdbench.distill import Context, Distiller, Hyper, Output, Published, Range, register, registry
 from kdbench.distill.objective import objective
 from kdbench.models import FeatureShapes
 from tests.methods.build import batch_of, make, step_of
@@ -159,3 +160,19 @@ def test_methods_of_other_packages_come_in_by_entry_points(monkeypatch: pytest.M
     broken = registry.discover.__wrapped__()
     assert registry.distiller("theirs").name == "theirs"
     assert broken == {"their_other.method": "ImportError: no module named their_other"}
+
+
+@pytest.mark.parametrize(
+    ("published", "sentence"),
+    [
+        (Published("source", {}), "must be a tuple"),
+        ({"resnet56:resnet20": {"alpha": 1.0}}, "must be a tuple"),
+        ((Published("source", {"resnet56:resnet20": {"alfa": 1.0}}),), "resnet56:resnet20: kd has no setting alfa"),
+        ((Published("source", {}, given={"form": "x"}),), "given: kd has no setting form"),
+    ],
+)
+def test_published_settings_that_cannot_be_used(published: object, sentence: str) -> None:
+    module = ModuleType(registry.distiller("kd").__module__)
+    module.PUBLISHED = published  # type: ignore[attr-defined]
+    with pytest.raises(TypeError, match=sentence):
+        registry.check_published(module)

@@ -54,6 +54,8 @@ class Study:
         environment = {**os.environ, **self.environment}
         if harm is not None:
             environment |= {"KDBENCH_HARM": json.dumps(harm), "PYTHONPATH": str(_HARM)}
+        if "--jobs" not in self.words:
+            more = ("--jobs", "1", *more)
         folders = ["--out", str(self.out), "--data-dir", str(self.home / "data")]
         command = [sys.executable, str(ROOT / "bench.py"), *self.words, *folders, *more]
         return subprocess.Popen(
@@ -86,7 +88,7 @@ class Study:
             else:
                 for name in ("finished", "student_seconds", "shared_seconds", "cost"):
                     del content[name]
-                del content["environment"]["host"]
+                del content["environment"]["host"], content["environment"]["jobs"]
             found[path.name] = content
         return found
 

@@ -8,6 +8,7 @@ import pytest
 from kdbench.core.catalog import Cost, Costs
 from kdbench.core.data import DataInfo, DataRequest
 from kdbench.core.errors import UserError
+from kdbench.core.jobs import CohortJob
 from kdbench.core.trial import CheckpointInterval, Pair, Plan, TeacherSource
 from kdbench.plan import pairs, recipes
 from kdbench.plan.estimate import estimate_disk, estimate_seconds, format_bytes, format_duration
@@ -238,7 +239,7 @@ def test_intervals() -> None:
 def test_the_disk_space_adds_up() -> None:
     planned = plan(study("kd,one", seeds=(0,)))
     costs = Costs({"big": Cost(1, 1, 10_000_000), "small": Cost(1, 1, 1_000_000)}, checkpoint_bytes={"one": 500_000})
-    kept, states = estimate_disk(planned, costs)
+    kept, states = estimate_disk(list(map(CohortJob, planned.cohorts)), costs)
     assert kept - 13_000_000 == pytest.approx(4 * 104_192)  # weights; and records with 240 epochs
     assert states == (20_000_000 + 2_000_000) + 20_000_000  # the teacher's cohort, its largest file written twice
     assert [format_bytes(count) for count in (3 * 2**20, 3 * 2**30, 30 * 2**30)] == ["3 MiB", "3,072 MiB", "30.0 GiB"]
@@ -250,11 +251,15 @@ def test_the_estimate_adds_up() -> None:
     images = 1000 // 64 * 64
     vanilla = images * (0.3 + 0.03) + 100 * (0.1 + 0.01)
     pair = images * (0.03 + 0.1) + 100 * 0.01
-    assert estimate_seconds(planned, Costs(costs)) == pytest.approx(240 * (vanilla + pair))
-    extra = images * 0.005
-    assert estimate_seconds(planned, Costs(costs, {"kd": 0.005})) == pytest.approx(240 * (vanilla + pair + extra))
-    early = 30 * images * (0.03 + 0.1)  # 30 epochs of 240, without evaluation
-    assert estimate_seconds(planned, Costs(costs, {}, frozenset({"kd"}))) == pytest.approx(
-        240 * (vanilla + pair) + early
+    assert estimate_seconds(list(map(CohortJob, planned.cohorts)), Costs(costs)) == pytest.approx(
+        240 * (vanilla + pair)
     )
+    extra = images * 0.005
+    assert estimate_seconds(list(map(CohortJob, planned.cohorts)), Costs(costs, {"kd": 0.005})) == pytest.approx(
+        240 * (vanilla + pair + extra)
+    )
+    early = 30 * images * (0.03 + 0.1)  # 30 epochs of 240, without evaluation
+    assert estimate_seconds(
+        list(map(CohortJob, planned.cohorts)), Costs(costs, {}, frozenset({"kd"}))
+    ) == pytest.approx(240 * (vanilla + pair) + early)
     assert [format_duration(value) for value in (5, 600, 12000, 400000)] == ["5 s", "10 min", "3 h 20 min", "4.6 days"]

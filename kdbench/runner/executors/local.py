@@ -6,6 +6,7 @@ import gc
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
 
@@ -15,10 +16,17 @@ from kdbench.core.files import DiskError
 from kdbench.core.jobs import CohortJob, Item, Job
 from kdbench.core.record import Outcome, failed
 from kdbench.data.dataset import Dataset
-from kdbench.train.checkpoint import Checkpoints, CheckpointSchedule, log
+from kdbench.train.checkpoint import CheckpointSchedule, log
 from kdbench.train.cohort import CohortTrainer
 from kdbench.train.device import is_out_of_memory
 from kdbench.train.probe_group import ProbeGroupTrainer
+
+
+class Loads(Protocol):
+    """Where the last checkpoint of a trial is found."""
+
+    def load(self, trial_id: str, /) -> dict[str, Any] | None:
+        """The state, or None if there is none."""
 
 
 class LocalExecutor:
@@ -31,7 +39,7 @@ class LocalExecutor:
         self,
         datasets: Mapping[str, Dataset],
         device: torch.device,
-        checkpoints: Checkpoints,
+        checkpoints: Loads,
         interval: CheckpointInterval | None = None,
         stop: Callable[[], bool] = lambda: False,
     ) -> None:

@@ -1,0 +1,330 @@
+"""Run jobs on a Ray cluster: one actor a job. Neither a common folder nor the driver's machine is needed by nodes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import queue
+import shutil
+import signal
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import kdbench
+from kdbench.core.checkpoint import CheckpointInterval
+from kdbench.core.errors import Interrupted, UserError
+from kdbench.core.events import Emit, JobEnd, JobLost, JobPlaced, TrialEnd
+from kdbench.core.jobs import Job
+from kdbench.core.trial import Value
+from kdbench.data.dataset import Dataset
+from kdbench.plan.study import RunOptions
+from kdbench.runner.executors.messages import Log, Raised, Ready, Setup, Stopped, dumps, loader, methods
+from kdbench.runner.executors.worker import Throttle, open_executor, redirect_log
+from kdbench.train.checkpoint import Checkpoints
+
+log = logging.getLogger("kdbench")
+
+STEP_SECONDS = 2.0  # at least, between two steps that travel
+QUEUE = 64  # events that wait for the driver before training waits for it
+_POLL = 0.5  # seconds between two looks at `stop`, at jobs that have become ready and at the cluster
+_TELL = 60.0  # seconds after which a cluster without a fitting node is spoken of again
+
+
+class Cluster:
+    """A connection to a Ray cluster, and what each job takes of it."""
+
+    def __init__(self, run: RunOptions) -> None:
+        """Connect to `auto`, `local` (started here) or HOST:PORT. Raises UserError."""
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # it would copy torch to every worker
+        try:
+            import ray
+        except ImportError:
+            raise UserError('--cluster needs Ray: pip install "kdbench[ray]"') from None
+        address = run.cluster or "auto"
+        if address.startswith("ray://"):
+            raise UserError("--cluster: Ray clients (ray://) are not supported; run the command on a node, with auto")
+        _require_reachable(address)
+        self.ray: Any = ray
+        self.code, self.plugins = stage_code(run.plugins)
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+        try:
+            ray.init(
+                address=address,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env={"working_dir": self.code.name},
+                **options,
+            )
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"--cluster {address}: there is no Ray cluster that can be used: {reason}") from error
+        finally:
+            if threading.current_thread() is threading.main_thread():  # ray.init takes SIGTERM for itself
+                for number, handler in handlers.items():
+                    signal.signal(number, handler)
+        on_gpu = run.device.startswith("cuda") or (run.device == "auto" and self._total("GPU") > 0)
+        self.device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
+        self.cpus, self.gpus = run.threads or 1, (run.gpus_per_job or 1.0) if on_gpu else 0.0
+        if not self.rooms():
+            problem = f"--cluster: no node has {self.demand}; the cluster is {self}"
+            self.close()
+            raise UserError(problem)
+
+    def _total(self, resource: str) -> float:
+        return float(self.ray.cluster_resources().get(resource, 0.0))
+
+    @property
+    def demand(self) -> str:
+        """What a job takes, in words."""
+        cpus = f"{self.cpus} processor{'s' * (self.cpus > 1)}"
+        return f"{cpus} and {self.gpus:g} GPU" if self.gpus else cpus
+
+    def rooms(self) -> list[int]:
+        """How many jobs at a time each node that can run one holds."""
+        rooms = []
+        for node in self.ray.nodes():
+            has = node["Resources"] if node["Alive"] else {}
+            room = has.get("CPU", 0.0) / self.cpus
+            rooms.append(int(min(room, has.get("GPU", 0.0) / self.gpus + 1e-9) if self.gpus else room))
+        return [room for room in rooms if room]
+
+    def __str__(self) -> str:
+        nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+        held = ", ".join(f"{node.get('CPU', 0):g} processors and {node.get('GPU', 0):g} GPUs" for node in nodes)
+        return f"{len(nodes)} node{'s' * (len(nodes) != 1)}: {held}"
+
+    def close(self) -> None:
+        """Leave the cluster; one that was started here ends."""
+        self.ray.shutdown()
+        self.code.cleanup()
+
+
+def _require_reachable(address: str) -> None:
+    """Ray itself waits for minutes. Raises UserError."""
+    if address in ("auto", "local"):
+        return
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdecimal()):
+        raise UserError(f"--cluster {address!r} is none of auto, local and HOST:PORT")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(f"--cluster {address}: nobody answers there: {error}") from error
+
+
+def stage_code(plugins: Path | None) -> tuple[tempfile.TemporaryDirectory[str], Path | None]:
+    """A folder with this code and the plugins, for nodes to import, and where the plugins lie in it."""
+    folder = tempfile.TemporaryDirectory(prefix="kdbench-")
+    package, unwanted = Path(kdbench.__file__).parent, shutil.ignore_patterns("__pycache__", "*.pyc")
+    shutil.copytree(package, Path(folder.name, package.name), ignore=unwanted)
+    own = package.parent / "methods"  # of a checkout
+    if own.is_dir():
+        shutil.copytree(own, Path(folder.name, own.name), ignore=unwanted)
+    if plugins is None:
+        return folder, None
+    place = Path("plugins", plugins.name)
+    if plugins.is_dir():
+        shutil.copytree(plugins, folder.name / place, ignore=unwanted)
+    else:
+        Path(folder.name, "plugins").mkdir()
+        shutil.copy(plugins, folder.name / place)
+    return folder, place
+
+
+class ClusterExecutor:
+    """Runs each job in an actor on some node, with the checkpoints that the driver holds.
+
+    Ray itself repeats nothing: what is lost with its node is handed out again by the runner.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        jobs: int,
+        precision: str,
+        datasets: Mapping[str, Dataset],
+        checkpoints: Checkpoints,
+        interval: CheckpointInterval | None = None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """`jobs` is how many may be under way; `datasets` are those of the jobs, by their content."""
+        self.cluster, self.ray, self.jobs, self.stop = cluster, cluster.ray, jobs, stop
+        self.checkpoints = checkpoints
+        self.setup = Setup(
+            device=str(cluster.device),
+            precision=precision,
+            threads=cluster.cpus,
+            jobs=max(cluster.rooms()),
+            gpu_share=cluster.gpus or 1.0,
+            interval=interval,
+            plugins=cluster.plugins,
+            methods=methods(),
+        )
+        self.datasets = self.ray.put(pickle.dumps(dict(datasets), pickle.HIGHEST_PROTOCOL))
+        self.actor = self.ray.remote(Trainer).options(
+            num_cpus=cluster.cpus,
+            num_gpus=cluster.gpus,
+            max_restarts=0,
+            max_task_retries=0,
+            max_concurrency=2,  # one thread runs a job, one hears `stop`
+        )
+        self.told = time.monotonic()
+
+    def run(self, jobs: Iterator[Job | None], emit: Emit) -> None:
+        """See `kdbench.core.events.Executor`."""
+        running: dict[Any, _Remote] = {}  # by their streams of events
+        more, stopping = True, False
+        try:
+            while True:
+                if self.stop() and not stopping:
+                    stopping = True
+                    for remote in running.values():
+                        remote.actor.stop.remote()
+                more = more and not stopping
+                while more and len(running) < self.jobs:
+                    try:
+                        job = next(jobs)
+                    except StopIteration:
+                        more = False
+                        break
+                    except Interrupted:
+                        break  # `stop` says so in the next round
+                    if job is None:
+                        break
+                    remote = self._submit(job)
+                    running[remote.stream] = remote
+                if not running and stopping:
+                    raise Interrupted
+                if not running and not more:
+                    return
+                self._warn_if_nothing_fits()
+                if not running:
+                    time.sleep(_POLL)
+                    continue
+                ready, _ = self.ray.wait(list(running), num_returns=len(running), timeout=_POLL, fetch_local=True)
+                for stream in ready or ():
+                    if not self._receive(running[stream], emit):
+                        self.ray.kill(running.pop(stream).actor)
+        finally:
+            for remote in running.values():
+                self.ray.kill(remote.actor)
+
+    def _submit(self, job: Job) -> _Remote:
+        actor = self.actor.remote()
+        states = {item.id: state for item in job.items if (state := self.checkpoints.load(item.id))}
+        content = pickle.dumps((self.setup, job, states), pickle.HIGHEST_PROTOCOL)
+        stream = actor.run.options(num_returns="streaming").remote(content, self.datasets)
+        return _Remote(job, actor, stream, loader(job))
+
+    def _receive(self, remote: _Remote, emit: Emit) -> bool:
+        """Pass on one event. False: the job has ended, is lost or was stopped. Raises what ends the run."""
+        try:
+            message = remote.read(self.ray.get(next(remote.stream)))
+        except StopIteration:
+            return False
+        except self.ray.exceptions.RayTaskError as failure:  # first, since it is a RayError too
+            raise UserError(f"--cluster: a node cannot run kdbench: {failure.cause}") from failure
+        except self.ray.exceptions.RayError as failure:
+            emit(JobLost(remote.job, f"{type(failure).__name__} of Ray"))
+            return False
+        match message:
+            case Ready(environment):
+                self._compare(environment)
+                remote.environment = environment
+                emit(JobPlaced(remote.job, f"{environment['host']}, {self.setup.device}"))
+            case Log(level, text):
+                log.log(level, "%s", text)
+            case Raised(error):
+                raise error
+            case Stopped():
+                return False
+            case TrialEnd(outcome):
+                emit(TrialEnd(outcome, remote.environment))
+            case JobEnd() as end:
+                emit(end)
+                return False
+            case event:
+                emit(event)
+        return True
+
+    def _compare(self, environment: Mapping[str, Value]) -> None:
+        if (theirs := environment["torch"]) != torch.__version__:
+            log.warning("%s has torch %s, and this machine %s", environment["host"], theirs, torch.__version__)
+
+    def _warn_if_nothing_fits(self) -> None:
+        if time.monotonic() - self.told > _TELL:
+            self.told = time.monotonic()
+            if not self.cluster.rooms():
+                log.warning("no node of the cluster has %s now: waiting for one", self.cluster.demand)
+
+
+@dataclass
+class _Remote:
+    """A job that an actor runs."""
+
+    job: Job
+    actor: Any
+    stream: Any
+    read: Callable[[bytes], Any]
+    environment: Mapping[str, Value] = field(default_factory=dict)
+
+
+class Trainer:
+    """The actor: runs one job on a node."""
+
+    def __init__(self) -> None:
+        self.stopping = threading.Event()
+
+    def stop(self) -> None:
+        """Stop after this step, with checkpoints."""
+        self.stopping.set()
+
+    def run(self, content: bytes, datasets: bytes) -> Iterator[bytes]:
+        """What happens to the job, event by event."""
+        out: queue.Queue[bytes | None] = queue.Queue(QUEUE)
+        thread = threading.Thread(target=self._train, args=(content, datasets, out), daemon=True)
+        thread.start()
+        while (message := out.get()) is not None:
+            yield message
+        thread.join()
+
+    def _train(self, content: bytes, datasets: bytes, out: queue.Queue[bytes | None]) -> None:
+        job: Job | None = None
+
+        def send(message: Any) -> None:
+            out.put(dumps(message, job))
+
+        redirect_log(send)
+        throttle = Throttle(STEP_SECONDS)
+        try:
+            setup, job, states = pickle.loads(content)
+            executor, environment = open_executor(setup, datasets, _Sent(states), self.stopping.is_set)
+            send(Ready(environment))
+            executor.run(iter([job]), lambda event: send(event) if throttle.passes(event) else None)
+        except Interrupted:
+            send(Stopped())
+        except Exception as error:
+            send(Raised(error))
+        finally:
+            out.put(None)
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """The checkpoints that came with a job."""
+
+    states: Mapping[str, dict[str, Any]]
+
+    def load(self, trial_id: str) -> dict[str, Any] | None:
+        return self.states.get(trial_id)

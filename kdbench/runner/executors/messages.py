@@ -1,0 +1,104 @@
+"""What a driver and its workers send each other, as bytes over a pipe."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from kdbench.core.checkpoint import CheckpointInterval
+from kdbench.core.jobs import CohortJob, Job, ProbeJob
+from kdbench.core.trial import Value
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A worker's part of the machine, and what it needs besides jobs, images and checkpoints."""
+
+    device: str
+    precision: str
+    threads: int | None
+    jobs: int  # that run side by side
+    gpu_share: float  # of the GPU's memory
+    interval: CheckpointInterval | None
+    plugins: Path | None
+    methods: Mapping[str, str]  # the code hashes of the driver's methods
+
+
+def methods() -> dict[str, str]:
+    """The code hash of each method that this process knows."""
+    from kdbench.distill import registry  # imports torch, for which a worker does not wait
+
+    return {name: info.code for name, info in registry.infos().items()}
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A worker has been set up."""
+
+    environment: Mapping[str, Value]
+
+
+@dataclass(frozen=True)
+class Log:
+    """What a worker has to say."""
+
+    level: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """The orderly stop of a worker: its job's checkpoints were sent."""
+
+
+@dataclass(frozen=True)
+class Raised:
+    """An error that ends the whole run, such as a disk that cannot be read."""
+
+    error: Exception
+
+
+STOP, END = b"stop", b"end"
+"""Messages to a worker that are no job."""
+
+
+def dumps(message: Any, job: Job | None = None) -> bytes:
+    """A message as bytes; `job`, the one under way, and its parts are only named, since they hold networks."""
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, obj: Any) -> tuple[str, ...] | None:
+            if job is None or not isinstance(obj, CohortJob | ProbeJob):
+                return None
+            return () if obj is job else tuple(item.fingerprint for item in obj.items)
+
+    buffer = io.BytesIO()
+    Pickler(buffer, pickle.HIGHEST_PROTOCOL).dump(message)
+    return buffer.getvalue()
+
+
+def loader(job: Job) -> Callable[[bytes], Any]:
+    """Reads the messages about a job that `dumps` made."""
+
+    @cache
+    def part(fingerprints: tuple[str, ...]) -> Job:
+        return job.narrowed(fingerprints) if fingerprints else job
+
+    class Unpickler(pickle.Unpickler):
+        def persistent_load(self, pid: tuple[str, ...]) -> Job:
+            return part(pid)
+
+    return lambda content: Unpickler(io.BytesIO(content)).load()
+
+
+def receive(connection: Connection) -> bytes | None:
+    """The next message; None if the other side is gone."""
+    try:
+        return connection.recv_bytes()
+    except (EOFError, OSError):
+        return None

@@ -1,0 +1,145 @@
+"""How many jobs of a study run side by side on this machine, and what each of them has of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+
+import torch
+
+from kdbench.core.data import DataInfo
+from kdbench.core.errors import UserError
+from kdbench.core.jobs import CohortJob
+from kdbench.core.trial import Cohort, Plan
+from kdbench.plan.study import RunOptions
+
+SMALL_PIXELS = 64
+"""Up to this many pixels a side, a processor trains more images a second with one thread in each of several jobs than
+with several threads in one: docs/performance.md."""
+
+SMALL_WORK = 100_000
+"""Images times epochs times trials of a study that is done before a second process has loaded torch."""
+
+JOB_BYTES = 1.5 * 2**30  # memory of a worker with small networks, without its images
+IMAGE_COPIES = 3  # of the data set in a worker: as it was sent, padded, and while it is padded
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """`jobs` side by side, with so many threads each (None: torch's choice), on these devices in turn."""
+
+    jobs: int
+    threads: int | None
+    devices: tuple[torch.device, ...]
+
+    @property
+    def gpu_share(self) -> float:
+        """How much of a GPU's memory a job may take."""
+        return 1 / ceil(self.jobs / len(self.devices))
+
+
+def resolve_parallel(
+    run: RunOptions, device: torch.device, plan: Plan, data: DataInfo, *, own_process: bool = False
+) -> Parallel:
+    """What `--jobs`, `--threads`, `--device` and `--gpus-per-job` mean for a plan.
+
+    From the whole plan, whatever of it is done, so that a run that continues has the threads it had before.
+
+    Args:
+        own_process: whether some of its methods are known to this process only, so that there can be no workers.
+
+    Raises:
+        UserError: if they are no numbers in range, or contradict each other.
+    """
+    most, cores, asked = _widest(plan), torch.get_num_threads(), _asked(run)
+    if asked is not None and asked > 1 and own_process:
+        raise UserError(
+            "--jobs: a method that was registered in this session is not known to other processes; "
+            "put it into a file for --plugins, or take --jobs 1"
+        )
+    if asked is not None and asked > 1 and os.name != "posix":
+        raise UserError("--jobs: several jobs at once need Linux or macOS; take --jobs 1")
+    alone = own_process or os.name != "posix"
+    if device.type == "cuda":
+        return _on_gpus(run, device, asked, most, cores, alone)
+    if run.gpus_per_job is not None:
+        raise UserError("--gpus-per-job needs a CUDA device")
+    if asked is None:
+        asked = 1
+        if data.size <= SMALL_PIXELS and not alone and _work(plan) > SMALL_WORK:
+            image_bytes = 3 * data.size**2 * (data.train + data.test + data.val)
+            free = int(_memory() // (JOB_BYTES + IMAGE_COPIES * image_bytes))
+            asked = max(1, min(cores // (run.threads or 1), most, free))
+    elif asked > (processors := os.cpu_count() or 1):
+        raise UserError(f"--jobs must be at most {processors}, the processors of this machine: {asked}")
+    threads = run.threads
+    if threads is None and asked > 1:
+        threads = max(1, cores // asked)
+    return Parallel(asked, threads, (device,))
+
+
+def _asked(run: RunOptions) -> int | None:
+    """The number of jobs that was asked for; None: auto. Raises UserError."""
+    if run.jobs == "auto":
+        return None
+    if not run.jobs.isdecimal() or int(run.jobs) == 0:
+        raise UserError(f"--jobs {run.jobs!r} is neither auto nor a whole number from 1")
+    return int(run.jobs)
+
+
+def _on_gpus(run: RunOptions, device: torch.device, asked: int | None, most: int, cores: int, alone: bool) -> Parallel:
+    devices: tuple[torch.device, ...] = (device,)
+    if run.device == "auto":
+        devices = tuple(torch.device("cuda", index) for index in range(torch.cuda.device_count()))
+    share = 1.0 if run.gpus_per_job is None else run.gpus_per_job
+    if not 0 < share <= 1:
+        raise UserError(f"--gpus-per-job must be above 0 and at most 1: {share:g}")
+    room = len(devices) * int(1 / share + 1e-9)
+    if asked is not None and run.gpus_per_job is not None and asked > room:
+        raise UserError(f"--jobs {asked} with --gpus-per-job {share:g} needs more than {len(devices)} GPU")
+    jobs = asked or (1 if alone else max(1, min(room, most)))
+    return Parallel(jobs, run.threads or (max(1, cores // jobs) if jobs > 1 else None), devices[:jobs])
+
+
+def on_cluster(run: RunOptions, rooms: Sequence[int], plan: Plan, threads: int, device: torch.device) -> Parallel:
+    """As many jobs as the nodes of a cluster hold, if there are so many trials. Raises UserError."""
+    asked = _asked(run)
+    return Parallel(asked or max(1, min(sum(rooms), _widest(plan))), threads, (device,))
+
+
+def split_cohorts(cohorts: Sequence[Cohort], parts: int) -> list[CohortJob]:
+    """Jobs for so many workers. A trial's result does not depend on the others of its cohort.
+
+    Networks without a teacher share nothing but their batches, so each is a job; cohorts with a teacher stay whole
+    where there are enough of them.
+    """
+    if parts == 1:
+        return [CohortJob(cohort) for cohort in cohorts]
+    taught = sum(bool(cohort.teachers) for cohort in cohorts)
+    jobs = []
+    for cohort in cohorts:
+        count = min(len(cohort.trials), ceil(parts / taught) if cohort.teachers else len(cohort.trials))
+        jobs += [CohortJob(replace(cohort, trials=cohort.trials[first::count])) for first in range(count)]
+    return jobs
+
+
+def _widest(plan: Plan) -> int:
+    """The trials of the plan that may be trained at one time: all with a teacher, or all without."""
+    excluded = {trial.fingerprint for trial, _ in plan.not_applicable}
+    taught = [bool(trial.teachers) for trial in plan.trials if trial.fingerprint not in excluded]
+    return max(1, taught.count(True), taught.count(False))
+
+
+def _work(plan: Plan) -> int:
+    return sum(trial.recipe.epochs * trial.data.train for trial in plan.trials)
+
+
+def _memory() -> float:
+    """Bytes of memory that are free, where the system says so."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            return next(1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return float("inf")
