@@ -203,6 +203,10 @@ def prepare_study(
         _write_study(run, study, parallel, resumes=any(checkpoints.exists(trial.id) for trial in planned.pending))
         write_plan(run.out, planned.trials)
     configure_torch(device, study.precision, parallel.threads)
+    takes_all_cores = parallel.jobs == 1 and run.threads is None and device.type == "cpu"
+    if takes_all_cores and not dry_run and TrialLocks(run.out).any_held_elsewhere():
+        share = max(1, torch.get_num_threads() // 2)
+        log.warning("another process trains in %s: on one machine, give each of two --threads %d", run.out, share)
     if parallel.jobs > 1:
         say(f"{parallel.jobs} jobs side by side, {parallel.threads} thread{'s' * (parallel.threads != 1)} each")
     return StudyRun(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from kdbench.results import Store
 from kdbench.runner.executors.cluster import Cluster, ClusterExecutor
 from kdbench.runner.runner import DEATHS, run_jobs
 from kdbench.train.checkpoint import Checkpoints
+from tests.faults.fault_study import Study, end
 from tests.train.tiny_study import DATASET, cohort, equal, longer, run_cohort, trial
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install kdbench[ray]")
@@ -184,3 +186,19 @@ def test_demands_that_no_node_meets_are_said(two_nodes: tuple[Any, Any, Any, Clu
     for options, words in (({"threads": 4}, "4 processors"), ({"device": "cuda"}, "1 processor and 1 GPU")):
         with pytest.raises(UserError, match=f"no node has {words}; the cluster is 3 nodes"):
             Cluster(RunOptions(cluster=nodes.address, **options))
+
+
+@pytest.mark.slow
+def test_a_killed_driver_continues_where_it_was(tmp_path: Path) -> None:
+    words = ["--methods", "kd", "--pairs", "wrn_16_2:resnet8", "--dataset", "digits", "--seeds", "1", "--epochs", "6"]
+    alone = Study(tmp_path / "alone", [*words, "--threads", "1"])
+    alone.run()
+    study = Study(tmp_path / "cluster", [*words, "--cluster", "local", "--jobs", "2"])
+    driver = study.start()
+    while not list(study.out.glob("checkpoints/*.pt")):
+        assert driver.poll() is None
+        time.sleep(0.05)
+    end(driver)
+    assert "resume from checkpoints" in study.run()
+    assert study.trials() == alone.trials()
+    assert study.files() - {"results/study.toml"} == alone.files() - {"results/study.toml"}

@@ -30,6 +30,7 @@ from kdbench.plan.study import RunOptions
 from kdbench.runner.executors.messages import Log, Raised, Ready, Setup, Stopped, dumps, loader, methods
 from kdbench.runner.executors.worker import Throttle, open_executor, redirect_log
 from kdbench.train.checkpoint import Checkpoints
+from kdbench.train.device import describe_environment
 
 log = logging.getLogger("kdbench")
 
@@ -179,6 +180,10 @@ class ClusterExecutor:
             max_task_retries=0,
             max_concurrency=2,  # one thread runs a job, one hears `stop`
         )
+        here = describe_environment(torch.device("cpu"))
+        self.commit: dict[str, Value] = {
+            name: here[name] for name in ("commit", "edited") if name in here
+        }  # nodes have no checkout
         self.told = time.monotonic()
 
     def run(self, jobs: Iterator[Job | None], emit: Emit) -> None:
@@ -241,7 +246,7 @@ class ClusterExecutor:
         match message:
             case Ready(environment):
                 self._compare(environment)
-                remote.environment = environment
+                remote.environment = {**environment, **self.commit}
                 emit(JobPlaced(remote.job, f"{environment['host']}, {self.setup.device}"))
             case Log(level, text):
                 log.log(level, "%s", text)
