@@ -75,7 +75,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     shared: list[float] = []
     for number in range(args.warmup + args.steps):
         inputs = trainer.inputs.advance()
-        shared.append(trainer.inputs.timer.mean())
+        shared.append(sum(trainer.inputs.seconds_per_step().values()))
         for method, student in students.items():
             steps[method].append(step_seconds(student, inputs))
         for method, student in without_network.items():

@@ -16,6 +16,7 @@ from kdbench.core.jobs import CohortJob
 from kdbench.core.record import EpochMetrics, Outcome, Status
 from kdbench.core.trial import Trial
 from kdbench.data.dataset import Dataset, Loader
+from kdbench.data.views import View
 from kdbench.distill import registry
 from kdbench.distill.step import Shapes
 from kdbench.models import features, info
@@ -24,7 +25,7 @@ from kdbench.train.cuda_graph import use_cuda_graph
 from kdbench.train.device import peak_mib, reset_peak_memory
 from kdbench.train.evaluate import EVALUATION_BATCH, Accuracy, evaluate
 from kdbench.train.failures import Diverged, NonfiniteGradient, epoch_name, status_and_reason
-from kdbench.train.shared_inputs import SharedInputs
+from kdbench.train.shared_inputs import BATCH, SharedInputs
 from kdbench.train.student import Student
 from kdbench.train.teacher import Teachers, class_means
 
@@ -126,7 +127,7 @@ class CohortTrainer:
 
     def _end_epoch(self, epoch: int, active: list[Student]) -> None:
         """Check that the losses were finite, and evaluate the students in one pass over the test images."""
-        shared_seconds = self.inputs.timer.mean() * self.loader.steps
+        shared = self.inputs.seconds_per_step()
         terms = {}
         for student in list(active):
             try:
@@ -154,7 +155,7 @@ class CohortTrainer:
                     on_test.top1,
                     on_test.top5,
                     seconds[student],
-                    shared_seconds,
+                    sum(shared.get(part, 0.0) for part in _parts(student)) * self.loader.steps,
                     on_validation.top1 if on_validation else None,
                 )
                 student.epochs.append(metrics)
@@ -232,6 +233,11 @@ class CohortTrainer:
         epochs = tuple(student.epochs)
         metrics = student.metrics if status == "done" else {}
         return Outcome(student.trial, status, reason, epochs, self.teacher_top1, extra_info, weights, cost, metrics)
+
+
+def _parts(student: Student) -> tuple[View | str, ...]:
+    """What of the shared inputs a student would need alone."""
+    return BATCH, *student.requires.views, *student.requires.extra_teachers
 
 
 def build_student(trial: Trial, dataset: Dataset, teachers: Teachers, loader: Loader) -> Student:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,9 @@ from kdbench.models.output import Output
 from kdbench.train.cuda_graph import CudaGraphStep, StaticBuffers
 from kdbench.train.meters import Timer
 from kdbench.train.teacher import Teacher, Teachers
+
+BATCH = "batch"
+"""What every student of a cohort shares, in `SharedInputs.seconds_per_step`."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,8 @@ class SharedInputs:
 
     def __init__(self, loader: Loader, teachers: Teachers, device: torch.device) -> None:
         self.loader, self.teachers, self.device = loader, teachers, device
-        self.timer = Timer(device)
+        self._timers: dict[View | str, Timer] = {}  # by what they time
+        self._timed_steps = 0
         self.current: StepInputs
 
     def begin_epoch(self, epoch: int, requires: Collection[Requires], use_graph: bool, start: int = 0) -> None:
@@ -69,8 +74,20 @@ class SharedInputs:
     def advance(self) -> StepInputs:
         """The next step's inputs."""
         self._step += 1
-        with self.timer.running():
-            return self._compute(next(self._batches))
+        self._timed_steps += 1
+        with self._timing(BATCH):
+            batch = next(self._batches)
+        return self._compute(batch)
+
+    def seconds_per_step(self) -> dict[View | str, float]:
+        """Since the last call, by what it was spent on: BATCH, which is the batch and the teachers' outputs for it,
+        each view, and each extra teacher. Under a CUDA graph, which is replayed as a whole, all is BATCH.
+        """
+        steps, self._timed_steps = max(1, self._timed_steps), 0
+        return {part: timer.total() / steps for part, timer in self._timers.items()}
+
+    def _timing(self, part: View | str) -> AbstractContextManager[None]:
+        return self._timers.setdefault(part, Timer(self.device)).running()
 
     def modified_in_place(self) -> bool:
         """Whether a student changed some of the current inputs; known without asking the device."""
@@ -81,12 +98,16 @@ class SharedInputs:
         return self._compute(next(self.loader.epoch(self._epoch, self._step)))
 
     def _compute(self, batch: Batch) -> StepInputs:
-        views = {view: self.loader.view(view, self._epoch, self._step, batch) for view in self._views}
+        views = {}
+        for view in self._views:
+            with self._timing(view):
+                views[view] = self.loader.view(view, self._epoch, self._step, batch)
         if self._static_batch and self._graph:
-            batch = self._static_batch.fill(batch)
-            views = {view: self._static_views[view].fill(content) for view, content in views.items()}
-            self.current = self._graph(None, batch, views)
-            self._graph.join()
+            with self._timing(BATCH):
+                batch = self._static_batch.fill(batch)
+                views = {view: self._static_views[view].fill(content) for view, content in views.items()}
+                self.current = self._graph(None, batch, views)
+                self._graph.join()
         else:
             self.current = self._inputs(batch, views)
         self._unmodified = self._versions()
@@ -94,13 +115,17 @@ class SharedInputs:
 
     def _inputs(self, batch: Batch, views: Mapping[View, ViewBatch]) -> StepInputs:
         """The teachers' outputs for the batch and its views."""
-        extra = {name: teacher for name, teacher in self.teachers.extra.items() if name in self._extra}
-        return StepInputs(
-            batch,
-            self._outputs(batch),
-            {view: SharedView(content, self._outputs(content.batch)) for view, content in views.items()},
-            {name: self._output(teacher, batch) for name, teacher in extra.items()},
-        )
+        timing = nullcontext if self._graph else self._timing  # within a graph there is no time of a part
+        shared, extra = dict[View, SharedView](), dict[str, Output]()
+        with timing(BATCH):
+            teachers = self._outputs(batch)
+        for view, content in views.items():
+            with timing(view):
+                shared[view] = SharedView(content, self._outputs(content.batch))
+        for name in (name for name in self.teachers.extra if name in self._extra):
+            with timing(name):
+                extra[name] = self._output(self.teachers.extra[name], batch)
+        return StepInputs(batch, teachers, shared, extra)
 
     def _outputs(self, batch: Batch) -> tuple[Output, ...]:
         return tuple(self._output(teacher, batch) for teacher in self.teachers.teachers)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from kdbench.train.meters import EpochTimer, LossMeter
 from kdbench.train.student import to_float32
+from tests.train.tiny_study import train, trial
 
 CPU = torch.device("cpu")
 ONE = torch.ones(())
@@ -79,3 +82,10 @@ def test_gradients_of_feature_maps_come_back_in_the_layout_of_convolutions(dtype
     assert gradients[0].dtype == dtype
     torch.testing.assert_close(gradients[0].float(), weights.reshape(2, 3, 4, 4))
     assert to_float32(torch.ones(2, 3, dtype=dtype)).dtype == torch.float32
+
+
+def test_what_is_shared_is_charged_to_those_that_require_it(tmp_path: Path) -> None:
+    outcomes = train(tmp_path, trial("kd"), trial("icd"), trial("kd_views"), trial("random"))
+    kd, icd, views, random = (outcome.epochs[-1].shared_seconds for outcome in outcomes.values())
+    assert kd == icd
+    assert kd < min(views, random)  # their view, and their extra teacher
