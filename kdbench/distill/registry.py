@@ -142,7 +142,7 @@ def hyper_of(name: str, settings: Mapping[str, Value]) -> Hyper:
 
 def requirements(name: str, settings: Mapping[str, Value]) -> Requires:
     """What the method requires under these settings."""
-    return _METHODS[name].requires(hyper_of(name, settings))
+    return distiller(name).requires(hyper_of(name, settings))
 
 
 def golden() -> dict[str, tuple[str, Golden]]:
@@ -159,6 +159,12 @@ def infos() -> dict[str, MethodInfo]:
     """Every registered method as the plan sees it, by name."""
     discover()
     return {name: _info(name, cls) for name, cls in sorted(_METHODS.items())}  # type: ignore[arg-type]
+
+
+def code(name: str) -> str | None:
+    """The hash of a method's code; None if there is no such method."""
+    discover()
+    return _info(name, _METHODS[name]).code if name in _METHODS else None  # type: ignore[arg-type]
 
 
 def source_file(name: str) -> str:
@@ -227,7 +233,7 @@ def incompatibility(name: str, settings: Mapping[str, Value], shapes: Shapes) ->
     Where `supports` raises, None: the trial then fails on its own, with its reason.
     """
     try:
-        return missing(requirements(name, settings), shapes) or _METHODS[name].supports(
+        return missing(requirements(name, settings), shapes) or distiller(name).supports(
             hyper_of(name, settings), shapes
         )
     except Exception:

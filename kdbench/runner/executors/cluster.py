@@ -27,8 +27,8 @@ from kdbench.core.jobs import Job
 from kdbench.core.trial import Value
 from kdbench.data.dataset import Dataset
 from kdbench.plan.study import RunOptions
-from kdbench.runner.executors.messages import Log, Raised, Ready, Setup, Stopped, dumps, loader, methods
-from kdbench.runner.executors.worker import Throttle, open_executor, redirect_log
+from kdbench.runner.executors.messages import Log, Raised, Ready, Setup, Stopped, dumps, loader
+from kdbench.runner.executors.worker import Throttle, check_code, open_executor, redirect_log
 from kdbench.train.checkpoint import Checkpoints
 from kdbench.train.device import describe_environment
 
@@ -170,7 +170,6 @@ class ClusterExecutor:
             gpu_share=cluster.gpus or 1.0,
             interval=interval,
             plugins=cluster.plugins,
-            methods=methods(),
         )
         self.datasets = self.ray.put(pickle.dumps(dict(datasets), pickle.HIGHEST_PROTOCOL))
         self.actor = self.ray.remote(Trainer).options(
@@ -316,6 +315,7 @@ class Trainer:
             setup, job, states = pickle.loads(content)
             executor, environment = open_executor(setup, datasets, _Sent(states), self.stopping.is_set)
             send(Ready(environment))
+            check_code(job)
             executor.run(iter([job]), lambda event: send(event) if throttle.passes(event) else None)
         except Interrupted:
             send(Stopped())

@@ -27,14 +27,6 @@ class Setup:
     gpu_share: float  # of the GPU's memory
     interval: CheckpointInterval | None
     plugins: Path | None
-    methods: Mapping[str, str]  # the code hashes of the driver's methods
-
-
-def methods() -> dict[str, str]:
-    """The code hash of each method that this process knows."""
-    from kdbench.distill import registry  # imports torch, for which a worker does not wait
-
-    return {name: info.code for name, info in registry.infos().items()}
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from kdbench.core.events import Emit, JobEnd, JobLost, JobPlaced, TrialEnd
 from kdbench.core.jobs import Job
 from kdbench.core.trial import Value
 from kdbench.data.dataset import Dataset
-from kdbench.runner.executors.messages import END, STOP, Log, Raised, Ready, Setup, Stopped, loader, methods, receive
+from kdbench.runner.executors.messages import END, STOP, Log, Raised, Ready, Setup, Stopped, loader, receive
 from kdbench.runner.parallel import Parallel
 
 log = logging.getLogger("kdbench")
@@ -58,7 +58,6 @@ class ProcessExecutor:
             gpu_share=parallel.gpu_share,
             interval=interval,
             plugins=plugins,
-            methods=methods(),
         )
         self.datasets, self.checkpoints = pickle.dumps(dict(datasets), pickle.HIGHEST_PROTOCOL), checkpoints
 

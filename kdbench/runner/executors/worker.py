@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from kdbench.core.errors import Interrupted, UserError
 from kdbench.core.events import Event, StepEnd
-from kdbench.core.trial import Value
-from kdbench.runner.executors.messages import END, STOP, Log, Raised, Ready, Setup, Stopped, dumps, methods, receive
+from kdbench.core.jobs import Job
+from kdbench.core.trial import Trial, Value
+from kdbench.runner.executors.messages import END, STOP, Log, Raised, Ready, Setup, Stopped, dumps, receive
 
 if TYPE_CHECKING:
     from kdbench.runner.executors.local import Loads, LocalExecutor
@@ -67,6 +68,7 @@ class Worker:
         self.send(Ready(environment))
         while (message := self.inbox.get()) != END:
             self.job = pickle.loads(message)
+            check_code(self.job)
             executor.run(iter([self.job]), self.emit)
 
 
@@ -85,15 +87,22 @@ def open_executor(
 
     if setup.plugins is not None:
         load_plugins(setup.plugins)
-    known = methods()
-    if differing := [name for name, code in setup.methods.items() if known.get(name) != code]:
-        raise UserError(f"a worker's code of {', '.join(differing)} is another than that of the command")
     device = torch.device(setup.device)
     configure_torch(device, setup.precision, setup.threads)
     if device.type == "cuda" and setup.gpu_share < 1:
         torch.cuda.set_per_process_memory_fraction(setup.gpu_share, device)
     executor = LocalExecutor(pickle.loads(datasets), device, checkpoints, setup.interval, stop)
     return executor, {**describe_environment(device), "jobs": setup.jobs}
+
+
+def check_code(job: Job) -> None:
+    """Raise UserError if this process has other code of a job's methods than the command that sent it."""
+    from kdbench.distill import registry
+
+    trials = [trial for trial in job.items if isinstance(trial, Trial) and trial.teachers]
+    differing = {trial.base: None for trial in trials if registry.code(trial.base) != trial.code}
+    if differing:
+        raise UserError(f"a worker's code of {', '.join(differing)} is another than that of the command")
 
 
 class Throttle:
