@@ -48,9 +48,7 @@ def measure(executor: str, workers: int, jobs: int, folder: Path) -> dict[str, A
         for _ in range(workers):
             nodes.add_node(num_cpus=1)
         run = replace(run, cluster=nodes.address)
-    options = StudyOptions(
-        methods="vanilla", pairs="wrn_16_2:resnet8", dataset="digits", seeds=str(jobs - 1), epochs=1
-    )
+    options = StudyOptions(methods="vanilla", pairs="wrn_16_2:resnet8", dataset="digits", seeds=str(jobs - 1), epochs=1)
     began, ended, memory = list[float](), list[float](), list[float]()
 
     def watch(event: Event) -> None:
