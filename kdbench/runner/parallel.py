@@ -56,7 +56,7 @@ def resolve_parallel(
     most, cores, asked = _widest(plan), torch.get_num_threads(), _asked(run)
     if asked is not None and asked > 1 and own_process:
         raise UserError(
-            "--jobs: a method that was registered in this session is not known to other processes; "
+            "--jobs: a method that was registered in this process is not known to other processes; "
             "put it into a file for --plugins, or take --jobs 1"
         )
     if asked is not None and asked > 1 and os.name != "posix":

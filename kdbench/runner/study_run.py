@@ -189,7 +189,7 @@ def prepare_study(
     if cluster:
         if by_hand:
             raise UserError(
-                "--cluster: a method that was registered in this session is not known to nodes; use --plugins"
+                "--cluster: a method that was registered in this process is not known to nodes; use --plugins"
             )
         parallel = on_cluster(run, cluster.rooms(), planned, cluster.cpus, worker_device)
         say(f"cluster of {cluster}")

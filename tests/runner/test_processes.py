@@ -302,4 +302,4 @@ def test_a_method_of_this_session_needs_one_job(tmp_path: Path) -> None:
         f"kdbench.run(methods='mine', pairs='wrn_16_2:resnet8', dataset='digits', out={str(tmp_path)!r}, jobs=2)\n"
     )
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, cwd=ROOT, check=False)
-    assert "UserError: --jobs: a method that was registered in this session is not known to other pro" in done.stderr
+    assert "UserError: --jobs: a method that was registered in this process is not known to other pro" in done.stderr
