@@ -13,8 +13,8 @@ Defaults: init_weight 100, decay 0.7 in 50 epochs: the authors' code. hkd_weight
           chosen after the port in SemCKD's code, as the authors train for retrieval, by J alone.
 Differs:  the teacher is the pair's own, where the authors train an auxiliary one of middle size first. The embeddings
           are left out where both last maps have one position. form=constant is that port, which computes the decay and
-          does not apply it. Distances are computed of centered features and are 0 on
-          the diagonal, and kernels are at least 1e-12: the same in exact arithmetic, without infinite logarithms.
+          does not apply it. Distances are computed of centered features and are 0 on the diagonal, and kernels are at
+          least 1e-12: the same in exact arithmetic, without infinite logarithms.
 """
 
 from collections.abc import Iterator

@@ -10,8 +10,7 @@ Loss:     nd = the mean over the batch of 1 - s · c / max(‖s‖, ‖t‖), wi
 Defaults: CE 1, T = 4, 20 epochs of warm-up: the authors' code; kdpp_weight 2 and kl_weight 3.5: theirs for
           resnet32x4:resnet8x4.
 Differs:  embeddings of length 0 on both sides count as 1 apart, where the authors divide by 0. The recipe is the
-          study's; the authors train at twice the rate, on batches
-          of 128, with Nesterov's momentum.
+          study's; the authors train at twice the rate, on batches of 128, with Nesterov's momentum.
 """
 
 from dataclasses import dataclass

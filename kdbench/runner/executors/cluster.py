@@ -27,7 +27,7 @@ from kdbench.core.jobs import Job
 from kdbench.core.trial import Value
 from kdbench.data.dataset import Dataset
 from kdbench.plan.study import RunOptions
-from kdbench.runner.executors.messages import Log, Raised, Ready, Setup, Stopped, dumps, loader
+from kdbench.runner.executors.messages import Feed, Log, Raised, Ready, Setup, Stopped, dumps, loader
 from kdbench.runner.executors.worker import Throttle, check_code, open_executor, redirect_log
 from kdbench.train.checkpoint import Checkpoints
 from kdbench.train.device import describe_environment
@@ -179,38 +179,26 @@ class ClusterExecutor:
             max_task_retries=0,
             max_concurrency=2,  # one thread runs a job, one hears `stop`
         )
-        here = describe_environment(torch.device("cpu"))
-        self.commit: dict[str, Value] = {
-            name: here[name] for name in ("commit", "edited") if name in here
-        }  # nodes have no checkout
+        here = describe_environment(torch.device("cpu"))  # its commit is the nodes', which have no checkout
+        self.commit: dict[str, Value] = {name: here[name] for name in ("commit", "edited") if name in here}
         self.told = time.monotonic()
 
     def run(self, jobs: Iterator[Job | None], emit: Emit) -> None:
         """See `kdbench.core.events.Executor`."""
         running: dict[Any, _Remote] = {}  # by their streams of events
-        more, stopping = True, False
+        feed, stopping = Feed(jobs), False
         try:
             while True:
                 if self.stop() and not stopping:
-                    stopping = True
+                    stopping, feed.more = True, False
                     for remote in running.values():
                         remote.actor.stop.remote()
-                more = more and not stopping
-                while more and len(running) < self.jobs:
-                    try:
-                        job = next(jobs)
-                    except StopIteration:
-                        more = False
-                        break
-                    except Interrupted:
-                        break  # `stop` says so in the next round
-                    if job is None:
-                        break
+                while len(running) < self.jobs and (job := feed.take()) is not None:
                     remote = self._submit(job)
                     running[remote.stream] = remote
                 if not running and stopping:
                     raise Interrupted
-                if not running and not more:
+                if not running and not feed.more:
                     return
                 self._warn_if_nothing_fits()
                 if not running:

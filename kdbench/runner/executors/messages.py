@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from multiprocessing.connection import Connection
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kdbench.core.checkpoint import CheckpointInterval
+from kdbench.core.errors import Interrupted
 from kdbench.core.jobs import CohortJob, Job, ProbeJob
 from kdbench.core.trial import Value
 
@@ -54,6 +55,24 @@ class Raised:
     """An error that ends the whole run, such as a disk that cannot be read."""
 
     error: Exception
+
+
+class Feed:
+    """Takes jobs from the runner as they become ready; `more` is false once there are no more, or a stop has begun."""
+
+    def __init__(self, jobs: Iterator[Job | None]) -> None:
+        self.jobs, self.more = jobs, True
+
+    def take(self) -> Job | None:
+        """The next job; None if none is ready now."""
+        if self.more:
+            try:
+                return next(self.jobs)
+            except StopIteration:
+                self.more = False
+            except Interrupted:
+                pass  # the executor's own `stop` says so in its next round
+        return None
 
 
 STOP, END = b"stop", b"end"

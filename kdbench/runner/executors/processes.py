@@ -22,7 +22,7 @@ from kdbench.core.events import Emit, JobEnd, JobLost, JobPlaced, TrialEnd
 from kdbench.core.jobs import Job
 from kdbench.core.trial import Value
 from kdbench.data.dataset import Dataset
-from kdbench.runner.executors.messages import END, STOP, Log, Raised, Ready, Setup, Stopped, loader, receive
+from kdbench.runner.executors.messages import END, STOP, Feed, Log, Raised, Ready, Setup, Stopped, loader, receive
 from kdbench.runner.parallel import Parallel
 
 log = logging.getLogger("kdbench")
@@ -64,24 +64,16 @@ class ProcessExecutor:
     def run(self, jobs: Iterator[Job | None], emit: Emit) -> None:
         """See `kdbench.core.events.Executor`."""
         workers: list[_Worker | None] = [None] * self.parallel.jobs
-        more, stopping = True, False
+        feed, stopping = Feed(jobs), False
         try:
             while True:
                 if self.stop() and not stopping:
-                    stopping = True
+                    stopping, feed.more = True, False
                     for worker in filter(None, workers):
                         worker.send(STOP)
-                more = more and not stopping
                 idle = [number for number, worker in enumerate(workers) if not (worker and worker.job)]
-                for number in idle if more else ():
-                    try:
-                        job = next(jobs)
-                    except StopIteration:
-                        more = False
-                        break
-                    except Interrupted:
-                        break  # `stop` says so in the next round
-                    if job is None:
+                for number in idle:
+                    if (job := feed.take()) is None:
                         break
                     workers[number] = worker = workers[number] or self._start(number)
                     worker.begin(job)
@@ -89,7 +81,7 @@ class ProcessExecutor:
                 busy = [worker for worker in workers if worker and worker.job]
                 if not busy and stopping:
                     raise Interrupted
-                if not busy and not more:
+                if not busy and not feed.more:
                     return
                 connections = {known.connection: known for known in busy}
                 for connection in wait(list(connections), _POLL):
