@@ -3,10 +3,12 @@
 from kdbench.core.catalog import Published, Range
 from kdbench.data.dataset import Batch
 from kdbench.data.views import View
+from kdbench.distill.class_distances import class_distances
 from kdbench.distill.distiller import Deployment, Distiller, Hyper, Pretraining
 from kdbench.distill.feature_maps import (
     ConvRegressor,
     attention,
+    cell_statistics,
     lacks_feature_maps,
     lacks_parts,
     lacks_positions,
@@ -43,6 +45,8 @@ __all__ = [
     "View",
     "ViewStep",
     "attention",
+    "cell_statistics",
+    "class_distances",
     "decoupled_kl",
     "lacks_feature_maps",
     "lacks_negatives",

@@ -13,6 +13,7 @@ from kdbench.distill.step import Shapes
 
 T = TypeVar("T")
 MapShape = tuple[int, int, int]  # K, H, W
+VARIANCE_EPS = 1e-5
 
 
 def match_stages(student: Sequence[T], teacher: Sequence[T]) -> list[tuple[T, T]]:
@@ -40,6 +41,14 @@ def attention(features: Tensor) -> Tensor:
     Source: Zagoruyko, Komodakis, arXiv:1612.03928, §3.1.
     """
     return F.normalize(features.square().mean(dim=1).flatten(1))
+
+
+def cell_statistics(features: Tensor, grid: int) -> tuple[Tensor, Tensor]:
+    """Mean and deviation [grid², B, K] of the grid x grid cells of maps [B, K, H, W], cut as by adaptive pooling."""
+    rows, columns = ([slice(i * n // grid, -(-(i + 1) * n // grid)) for i in range(grid)] for n in features.shape[2:])
+    parts = [features[:, :, row, column].flatten(2) for row in rows for column in columns]
+    variances = [part.var(dim=2, correction=min(1, part.shape[2] - 1)) for part in parts]
+    return torch.stack([part.mean(dim=2) for part in parts]), (torch.stack(variances) + VARIANCE_EPS).sqrt()
 
 
 def sum_losses(losses: Iterable[Tensor]) -> Tensor:

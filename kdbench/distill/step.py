@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -126,6 +127,11 @@ class Step:
     def warm_up(self, epochs: float) -> float:
         """A factor that grows linearly to 1 in so many epochs of 240."""
         return min(self.epoch_of(240) / epochs, 1.0)
+
+    def cosine_decay(self, start: float) -> float:
+        """A factor that is 1 until epoch `start` of 240 and then falls along half a cosine to 0."""
+        share = (self.epoch_of(240) - start) / (240 - start) if self.epoch_of(240) > start else 0.0
+        return (1 + math.cos(math.pi * share)) / 2
 
 
 __all__ = ["EXTRA_TEACHERS", "Batch", "Context", "Requires", "Shapes", "Step", "View", "ViewBatch", "ViewStep"]

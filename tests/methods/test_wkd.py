@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.testing import assert_close
 
-from kdbench.distill import Context, Output, registry
-from kdbench.methods.wkd import WKDHyper, cells, class_distances, statistics_loss, transport_cost
+from kdbench.distill import Context, Output, cell_statistics, class_distances, registry
+from kdbench.methods.wkd import WKDHyper, statistics_loss, transport_cost
 from kdbench.models import FeatureShapes
 from tests.methods.build import batch_of, step_of, tensor
 from tests.methods.expectations import Expectations, Mutation
@@ -42,6 +43,11 @@ EXPECTED = Expectations(
 )
 
 
+def context_of(embeddings: Tensor, labels: Tensor, classes: int) -> Context:
+    shape = FeatureShapes((), False, 1)
+    return Context(shape, (shape,), classes, labels, generator=torch.Generator(), teacher_embeddings=embeddings)
+
+
 def test_transport_by_hand() -> None:
     # Beside the label's class two are left, with shares (1, 0) of the student and (0, 1) of the teacher but for e^-50:
     # all must move from the first to the second, at the cost 0.3 plus 1e-8. An equal teacher moves nothing.
@@ -60,11 +66,11 @@ def test_class_distances_by_hand() -> None:
     embeddings = tensor([5.0], [8.0], [1.0], [3.0], [4.0], [0.0], [4.0], [6.0], [-1.0])
     labels = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, 2])
     expected = tensor([0.0, 0.0, 3 / 4], [0.0, 0.0, 3 / 4], [3 / 4, 3 / 4, 0.0])
-    assert_close(class_distances(embeddings, labels, 3), expected)
+    assert_close(class_distances(context_of(embeddings, labels, classes=3)), expected)
     # Without its third image the last class repeats its first: (1, 0, 1), centered (1, -2, 1) / 3. Products with
     # (1, -1, 0) are 3/3, lengths √2 and √6 / 3: a cosine of (1 / √(4/3))² = 3/4. An empty class is at distance 1.
     expected = tensor([0.0, 0.0, 1 / 4, 1.0], [0.0, 0.0, 1 / 4, 1.0], [1 / 4, 1 / 4, 0.0, 1.0], [1.0, 1.0, 1.0, 0.0])
-    assert_close(class_distances(embeddings[:8], labels[:8], 4), expected)
+    assert_close(class_distances(context_of(embeddings[:8], labels[:8], classes=4)), expected)
 
 
 def test_statistics_by_hand() -> None:
@@ -72,7 +78,7 @@ def test_statistics_by_hand() -> None:
     # center has in each cell of four the mean 1/4 and the unbiased variance (3 · 1/16 + 9/16) / 3 = 1/4.
     center = torch.zeros(2, 1, 3, 3, dtype=torch.float64)
     center[:, :, 1, 1] = 1.0
-    assert all(mean.flatten().tolist() == [1 / 4] * 2 for mean in cells(center, 2)[0])
+    assert all(mean.flatten().tolist() == [1 / 4] * 2 for mean in cell_statistics(center, 2)[0])
     mean, deviation = statistics_loss(center, torch.zeros_like(center), 2)
     assert mean.item() == pytest.approx(1 / 16, rel=1e-12)  # 4 cells, 2 images, over 2² · 2
     assert deviation.item() == pytest.approx((math.sqrt(1 / 4 + 1e-5) - math.sqrt(1e-5)) ** 2, rel=1e-12)
@@ -82,9 +88,8 @@ def test_target_and_decay_by_hand() -> None:
     # At temperature 1 the teacher gives the label the probability 1/2, the student 1/3.
     student, teacher = tensor([0.0, 0.0, 0.0]), tensor([log(2), 0.0, 0.0])
     step = step_of(Output(student, (), student), Output(teacher, (), teacher), batch=batch_of(1))
-    shape, labels = FeatureShapes((), False, 1), torch.arange(6) % 3
     embeddings = tensor([1.0], [1.0], [1.0], [2.0], [2.0], [2.0])
-    context = Context(shape, (shape,), 3, labels, generator=torch.Generator(), teacher_embeddings=embeddings)
+    context = context_of(embeddings, torch.arange(6) % 3, classes=3)
     method: Any = registry.distiller("wkd")(registry.hyper_of("wkd", {}), context).double()
     assert method.losses(step)["target"].item() == pytest.approx(1 / 2 * log(3), rel=1e-12)
     method.cost.copy_(0.3 * (1 - torch.eye(3)))
