@@ -65,12 +65,20 @@ def test_rooms_import_only_what_they_may(path: Path) -> None:
         assert not any(name.split(".")[0] in ("torch", "torchvision", "timm") for name in names)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "methods").glob("*.py")), ids=lambda path: path.name)
+METHODS = sorted(path for path in (ROOT / "methods").glob("*.py") if path.name != "__init__.py")
+
+
+@pytest.mark.parametrize("path", METHODS, ids=lambda path: path.name)
 def test_methods_know_only_the_contract(path: Path) -> None:
     for name in imported(path):
-        if name.split(".")[0] in ("kdbench", "bench"):
+        if name.split(".")[0] in ("kdbench", "bench", "methods"):
             assert name == "kdbench.distill" or name.startswith("kdbench.distill."), name
             assert name.count(".") == 1 or name.split(".")[2] in dir(__import__("kdbench.distill").distill)
+
+
+@pytest.mark.parametrize("path", METHODS, ids=lambda path: path.name)
+def test_a_method_stays_short(path: Path) -> None:
+    assert len(path.read_text("utf-8").splitlines()) <= 150
 
 
 WORDS = {"embed", "norm", "random"}
