@@ -8,6 +8,9 @@ import importlib
 import importlib.util
 import inspect
 import linecache
+from collections import Counter
+from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from kdbench.distill.distiller import Distiller
@@ -33,25 +36,33 @@ def code_hash(cls: type[Distiller[Any]]) -> str:
     """
     package = cls.__module__.rpartition(".")[0]
     shared = importlib.import_module("kdbench.distill")
-    parts = {"soft_kl": _tree(inspect.getsource(shared.soft_kl))}  # the trainer may add it to any method
+    parts = {"soft_kl": _normalized(_tree(inspect.getsource(shared.soft_kl)))}  # the trainer may add it to any method
     pending = [cls.__module__]
     while pending:
         name = pending.pop()
         if name in parts:
             continue
-        parts[name] = _tree(_source(cls) if name == "__main__" else inspect.getsource(importlib.import_module(name)))
-        for module, word in _imports(parts[name], package):
+        tree = _tree(_source(cls) if name == "__main__" else inspect.getsource(importlib.import_module(name)))
+        for module, word in _imports(tree, package):
             if package and f"{module}.".startswith(f"{package}."):
                 candidates = (module, f"{module}.{word}")
                 pending += [candidate for candidate in candidates if candidate != package and _is_module(candidate)]
             elif module == shared.__name__:
                 home = getattr(getattr(shared, word, None), "__module__", None)
-                if home not in (None, *_CONTRACT):
-                    parts[f"{module}.{word}"] = _definitions(
-                        _tree(inspect.getsource(importlib.import_module(home))), word
-                    )
-    sources = sorted(ast.unparse(_Normalizer().visit(tree)) for tree in parts.values())
-    return hashlib.sha256(repr(sources).encode()).hexdigest()[:16]
+                if home is not None and home not in _CONTRACT:
+                    parts[f"{module}.{word}"] = _shared(home, word)
+        parts[name] = _normalized(tree)
+    return hashlib.sha256(repr(sorted(parts.values())).encode()).hexdigest()[:16]
+
+
+@cache
+def _shared(module: str, word: str) -> str:
+    """What computes of a name of a module that any method may import."""
+    return _normalized(_definitions(_tree(inspect.getsource(importlib.import_module(module))), word))
+
+
+def _normalized(tree: ast.Module) -> str:
+    return ast.unparse(_Normalizer().visit(tree))
 
 
 def _source(cls: type[Distiller[Any]]) -> str:
@@ -89,12 +100,16 @@ def _names(node: ast.stmt) -> list[str]:
     return [target.id for target in targets if isinstance(target, ast.Name)]
 
 
-def _is_private_data(statement: ast.stmt, module: ast.Module) -> bool:
-    """Whether a statement defines nothing but a private name that nothing else in the module reads."""
-    names = [] if getattr(statement, "decorator_list", []) else _names(statement)
-    others = (node for other in module.body if other is not statement for node in ast.walk(other))
-    read = {node.id for node in others if isinstance(node, ast.Name)}
-    return bool(names) and all(name.startswith("_") and name not in read for name in names)
+def _private_data(statements: Mapping[ast.stmt, set[str]]) -> list[ast.stmt]:
+    """The statements, given with the names that each reads, that define only private names which no other reads."""
+    readers = Counter(name for read in statements.values() for name in read)
+
+    def is_unread(statement: ast.stmt) -> bool:
+        names = [] if getattr(statement, "decorator_list", []) else _names(statement)
+        private = (name.startswith("_") and readers[name] == (name in statements[statement]) for name in names)
+        return bool(names) and all(private)
+
+    return [statement for statement in statements if is_unread(statement)]
 
 
 def _imports(tree: ast.Module, package: str) -> list[tuple[str, str]]:
@@ -127,9 +142,14 @@ class _Normalizer(ast.NodeTransformer):
     visit_ClassDef = visit_FunctionDef = visit_AsyncFunctionDef = _without_docstring
 
     def visit_Module(self, node: ast.Module) -> Any:
-        node.body = [statement for statement in node.body if not set(_names(statement)) & set(_NOT_CODE)]
-        while unused := [statement for statement in node.body if _is_private_data(statement, node)]:
-            node.body = [statement for statement in node.body if statement not in unused]
+        kept = [statement for statement in node.body if not set(_names(statement)) & set(_NOT_CODE)]
+        read = {
+            statement: {inner.id for inner in ast.walk(statement) if isinstance(inner, ast.Name)} for statement in kept
+        }
+        while unused := _private_data(read):
+            for statement in unused:
+                del read[statement]
+        node.body = list(read)
         return self._without_docstring(node)
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.ImportFrom:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from kdbench.distill import registry
-from kdbench.distill.code_hash import code_hash
+from kdbench.distill.code_hash import _shared, code_hash
 
 METHOD = '''"""A method.
 
@@ -123,6 +123,8 @@ def test_shared_code_counts_that_the_method_reaches(
 
         return getsource
 
+    # No process has to read twice, but for the edits here.
+    monkeypatch.setattr("kdbench.distill.code_hash._shared", _shared.__wrapped__)
     monkeypatch.setattr(inspect, "getsource", edited("/ temperature)", "/ temperature / 2)", path))
     assert hash_of(tmp_path / "scores", METHOD) != original
     monkeypatch.setattr(inspect, "getsource", edited("images are of one class", "images have one class", path))
