@@ -83,7 +83,7 @@ class StepTimer:
     def __call__(self, event: Event) -> None:
         match event:
             case Checkpoint():
-                self.checkpoints.save(event.id, event.state)
+                self.checkpoints.save(event.id, event.content)
             case TrialEnd(outcome):
                 raise RuntimeError(f"{outcome.item.id} {outcome.status}: {outcome.reason}")
             case StepEnd(_, epoch, _, steps) if epoch < 0 and steps > 1:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from kdbench.core.jobs import Job
 from kdbench.core.record import EpochMetrics, Outcome, ProbeOutcome
@@ -54,10 +54,10 @@ class EpochEnd:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything needed to continue an item, by its id; tensors and plain data."""
+    """Everything needed to continue an item, by its id, as `kdbench.train.checkpoint.serialize` makes it."""
 
     id: str
-    state: Mapping[str, Any]
+    content: bytes
 
 
 @dataclass(frozen=True)

@@ -169,7 +169,7 @@ class _Run:
         """Write what an event brings, then let the others see it."""
         match event:
             case Checkpoint():
-                self.checkpoints.save(event.id, event.state)
+                self.checkpoints.save(event.id, event.content)
                 self.deaths.pop(event.id, None)
             case TrialEnd(outcome):
                 environment = self.environment if event.environment is None else event.environment

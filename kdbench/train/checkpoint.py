@@ -35,17 +35,22 @@ class CheckpointSchedule:
         self._saved = time.monotonic()
 
 
+def serialize(state: Mapping[str, Any]) -> bytes:
+    """A state of tensors and plain data as bytes: made where it is trained, and only written where it is kept."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
 class Checkpoints:
     """Files `ID.pt` under one folder, each written atomically, with its checksum."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def save(self, trial_id: str, state: Mapping[str, Any]) -> None:
-        """Write the state of a trial. Raises DiskError."""
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        write_checksummed(self._path(trial_id), buffer.getvalue())
+    def save(self, trial_id: str, content: bytes) -> None:
+        """Write the serialized state of a trial. Raises DiskError."""
+        write_checksummed(self._path(trial_id), content)
 
     def exists(self, trial_id: str) -> bool:
         return self._path(trial_id).exists()

@@ -20,7 +20,7 @@ from kdbench.data.views import View
 from kdbench.distill import registry
 from kdbench.distill.step import Shapes
 from kdbench.models import features, info
-from kdbench.train.checkpoint import CheckpointSchedule, log
+from kdbench.train.checkpoint import CheckpointSchedule, log, serialize
 from kdbench.train.cuda_graph import use_cuda_graph
 from kdbench.train.device import peak_mib, reset_peak_memory
 from kdbench.train.evaluate import EVALUATION_BATCH, Accuracy, evaluate
@@ -178,7 +178,7 @@ class CohortTrainer:
         if due or stop:
             for student in self.students:
                 if student.has_begun:
-                    self.emit(Checkpoint(student.trial.id, student.state()))
+                    self.emit(Checkpoint(student.trial.id, serialize(student.state())))
             self.schedule.saved()
         if stop:
             raise Interrupted

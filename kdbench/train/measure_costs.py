@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -93,9 +92,7 @@ def _method_costs(
 
     def collect(event: Event) -> None:
         if isinstance(event, Checkpoint):
-            buffer = io.BytesIO()
-            torch.save(event.state, buffer)
-            sizes[event.id] = buffer.tell()
+            sizes[event.id] = len(event.content)
         elif isinstance(event, TrialEnd) and isinstance(event.outcome, Outcome) and event.outcome.epochs:
             outcomes.append(event.outcome)
 

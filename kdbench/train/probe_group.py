@@ -16,7 +16,7 @@ from kdbench.core.record import ProbeOutcome
 from kdbench.data.augment import views
 from kdbench.data.dataset import Dataset
 from kdbench.models import features, info
-from kdbench.train.checkpoint import log
+from kdbench.train.checkpoint import log, serialize
 from kdbench.train.evaluate import EVALUATION_BATCH
 from kdbench.train.failures import Diverged, status_and_reason
 from kdbench.train.linear_probe import ProbeTrainer, StackedProbes
@@ -139,7 +139,7 @@ class ProbeGroupTrainer:
                 try:
                     if trainer not in errors:
                         trainer.end_epoch()
-                        self.emit(Checkpoint(trainer.probe.id, trainer.state()))
+                        self.emit(Checkpoint(trainer.probe.id, serialize(trainer.state())))
                 except Diverged as error:
                     errors[trainer] = error
             remaining = [trainer for trainer in remaining if trainer not in errors]

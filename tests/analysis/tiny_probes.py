@@ -62,7 +62,7 @@ def train(
     def emit(event: Event) -> None:
         match event:
             case Checkpoint():
-                checkpoints.save(event.id, event.state)
+                checkpoints.save(event.id, event.content)
             case EpochEnd(_, epoch) if epoch == stop_after:
                 raise KeyboardInterrupt
             case TrialEnd(ProbeOutcome() as outcome):

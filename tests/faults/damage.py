@@ -32,7 +32,7 @@ from kdbench.core.files import DamagedFile
 from kdbench.data.sources import prepare
 from kdbench.models import build, load_checkpoint
 from kdbench.results import Store
-from kdbench.train.checkpoint import Checkpoints
+from kdbench.train.checkpoint import Checkpoints, serialize
 from kdbench.verify.vectors import load
 from tests.data.build import folder_tree, noise, rows
 from tests.report.factory import trained
@@ -103,7 +103,7 @@ def _read_weights(path: Path) -> object:
 
 def _state(folder: Path) -> Path:
     checkpoints = Checkpoints(folder / "results" / "checkpoints")
-    checkpoints.save("trial", {"network": {"weight": torch.arange(500.0)}, "epochs": []})
+    checkpoints.save("trial", serialize({"network": {"weight": torch.arange(500.0)}, "epochs": []}))
     return checkpoints.folder / "trial.pt"
 
 

@@ -19,7 +19,7 @@ from kdbench.results.plan_file import begin_rerun, end_rerun
 from kdbench.runner.executors.local import LocalExecutor
 from kdbench.runner.locks import TrialLocks
 from kdbench.runner.runner import remove_checkpoints, run_jobs
-from kdbench.train.checkpoint import Checkpoints
+from kdbench.train.checkpoint import Checkpoints, serialize
 from tests.analysis.tiny_probes import linear_probe
 from tests.train.tiny_study import CPU, DATASET, Quiet, cohort, trial
 
@@ -168,7 +168,7 @@ def test_a_probe_of_other_weights_than_were_chosen_fails(tmp_path: Path) -> None
 def test_the_checkpoint_of_a_trial_that_another_process_trains_stays(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     for student in STUDENTS:
-        checkpoints.save(student.id, {})
+        checkpoints.save(student.id, serialize({}))
     holder = TrialLocks(tmp_path)
     assert holder.acquire(STUDENTS[0].fingerprint)
     remove_checkpoints(STUDENTS, checkpoints, tmp_path)

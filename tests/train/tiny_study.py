@@ -145,7 +145,7 @@ def run_cohort(
 
     def emit(event: Event) -> None:
         if isinstance(event, Checkpoint):
-            checkpoints.save(event.id, event.state)
+            checkpoints.save(event.id, event.content)
         observer(event)
 
     job = CohortJob(cohort, teacher_weights(cohort) if weights is None else weights)
