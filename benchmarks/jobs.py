@@ -6,7 +6,8 @@
 Trains many tiny jobs (a network without a teacher, one epoch on the built-in digits) in worker processes, or on a Ray
 cluster of a head without processors and as many simulated nodes as workers. The overhead of a job is the wall time from
 the first job's beginning to the last one's end, times the workers that the machine can run at once, less the time in
-training, divided by the number of jobs.
+training, divided by the number of jobs. `driver_seconds_per_job` is the processor time of the driver: what limits how
+many jobs a minute one driver can hand out, each with one checkpoint, its record and its weights.
 """
 
 from __future__ import annotations
@@ -61,7 +62,9 @@ def measure(executor: str, workers: int, jobs: int, folder: Path) -> dict[str, A
 
     try:
         prepared = prepare_study(resolve(options, build_catalog), run, say=lambda text: None)
+        used = time.process_time()
         prepared.train(watch)
+        used = time.process_time() - used
     finally:
         if nodes is not None:
             nodes.shutdown()
@@ -77,6 +80,7 @@ def measure(executor: str, workers: int, jobs: int, folder: Path) -> dict[str, A
         "overhead_seconds_per_job": (wall * cores - trained) / len(ended),
         "overhead_after_the_first_workers": (ended[-1] - ended[workers - 1]) * cores / (len(ended) - workers)
         - trained / len(ended),
+        "driver_seconds_per_job": used / len(ended),
         "driver_mib": {str(count): memory[count - 1] for count in (1, jobs // 4, jobs // 2, jobs) if count},
     }
 

@@ -49,8 +49,8 @@ class Study:
     def out(self) -> Path:
         return self.home / "results"
 
-    def start(self, harm: dict[str, Any] | None = None, *more: str) -> subprocess.Popen[str]:
-        """The study's process, with `harm` as sitecustomize.py has it."""
+    def start(self, harm: dict[str, Any] | None = None, *more: str, own_group: bool = False) -> subprocess.Popen[str]:
+        """The study's process, with `harm` as sitecustomize.py has it; in a process group of its own as by a shell."""
         environment = {**os.environ, **self.environment}
         if harm is not None:
             environment |= {"KDBENCH_HARM": json.dumps(harm), "PYTHONPATH": str(_HARM)}
@@ -59,7 +59,13 @@ class Study:
         folders = ["--out", str(self.out), "--data-dir", str(self.home / "data")]
         command = [sys.executable, str(ROOT / "bench.py"), *self.words, *folders, *more]
         return subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=own_group,
         )
 
     def run(self, harm: dict[str, Any] | None = None, *more: str, code: int | None = 0) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -149,6 +150,39 @@ def test_a_node_that_is_killed_loses_no_epoch_that_had_ended(
 
 
 @pytest.mark.slow
+def test_a_worker_that_is_killed_loses_no_epoch_that_had_ended(
+    tmp_path: Path,
+    undisturbed: dict[int, Outcome],
+    two_nodes: tuple[Any, Any, Any, Cluster],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    *_, cluster = two_nodes
+    epochs, lost, actors = list[tuple[int, int]](), list[str](), list[Any]()
+    submit = ClusterExecutor._submit
+
+    def submitted(self: ClusterExecutor, job: Any) -> Any:
+        remote = submit(self, job)
+        actors.append(remote.actor)
+        return remote
+
+    monkeypatch.setattr(ClusterExecutor, "_submit", submitted)
+
+    def watch(event: Event) -> None:
+        if isinstance(event, EpochEnd):
+            epochs.append((event.job.items[0].seed, event.epoch))
+            if len(epochs) == 3:
+                os.kill(ray.get(actors[0].__ray_call__.remote(lambda self: os.getpid())), signal.SIGKILL)
+        elif isinstance(event, JobLost):
+            lost.append(event.reason)
+
+    found = run(cluster, tmp_path, watch, *TRIALS)
+    assert len(lost) == 1
+    assert all(equal(found[seed], undisturbed[seed]) for seed in range(3))
+    assert sorted(set(epochs)) == sorted((seed, epoch) for seed in range(3) for epoch in range(1, 9))
+    assert len(epochs) - len(set(epochs)) <= 1  # at most the epoch under way is trained again
+
+
+@pytest.mark.slow
 def test_workers_that_die_before_an_epoch_fail_their_trial_alone(
     tmp_path: Path, undisturbed: dict[int, Outcome], two_nodes: tuple[Any, Any, Any, Cluster]
 ) -> None:
@@ -182,6 +216,27 @@ def test_demands_that_no_node_meets_are_said(two_nodes: tuple[Any, Any, Any, Clu
     for options, words in (({"threads": 4}, "4 processors"), ({"device": "cuda"}, "1 processor and 1 GPU")):
         with pytest.raises(UserError, match=f"no node has {words}; the cluster is 3 nodes"):
             Cluster(RunOptions(cluster=nodes.address, **options))
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_terminal_brings_the_checkpoints_home(tmp_path: Path) -> None:
+    """The signal reaches the driver, Ray's own processes and the actors alike."""
+    words = ["--methods", "kd", "--pairs", "wrn_16_2:resnet8", "--dataset", "digits", "--seeds", "1", "--epochs", "6"]
+    alone = Study(tmp_path / "alone", [*words, "--threads", "1"])
+    alone.run()
+    study = Study(tmp_path / "cluster", [*words, "--cluster", "local", "--jobs", "2"])
+    driver = study.start(own_group=True)
+    while not list(study.out.glob("checkpoints/*.pt")):
+        assert driver.poll() is None
+        time.sleep(0.05)
+    before = {path: path.stat().st_mtime for path in study.out.glob("checkpoints/*.pt")}
+    os.killpg(driver.pid, signal.SIGINT)
+    printed, _ = driver.communicate(timeout=60)
+    assert driver.returncode == 128 + signal.SIGINT, printed
+    assert "Traceback" not in printed, printed
+    assert any(path.stat().st_mtime > when for path, when in before.items() if path.exists())
+    assert "resume from checkpoints" in study.run()
+    assert study.trials() == alone.trials()
 
 
 @pytest.mark.slow
