@@ -165,8 +165,8 @@ class Dataset(ABC):
         """A loader on a device, whose batches hold the images also under each of the `normalizations`.
 
         `pad` is the number of black pixels added on each side before a random crop. `limit`, for measurements, shortens
-        an epoch to so many batches and the test split to one image. Raises UserError if the training split is smaller
-        than one batch.
+        an epoch to so many batches, the training images in order to as many, and the test split to one image. Raises
+        UserError if the training split is smaller than one batch.
         """
 
     @property

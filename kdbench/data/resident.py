@@ -68,6 +68,7 @@ class ResidentLoader:
         self._test = dataset.test.take(torch.arange(1)) if limit else dataset.test
         self._val = dataset.val
         self.steps = min(count // batch_size, limit or count)
+        self._in_training_order = dataset.train.take(torch.arange(self.steps * batch_size)) if limit else dataset.train
         height, width = dataset.train.stored.shape[1:3]
         self._rows, self._columns = torch.arange(height, device=device), torch.arange(width, device=device)
         self._mean_std = torch.tensor((dataset.info.mean, dataset.info.std)).to(device)  # [2, 3]
@@ -121,7 +122,7 @@ class ResidentLoader:
         return ViewBatch(self._batch(pixels, base.labels, base.indices))
 
     def training_images(self, batch_size: int, augmentation: FixedAugmentation | None = None) -> Iterator[Batch]:
-        return self._in_order(self._split, batch_size, augmentation)
+        return self._in_order(self._in_training_order, batch_size, augmentation)
 
     def evaluation(self, batch_size: int) -> Iterator[Batch]:
         return self._in_order(self._resident_test, batch_size)

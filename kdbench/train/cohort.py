@@ -258,7 +258,7 @@ def build_student(trial: Trial, dataset: Dataset, teachers: Teachers, loader: Lo
     if requires.teacher_batch_norms:
         teacher_info["teacher_batch_norms"] = teachers.teachers[0].batch_norms
     if requires.teacher_embeddings or requires.teacher_class_means:
-        embeddings = teachers.embeddings(loader)
+        embeddings = teachers.embeddings(loader, len(labels))
         teacher_info["teacher_embeddings"] = embeddings
         teacher_info["teacher_class_means"] = class_means(embeddings, labels.to(embeddings.device), data.classes)
     return Student(trial, shapes, teachers.device, **teacher_info)

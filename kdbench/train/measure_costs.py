@@ -24,15 +24,18 @@ from kdbench.train.evaluate import autocast
 
 REPETITIONS = 3
 
+SLOW = 0.5
+"""Seconds of a step, or of one of each of a group, from which on it is not repeated: an estimate must not take minutes
+itself."""
 
-SLOW = 1.5
-"""Seconds of a step from which on it is not repeated: an estimate must not take minutes itself."""
+GROUP = 8  # methods that are built and measured together
+HARMLESS_RATE = 1e-6  # no method diverges with it under a random teacher
 
 
 def measure_costs(
     plan: Plan, dataset: Dataset, device: torch.device, say: Callable[[str], None] = lambda text: None
 ) -> Costs:
-    """Costs of architectures alone, and what each method adds to its student in the first cohort that has it.
+    """Costs of architectures alone, and what each method adds to its student in the cheapest cohort that has it.
 
     `say` is told what has been measured.
     """
@@ -44,12 +47,18 @@ def measure_costs(
     methods: dict[str, float] = {}
     pretrained: set[str] = set()
     checkpoint_bytes: dict[str, int] = {}
-    for cohort in plan.cohorts:
-        new = [trial for trial in cohort.trials if trial.method not in methods]
-        if cohort.teachers and new:
-            one_step = cohort.recipe.batch_size * costs[new[0].arch].train
-            measured = _method_costs(cohort.with_trials(new), dataset, device, slow=one_step > SLOW)
-            for trial in new:
+    tried: set[tuple[str, str]] = set()  # methods with pairs
+    cheapest = sorted(plan.cohorts, key=lambda cohort: costs[cohort.trials[0].arch].train)
+    for cohort in cheapest:
+        new = [t for t in cohort.trials if t.method not in methods and (t.method, t.pair) not in tried and t.teachers]
+        for group in (new[start : start + GROUP] for start in range(0, len(new), GROUP)):
+            part = cohort.with_trials(group)
+            measured = _method_costs(part, dataset, device, steps=1, epochs=1)
+            once = cohort.recipe.batch_size * sum(seconds for seconds, *_ in measured.values())
+            if once < SLOW:
+                measured = _method_costs(part, dataset, device, steps=REPETITIONS, epochs=2)
+            tried |= {(trial.method, trial.pair) for trial in group}
+            for trial in group:
                 cost = costs[trial.arch]
                 if trial.method in measured:
                     seconds, has_pretraining, size = measured[trial.method]
@@ -62,22 +71,21 @@ def measure_costs(
 
 
 def _method_costs(
-    cohort: Cohort, dataset: Dataset, device: torch.device, slow: bool
+    cohort: Cohort, dataset: Dataset, device: torch.device, steps: int, epochs: int
 ) -> dict[str, tuple[float, bool, int]]:
     """By a few real steps: seconds an image of each student under its method, whether that has a pretraining, and the
     bytes of its checkpoint.
 
-    A random teacher costs what a trained one does. The first of two epochs of a few steps is not counted; slow networks
-    take one step.
+    A random teacher costs what a trained one does. Only the last of the epochs is counted.
     """
-    data, recipe = cohort.data, replace(cohort.recipe, epochs=1 if slow else 2)
-    steps = 1 if slow else REPETITIONS
+    data, recipe = cohort.data, replace(cohort.recipe, epochs=epochs)
     sources = {key: _untrained(source) for key, source in cohort.sources.items()}
     teachers = tuple(sources[source.key] for source in cohort.teachers)
     trials = tuple(
         replace(
             trial,
             recipe=recipe,
+            lr=HARMLESS_RATE,
             teachers=teachers,
             arch=trial.arch.removesuffix(PRETRAINED),
             extra_teachers={name: sources[source.key] for name, source in trial.extra_teachers.items()},
@@ -130,7 +138,7 @@ def architecture_costs(
     for arch in dict.fromkeys(archs):
         with torch.random.fork_rng(devices=[]):
             network = on_device(build(arch.removesuffix(PRETRAINED), data.classes, data.size), device)
-        optimizer = torch.optim.SGD(network.parameters(), lr=1e-6, momentum=recipe.momentum, fused=True)
+        optimizer = torch.optim.SGD(network.parameters(), lr=HARMLESS_RATE, momentum=recipe.momentum, fused=True)
 
         def train(network: torch.nn.Module = network, optimizer: torch.optim.Optimizer = optimizer) -> None:
             with autocast(device, precision):

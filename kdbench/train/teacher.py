@@ -83,6 +83,7 @@ class Teachers:
         self.device = device
         self.teachers = tuple(self._load(cohort, source, weights, device) for source in cohort.teachers)
         self.extra = {name: teacher for name in extra if (teacher := self._extra(name, cohort, weights)) is not None}
+        self._embeddings: Tensor | None = None
 
     def _load(self, cohort: Cohort, source: TeacherSource, weights: Weights, device: torch.device) -> Teacher:
         data = cohort.data
@@ -124,9 +125,16 @@ class Teachers:
         log_p = torch.stack([teacher(batch).logits.double().log_softmax(dim=1) for teacher in self.teachers])
         return log_p[0] if len(log_p) == 1 else log_p.logsumexp(dim=0) - math.log(len(log_p))
 
-    def embeddings(self, loader: Loader) -> Tensor:
-        """The (first) teacher's embeddings [N, D] of the training images, without augmentation."""
-        return torch.cat([self.teachers[0](batch).embedding for batch in loader.training_images(EVALUATION_BATCH)])
+    def embeddings(self, loader: Loader, count: int) -> Tensor:
+        """The (first) teacher's embeddings [N, D] of the `count` training images, without augmentation; made once.
+
+        A loader that is shortened for measurements gives the first images, which then stand for the others too.
+        """
+        if self._embeddings is None:
+            batches = loader.training_images(EVALUATION_BATCH)
+            found = torch.cat([self.teachers[0](batch).embedding for batch in batches])
+            self._embeddings = found if len(found) == count else found[torch.arange(count) % len(found)]
+        return self._embeddings
 
 
 def class_means(embeddings: Tensor, labels: Tensor, classes: int) -> Tensor:

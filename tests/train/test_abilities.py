@@ -388,7 +388,7 @@ def test_statistics_of_the_teacher_are_those_of_clean_images() -> None:
     cohort = tiny_study.cohort(trial("kd"))
     teachers = Teachers(cohort, tiny_study.teacher_weights(cohort), tiny_study.CPU)
     loader = DATASET.loader(batch_size=64, pad=1, device=tiny_study.CPU, seed=0)
-    embeddings = teachers.embeddings(loader)
+    embeddings = teachers.embeddings(loader, len(DATASET.labels))
     images = DATASET.train.images.permute(0, 3, 1, 2).float().div(255).sub(0.5).div(0.25)
     with torch.no_grad():
         expected = teachers.teachers[0].network(images).embedding
