@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
@@ -12,7 +12,7 @@ from kdbench.core.record import Record
 from kdbench.core.trial import VANILLA
 from kdbench.report import statistics
 from kdbench.report.groups import Group, method_key, select
-from kdbench.report.statistics import Difference, Ranking
+from kdbench.report.statistics import MIN_PAIRS, Difference, Pair, Ranking
 from kdbench.report.tables import MISSING
 
 COLUMNS = (
@@ -21,7 +21,8 @@ COLUMNS = (
 )
 """Of comparison.csv. Rows over all pairs have no teacher and no student, and n counts pairs instead of seeds."""
 
-Pair = tuple[str, str]
+COARSE = 0.1  # points of one test image, from which on a report says so
+NEARLY_SOLVED = 10  # test images that the plain student has wrong, below which a report says so
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Comparison:
     dataset: str
     recipe: str
     baseline: str | None  # None: neither the one asked for nor the plain student is there
+    test_images: int
     values: Mapping[str, Mapping[Pair, Mapping[int, float]]]
     over_seeds: Mapping[tuple[str, Pair], Difference] = field(default_factory=dict)
     over_pairs: Mapping[str, Difference] = field(default_factory=dict)
@@ -45,6 +47,26 @@ class Comparison:
     def means(self, method: str) -> dict[str, float]:
         """Pair -> mean over seeds."""
         return {f"{t}:{s}": sum(of.values()) / len(of) for (t, s), of in self.values[method].items()}
+
+    @property
+    def step(self) -> float:
+        """Points of one test image."""
+        return 100 / self.test_images
+
+    def claimed(self, method: str) -> bool | None:
+        """Whether a difference to the baseline over pairs may be stated. None: it is significant, but not stated.
+
+        It is at least one test image, and neither the ranks nor any pair says the opposite.
+        """
+        if not _below(self.corrected[method, None]) or self.baseline is None:
+            return False
+        mean = self.over_pairs[method].mean
+        opposite = [
+            d.mean * mean < 0 and _below(self.corrected[m, p]) for (m, p), d in self.over_seeds.items() if m == method
+        ]
+        ranks = self.ranking.ranks if self.ranking else {}
+        fits = method not in ranks or (ranks[self.baseline] - ranks[method]) * mean > 0
+        return True if abs(mean) >= self.step and fits and not any(opposite) else None
 
     def wins(self) -> pd.DataFrame:
         """`4/1/0`: pairs in which the row's method is better than, equal to and worse than the column's."""
@@ -90,7 +112,8 @@ def _compare_table(dataset: str, recipe: str, groups: Sequence[Group], wanted: s
     baseline = next((method for method in (wanted, VANILLA) if method in values), None)
     pairs = list(dict.fromkeys((group.teacher, group.student) for group in groups))
     whole = [method for method, of in values.items() if len(of) == len(pairs)]
-    bare = Comparison(dataset, recipe, baseline, values)
+    test_images = min(record.trial.data.test for group in groups for record in group.done)
+    bare = Comparison(dataset, recipe, baseline, test_images, values)
     ranked = statistics.ranking({method: bare.means(method) for method in whole})
     over_seeds: dict[tuple[str, Pair], Difference] = {}
     over_pairs: dict[str, Difference] = {}
@@ -100,14 +123,16 @@ def _compare_table(dataset: str, recipe: str, groups: Sequence[Group], wanted: s
                 for pair, scores in of.items():
                     if difference := statistics.by_seed(scores, values[baseline].get(pair, {})):
                         over_seeds[method, pair] = difference
-                means = [difference.mean for (name, _), difference in over_seeds.items() if name == method]
-                if total := statistics.difference(means):
+                gaps = {pair: statistics.gaps(scores, values[baseline].get(pair, {})) for pair, scores in of.items()}
+                if total := statistics.over_pairs({pair: gap for pair, gap in gaps.items() if gap}):
                     over_pairs[method] = total
     corrected: dict[tuple[str, Pair | None], float | None] = {}
     for family in (over_seeds, {(method, None): difference for method, difference in over_pairs.items()}):
         corrected |= dict(zip(family, statistics.holm([difference.p for difference in family.values()]), strict=True))
     left_out = tuple(method for method in values if method not in whole)
-    return Comparison(dataset, recipe, baseline, values, over_seeds, over_pairs, corrected, ranked, left_out)
+    return replace(
+        bare, over_seeds=over_seeds, over_pairs=over_pairs, corrected=corrected, ranking=ranked, unranked=left_out
+    )
 
 
 def frame(comparisons: Sequence[Comparison]) -> pd.DataFrame:
@@ -178,26 +203,8 @@ def sentences(comparison: Comparison) -> list[str]:
     if not others:
         return [f"Nothing to compare with {comparison.baseline}."]
     pairs = {pair for of in comparison.values.values() for pair in of}
-    said = []
-    if len(pairs) > 1:
-        compared = {m: d for m, d in comparison.over_pairs.items() if m in others}
-        significant = {m: d for m, d in compared.items() if _below(comparison.corrected[m, None])}
-        for way, word in ((1, "better"), (-1, "worse")):
-            named = [
-                f"{m} ({d.mean:+.2f} [{d.low:+.2f}, {d.high:+.2f}])" for m, d in significant.items() if d.mean * way > 0
-            ]
-            if named:
-                said.append(f"Over {len(pairs)} pairs, {word} than {comparison.baseline}: {', '.join(named)}.")
-        if not compared:
-            said.append(f"Nothing is said over pairs: no method shares two pairs with {comparison.baseline}.")
-        elif not significant:
-            said.append(
-                f"Over {len(pairs)} pairs no method can be told apart from {comparison.baseline} "
-                f"({statistics.LEVEL:.0%}, Holm-corrected)."
-            )
-        if untested := [method for method, test in compared.items() if test.untestable]:
-            said.append(f"No test over pairs for {', '.join(untested)}: the difference is the same in every pair.")
-    else:
+    said = _over_pairs(comparison, others, len(pairs)) if len(pairs) > 1 else []
+    if len(pairs) == 1:
         said.append("One pair: nothing can be said of other pairs.")
     seeds = max(d.n for d in comparison.over_seeds.values()) if comparison.over_seeds else 0
     if seeds < 2:
@@ -217,13 +224,81 @@ def sentences(comparison: Comparison) -> list[str]:
     ranking = comparison.ranking
     if ranking and ranking.friedman is not None:
         first, rank = next(iter(ranking.ranks.items()))
-        verdict = "ranks differ" if _below(ranking.friedman) else "ranks cannot be told apart"
+        verdict = "ranks differ significantly" if _below(ranking.friedman) else "ranks do not differ significantly"
+        test = f"{verdict} (Friedman, p = {ranking.friedman:.2g})"
+        if ranking.pairs < MIN_PAIRS:
+            test = f"with fewer than {MIN_PAIRS} pairs ranks are not tested"
         said.append(
-            f"Best average rank over {ranking.pairs} pairs: {first} ({rank:.2f} of {len(ranking.ranks)}); "
-            f"{verdict} (Friedman, p = {ranking.friedman:.2g})."
+            f"Best average rank over {ranking.pairs} pairs: {first} ({rank:.2f} of {len(ranking.ranks)}); {test}."
         )
     if comparison.unranked:
         said.append(f"Not ranked, because they lack a pair: {', '.join(comparison.unranked)}.")
+    return said + _plain_student(comparison, others) + _resolution(comparison)
+
+
+def _over_pairs(comparison: Comparison, others: Collection[str], pairs: int) -> list[str]:
+    """What may be claimed over several pairs, and why nothing else."""
+    compared = {m: d for m, d in comparison.over_pairs.items() if m in others}
+    if not compared:
+        return [f"Nothing is said over pairs: no method shares a pair and a seed with {comparison.baseline}."]
+    if untested := {
+        d.untested: None for d in compared.values() if d.untested and d.n == max(d.n for d in compared.values())
+    }:
+        return [f"Nothing is claimed over pairs: {next(iter(untested))}."]
+    said = []
+    for way, word in ((1, "better"), (-1, "worse")):
+        named = [
+            f"{m} ({d.mean:+.2f} [{d.low:+.2f}, {d.high:+.2f}])"
+            for m, d in compared.items()
+            if d.mean * way > 0 and comparison.claimed(m)
+        ]
+        if named:
+            said.append(f"Over {pairs} pairs, significantly {word} than {comparison.baseline}: {', '.join(named)}.")
+    if unclaimed := [method for method in compared if comparison.claimed(method) is None]:
+        said.append(
+            f"Not claimed, though significant over pairs: {', '.join(unclaimed)}; less than one test image, or the "
+            "ranks or a pair say the opposite."
+        )
+    if not said:
+        said.append(
+            f"Over {pairs} pairs no method differs significantly from {comparison.baseline} "
+            f"({statistics.LEVEL:.0%}, Holm-corrected; by pair, by student, by teacher and by seed)."
+        )
+    if equal := [method for method, test in compared.items() if test.untestable]:
+        said.append(f"No test over pairs for {', '.join(equal)}: the differences are all the same.")
+    return said
+
+
+def _plain_student(comparison: Comparison, others: Collection[str]) -> list[str]:
+    """Where no method is above the plain student."""
+    if VANILLA not in comparison.values:
+        return []
+    plain, means = comparison.means(VANILLA), [comparison.means(m) for m in comparison.methods if m != VANILLA]
+    unbeaten = [pair for pair, mean in plain.items() if all(of[pair] <= mean for of in means if pair in of)]
+    if len(unbeaten) == len(plain):
+        return [
+            "No method is above the plain student in any pair."
+            if len(plain) > 1
+            else "No method is above the plain student."
+        ]
+    if unbeaten:
+        return [
+            f"No method is above the plain student in {len(unbeaten)} of {len(plain)} pairs: {', '.join(unbeaten)}."
+        ]
+    return []
+
+
+def _resolution(comparison: Comparison) -> list[str]:
+    """What a small or nearly solved test set cannot show."""
+    said = []
+    if comparison.step >= COARSE:
+        said.append(
+            f"One of the {comparison.test_images:,} test images is {comparison.step:.2f} points: smaller differences "
+            "mean nothing."
+        )
+    plain = comparison.means(VANILLA).values() if VANILLA in comparison.values else ()
+    if plain and (wrong := (100 - min(plain)) / comparison.step) < NEARLY_SOLVED:
+        said.append(f"The plain student has at most {wrong:.1f} test images wrong: there is little left to gain.")
     return said
 
 

@@ -1,13 +1,15 @@
 """Which differences are significant: pure functions over accuracies, each test a library's.
 
-Seeds of one pair are paired, because the students of a cohort share batches and initial weights. Pairs are a random
-sample of pairs: over them, the unit is a pair's mean difference. With fewer than two units nothing is claimed.
+Seeds of one pair are paired, because the students of a cohort share batches and initial weights. Over pairs a test that
+takes them for independent claims too much: they share teachers, students' initial weights, seeds and test images. So a
+difference over pairs is significant only if it is whatever is taken for the independent unit: pair, student, teacher
+and seed.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -17,8 +19,14 @@ from scipy import stats
 LEVEL = 0.95
 """Of all intervals; 1 - LEVEL is the level of all tests."""
 
+MIN_PAIRS = 5
+"""Of a claim over pairs: with fewer, a t-interval over pairs is as wide as what it should decide."""
+
 RESOLUTION = 1e-9
 """Points below which differences count as equal: the rounding of subtracted accuracies is no variance."""
+
+
+Pair = tuple[str, str]  # teacher, student
 
 
 @dataclass(frozen=True)
@@ -30,11 +38,12 @@ class Difference:
     low: float | None = None
     high: float | None = None
     p: float | None = None  # two-sided, of no difference
+    untested: str = ""  # over pairs: why there is no test
 
     @property
     def untestable(self) -> bool:
         """Whether all differences are equal: without variance there is no test."""
-        return self.n > 1 and self.p is None
+        return self.n > 1 and self.p is None and not self.untested
 
     @property
     def significant(self) -> bool | None:
@@ -54,9 +63,49 @@ def difference(values: Sequence[float]) -> Difference | None:
     return Difference(mean, len(values), float(low), float(high), float(test.pvalue))
 
 
+def gaps(scores: Mapping[int, float], base: Mapping[int, float]) -> dict[int, float]:
+    """scores - base for each seed that both have."""
+    return {seed: scores[seed] - base[seed] for seed in sorted(scores.keys() & base.keys())}
+
+
 def by_seed(scores: Mapping[int, float], base: Mapping[int, float]) -> Difference | None:
-    """scores - base over the seeds that both have."""
-    return difference([scores[seed] - base[seed] for seed in sorted(scores.keys() & base.keys())])
+    """The mean of `gaps`."""
+    return difference(list(gaps(scores, base).values()))
+
+
+def over_pairs(found: Mapping[Pair, Mapping[int, float]]) -> Difference | None:
+    """Differences pair -> seed -> points, over pairs; None without any.
+
+    The mean is that over pairs. The interval spans the t-intervals over the means of pairs, of students, of teachers
+    and of seeds, and p is the largest of theirs: the interval leaves out zero only where each of them does.
+    """
+    if not found:
+        return None
+    means = {pair: fmean(scores.values()) for pair, scores in found.items()}
+    seeds = set.intersection(*(set(scores) for scores in found.values()))
+    units = {
+        "pair": list(means.values()),
+        "student": _means_by(means, lambda pair: pair[1]),
+        "teacher": _means_by(means, lambda pair: pair[0]),
+        "seed": [fmean(scores[seed] for scores in found.values()) for seed in sorted(seeds)],
+    }
+    mean, n = fmean(means.values()), len(means)
+    if n < MIN_PAIRS:
+        return Difference(mean, n, untested=f"{MIN_PAIRS} pairs are needed, and {n} are there")
+    if few := [name for name, values in units.items() if len(values) < 2]:
+        return Difference(mean, n, untested=f"two {few[0]}s are needed, and all pairs share one")
+    tests = [test for values in units.values() if (test := difference(values)) and test.p is not None]
+    if len(tests) < len(units):  # a unit's means are all equal
+        return Difference(mean, n)
+    lows, highs, ps = zip(*((test.low, test.high, test.p) for test in tests), strict=True)
+    return Difference(mean, n, min(lows), max(highs), max(ps))
+
+
+def _means_by(means: Mapping[Pair, float], unit: Callable[[Pair], str]) -> list[float]:
+    found: dict[str, list[float]] = {}
+    for pair, mean in means.items():
+        found.setdefault(unit(pair), []).append(mean)
+    return [fmean(values) for values in found.values()]
 
 
 def holm(values: Sequence[float | None]) -> list[float | None]:

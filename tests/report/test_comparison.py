@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -10,22 +12,25 @@ from kdbench.core.trial import VANILLA
 from kdbench.report import comparison, comparison_charts, cost, style, tables
 from tests.report.factory import trained
 
-PAIRS = (("resnet56", "resnet20"), ("vgg13", "vgg8"), ("wrn_40_2", "wrn_16_2"), ("vgg13", "MobileNetV2"))
+PAIRS = (
+    *(("resnet56", "resnet20"), ("vgg13", "vgg8"), ("wrn_40_2", "wrn_16_2"), ("vgg13", "MobileNetV2")),
+    *(("resnet110", "resnet20"), ("ResNet50", "vgg8")),
+)
 EFFECTS = {"kd": 2.0, "crd": 2.1, "icd": 3.5}
 
 
-def known(seeds: int = 5, pairs: int = 4, noise: float = 0.2) -> list[Record]:
+def known(seeds: int = 5, pairs: int = 6, noise: float = 0.2) -> list[Record]:
     """Three methods with set effects over the plain student, seed noise that pairing removes, and own noise."""
     stream = np.random.default_rng(0)
     records = []
-    for teacher, student in PAIRS[:pairs]:
-        level = float(stream.normal(70, 5))
-        luck = stream.normal(0, 1.0, seeds)
-        for method, effect in {VANILLA: 0.0, **EFFECTS}.items():
+    students = {student: (float(stream.normal(70, 5)), stream.normal(0, 1.0, seeds)) for _, student in PAIRS[:pairs]}
+    columns = [("", student) for student in students] + list(PAIRS[:pairs])
+    for teacher, student in columns:
+        level, luck = students[student]
+        for method, effect in EFFECTS.items() if teacher else [(VANILLA, 0.0)]:
             for seed in range(seeds):
                 top1 = level + float(luck[seed]) + effect + float(stream.normal(0, noise))
-                pair = ("", student) if method == VANILLA else (teacher, student)
-                records.append(trained(method, top1, seed, pair=pair))
+                records.append(trained(method, top1, seed, pair=(teacher, student)))
     return records
 
 
@@ -34,7 +39,7 @@ def test_the_right_winner_is_found() -> None:
     assert study.baseline == "kd"
     assert study.methods == [VANILLA, "kd", "crd", "icd"]
     icd, crd, plain = (study.over_pairs[method] for method in ("icd", "crd", VANILLA))
-    assert (icd.n, icd.significant) == (4, True)
+    assert (icd.n, icd.significant) == (6, True)
     assert icd.low is not None
     assert icd.high is not None
     assert icd.low <= 1.5 <= icd.high
@@ -44,13 +49,13 @@ def test_the_right_winner_is_found() -> None:
     assert next(iter(study.ranking.ranks)) == "icd"
     assert all(found.n == 5 for found in study.over_seeds.values())
     words = " ".join(comparison.sentences(study))
-    assert "Over 4 pairs, better than kd: icd (+1." in words
-    assert "Best average rank over 4 pairs: icd (1.00 of 4)" in words
+    assert "Over 6 pairs, significantly better than kd: icd (+1." in words
+    assert "Best average rank over 6 pairs: icd (1.00 of 4); ranks differ significantly" in words
     frame = comparison.frame([study])
     whole = {row["method"]: row for row in frame[frame["teacher"] == ""].to_dict("records")}
     assert whole["icd"]["relative_improvement"] == pytest.approx(75, abs=20)  # (3.5 - 2) / 2
-    assert len(frame) == 3 * 4 + 3
-    assert study.wins().loc["icd", "kd"] == "4/0/0"
+    assert len(frame) == 3 * 6 + 3
+    assert study.wins().loc["icd", "kd"] == "6/0/0"
     assert study.wins().loc["icd", "icd"] == ""
 
 
@@ -70,15 +75,61 @@ def test_differences_that_are_the_same_in_all_seeds_are_called_untested() -> Non
 
 def test_pairs_with_equal_gains_give_no_test_over_pairs() -> None:
     records = []
-    for teacher, student in PAIRS[:3]:
+    for student in dict.fromkeys(student for _, student in PAIRS):
         records += [trained(VANILLA, 70.0 + seed, seed, pair=("", student)) for seed in range(2)]
+    for teacher, student in PAIRS:
         for method, gain in (("kd", 1.0), ("icd", 1.5)):
             noise = (0.1, -0.1) if method == "icd" else (0.0, 0.0)
             pair = (teacher, student)
             records += [trained(method, 70.0 + seed + gain + noise[seed], seed, pair=pair) for seed in range(2)]
     (study,) = comparison.comparisons(records)
     words = " ".join(comparison.sentences(study))
-    assert "No test over pairs for icd: the difference is the same in every pair." in words
+    assert "No test over pairs for icd: the differences are all the same." in words
+
+
+def test_few_pairs_allow_no_claim_however_clear_they_look() -> None:
+    """Three pairs that share their networks, as in the README's study; every difference is the same way."""
+    (study,) = comparison.comparisons(known(pairs=3))
+    said = comparison.sentences(study)
+    assert "Nothing is claimed over pairs: 5 pairs are needed, and 3 are there." in said
+    assert any(word.endswith("with fewer than 5 pairs ranks are not tested.") for word in said)
+    assert not any("better" in word for word in said)
+    assert study.over_pairs["icd"].mean == pytest.approx(1.5, abs=0.3)  # the number stands in the tables
+    (single_seed,) = comparison.comparisons(known(seeds=1))
+    assert "Nothing is claimed over pairs: two seeds are needed, and all pairs share one." in comparison.sentences(
+        single_seed
+    )
+
+
+def test_a_claim_that_ranks_or_pairs_deny_is_not_made() -> None:
+    (study,) = comparison.comparisons(known())
+    assert study.claimed("icd") is True
+    assert study.claimed("crd") is False
+    assert replace(study, test_images=50).claimed("icd") is None  # 1.5 points, less than one image of 50
+    worse = {(m, p): replace(d, mean=-d.mean) if p == PAIRS[0] else d for (m, p), d in study.over_seeds.items()}
+    against = replace(study, over_seeds=worse)
+    assert against.claimed("icd") is None
+    assert any(
+        word.startswith("Not claimed, though significant over pairs: icd;") for word in comparison.sentences(against)
+    )
+    assert study.ranking is not None
+    swapped = {"icd": 2.0, "kd": 1.0}
+    assert replace(study, ranking=replace(study.ranking, ranks=swapped)).claimed("icd") is None
+
+
+def test_small_and_nearly_solved_test_sets_and_an_unbeaten_student_are_named() -> None:
+    (study,) = comparison.comparisons(known())
+    assert not any("test images" in word or "plain student" in word for word in comparison.sentences(study))
+    small = replace(study, test_images=360)
+    assert "One of the 360 test images is 0.28 points: smaller differences mean nothing." in comparison.sentences(small)
+    solved = [trained(VANILLA, 99.0, 0, pair=("", "resnet20")), trained("kd", 98.0, 0, pair=PAIRS[0])]
+    solved += [trained("icd", 97.0, 0, pair=PAIRS[0])]
+    said = comparison.sentences(replace(comparison.comparisons(solved)[0], test_images=360))
+    assert "No method is above the plain student." in said
+    assert "The plain student has at most 3.6 test images wrong: there is little left to gain." in said
+    two = [*solved, trained(VANILLA, 50.0, 0, pair=("", "vgg8")), trained("kd", 51.0, 0, pair=PAIRS[1])]
+    said = comparison.sentences(comparison.comparisons(two)[0])
+    assert "No method is above the plain student in 1 of 2 pairs: resnet56:resnet20." in said
 
 
 def test_one_seed_and_one_pair_say_what_they_cannot() -> None:
@@ -100,7 +151,7 @@ def test_missing_cells_and_other_baselines() -> None:
     records += [trained("icd", None, 7, pair=PAIRS[0], status="failed", reason="out of memory")]
     (study,) = comparison.comparisons(records)
     assert study.unranked == ("crd",)
-    assert study.over_pairs["crd"].n == 3
+    assert study.over_pairs["crd"].n == 4
     assert "fsp" not in study.methods
     assert "Not ranked, because they lack a pair: crd." in comparison.sentences(study)
     assert comparison.comparisons(records, "icd")[0].baseline == "icd"
@@ -119,7 +170,7 @@ def test_charts_show_what_there_is() -> None:
         gains = comparison_charts.gains_chart(study)
         assert gains is not None
         words = [text.get_text() for text in gains.axes[0].texts]
-        assert len(words) == 12
+        assert len(words) == 18
         assert words[0] == f"{study.over_seeds[VANILLA, PAIRS[0]].mean:+.1f}" or len(set(words)) > 1
         costs = comparison_charts.cost_chart(frame, spent, "cifar100", "paper")
         assert costs is not None
