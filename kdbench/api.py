@@ -12,8 +12,8 @@ from rich.console import Console
 
 from kdbench.core.errors import UserError, unknown_name
 from kdbench.plan.study import OPTION_NAMES, read_options, resolve
-from kdbench.report import tables, write_folder
-from kdbench.report.epoch_rules import apply_rule
+from kdbench.report import write_folder
+from kdbench.report.results import StudyResults
 from kdbench.results import Store
 from kdbench.runner.catalog import build_catalog
 from kdbench.runner.plugins import load_plugins
@@ -41,8 +41,9 @@ def run_study(path: Path | None, options: Mapping[str, Any], *, quiet: bool) -> 
         prepared.train(display, SIGNALS.asked)
     records = prepared.store.records()
     own = prepared.own_records(records)
-    write_folder(prepared.store, records, own, run.baseline, run.select)
-    return tables.accuracy(apply_rule(own, run.select))
+    variants = {record.trial.variant for record in own}
+    write_folder(prepared.store, StudyResults(records, variants, run.baseline, run.select))
+    return StudyResults(own, rule=run.select).accuracy
 
 
 def load_table(folder: Path) -> pd.DataFrame:
@@ -50,4 +51,4 @@ def load_table(folder: Path) -> pd.DataFrame:
     records = Store(folder, quarantine=False).records()
     if not records:
         raise UserError(f"{folder} holds no records")
-    return tables.accuracy(records)
+    return StudyResults(records).accuracy

@@ -104,17 +104,18 @@ def data_request(args: argparse.Namespace, source: str, size: int) -> DataReques
 
 def show(store: Store, records: Sequence[Record], shown: Sequence[Record], baseline: str, rule: str) -> None:
     """Write the whole report of the folder's records; print the tables of the records in `shown`. Raises UserError."""
-    from kdbench.report import compare, cost, footnotes, tables, write_folder
-    from kdbench.report.epoch_rules import apply_rule
+    from kdbench.report import write_folder
+    from kdbench.report.results import StudyResults
     from kdbench.report.terminal import render, render_comparison, render_costs
 
-    report = write_folder(store, records, shown, baseline, rule)
-    output, shown = console(), apply_rule(shown, rule)
-    notes = footnotes.footnotes(shown, rule=rule)
+    whole = StudyResults(records, {record.trial.variant for record in shown}, baseline, rule)
+    report = write_folder(store, whole)
+    printed = whole if len(shown) == len(records) else StudyResults(shown, baseline=baseline, rule=rule)
+    output = console()
     for part in (
-        *render_costs(cost.costs(shown), output.width),
-        *render_comparison(compare(shown, baseline)),
-        *render(tables.accuracy(shown), notes, output.width),
+        *render_costs(printed.costs, output.width),
+        *render_comparison(printed.comparisons),
+        *render(printed.accuracy, printed.notes, output.width),
     ):
         output.print(part)
     written(report.paths)

@@ -36,12 +36,11 @@ def main(args: argparse.Namespace) -> int:
     show(store, records, records, args.baseline, args.select)
     if other:
         from kdbench.report import write_versus_study
-        from kdbench.report.epoch_rules import apply_rule
+        from kdbench.report.results import StudyResults
         from kdbench.report.terminal import render_versus_study
 
-        frame, notes, paths = write_versus_study(
-            apply_rule(records, args.select), apply_rule(other, args.select), args.out
-        )
+        here, there = (StudyResults(side, rule=args.select) for side in (records, other))
+        frame, notes, paths = write_versus_study(here, there, args.out)
         output = console()
         for part in render_versus_study(frame, notes, output.width):
             output.print(part)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdbench.core.errors import UserError, unknown_name
 from kdbench.core.files import write_atomic
-from kdbench.core.record import EpochMetrics, ProbeRecord, Record
+from kdbench.core.record import EpochMetrics, ProbeRecord
 from kdbench.plan.study import RunOptions
 
 if TYPE_CHECKING:
@@ -21,13 +20,11 @@ if TYPE_CHECKING:
     from kdbench.report.comparison import Comparison
     from kdbench.report.fidelity import Measured
     from kdbench.report.groups import Selection
+    from kdbench.report.results import StudyResults
     from kdbench.results import Store
-
-log = logging.getLogger("kdbench")
 
 __all__ = [
     "Report",
-    "compare",
     "write_fidelity",
     "write_folder",
     "write_picture",
@@ -47,34 +44,21 @@ class Report:
 
 
 def write_report(
-    records: Sequence[Record],
+    results: StudyResults,
     curve: Callable[[str], Sequence[EpochMetrics]],
     out: Path,
-    requested: Collection[str] = (),
-    baseline: str = "kd",
     transfers: Sequence[ProbeRecord] = (),
-    rule: str = "last",
 ) -> Report:
     """Write `report.html`, `tables/*.{csv,md,tex}` and `charts/*.{png,svg}` under `out`, each file whole.
 
     `curve` gives the epochs of a trial by its id; where it fails, the charts by epoch do without that trial.
-    Where a row has several variants, one of `asked` is shown, else the newest. `rule` says which epoch counts.
     """
-    from kdbench.report import comparison, cost, fidelity, footnotes, latex, markdown, page, tables, versus_published
-    from kdbench.report import epoch_rules as rules
-    from kdbench.report.groups import select
+    from kdbench.report import comparison, epoch_rules, fidelity, latex, markdown, page, tables, versus_published
 
-    chosen_by_rule = rules.rule_table(records, requested)
-    records, epoch_rule = rules.apply_rule(records, rule), rules.RULES[rule][1]
-    versus = versus_published.versus_published(records, rule, requested)
-    selection = select(records, requested)
-    frame = tables.accuracy(records, requested)
-    cost_frame = cost.costs(records, requested)
-    comparisons = compare(records, baseline, requested)
-    ties = {((*pair, ""), method) for study in comparisons for pair, method in study.ties()}
-    notes = footnotes.footnotes(records, requested, rule)
-    if ties:
-        notes.append(tables.TIE_NOTE)
+    records, selection, epoch_rule = results.records, results.selection, epoch_rules.RULES[results.rule][1]
+    chosen_by_rule, versus = epoch_rules.rule_table(results), versus_published.versus_published(results)
+    frame, cost_frame, comparisons, ties = results.accuracy, results.costs, results.comparisons, results.ties
+    notes = results.notes + [tables.TIE_NOTE] * bool(ties)
     curves, unread = _read_curves(selection, curve)
     if unread:
         notes.append(f"Charts by epoch do without {unread} finished trial{'s' * (unread > 1)}: no epochs to be read.")
@@ -111,30 +95,14 @@ def write_report(
     return Report(frame, tuple(notes), tuple(paths))
 
 
-def write_folder(store: Store, records: Sequence[Record], shown: Sequence[Record], baseline: str, rule: str) -> Report:
-    """Write everything that is derived from a results folder's `records`.
-
-    Where a row has several variants, that of the records in `shown` is taken. Raises UserError if the records lack the
-    baseline, or the accuracy of the rule.
-    """
-    known = dict.fromkeys(record.trial.method for record in records)
-    if baseline not in known and baseline != RunOptions.baseline:
-        raise unknown_name("baseline", baseline, known, f"trained are {', '.join(known)}")
+def write_folder(store: Store, results: StudyResults) -> Report:
+    """Write everything that is derived from a results folder. Raises UserError if it lacks the baseline or the rule."""
+    known = dict.fromkeys(record.trial.method for record in results.stored)
+    if results.baseline not in known and results.baseline != RunOptions.baseline:
+        raise unknown_name("baseline", results.baseline, known, f"trained are {', '.join(known)}")
     transfers = store.probe_records()
-    requested = {record.trial.variant for record in shown}
-    report = write_report(records, store.epochs, store.root, requested, baseline, transfers, rule)
+    report = write_report(results, store.epochs, store.root, transfers)
     return replace(report, paths=(*report.paths, *(write_transfers(transfers, store.root) if transfers else ())))
-
-
-def compare(records: Sequence[Record], baseline: str = "kd", requested: Collection[str] = ()) -> list[Comparison]:
-    """`comparison.comparisons`, or none with a warning where the libraries of the tests are not installed."""
-    from kdbench.report import comparison
-
-    try:
-        return comparison.comparisons(records, baseline, requested)
-    except ImportError as error:
-        log.warning("the comparison is left out of the report: %s", error)
-        return []
 
 
 def _fidelity(out: Path) -> pd.DataFrame | None:
@@ -160,7 +128,7 @@ def write_transfers(records: Sequence[ProbeRecord], out: Path) -> tuple[Path, ..
 
 
 def write_versus_study(
-    here: Sequence[Record], there: Sequence[Record], out: Path
+    here: StudyResults, there: StudyResults, out: Path
 ) -> tuple[pd.DataFrame, list[str], tuple[Path, ...]]:
     """Write `tables/against.{csv,md}` under `out`, each file whole; returns the long form and its notes too."""
     from kdbench.report import markdown, versus_study

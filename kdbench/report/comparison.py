@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from kdbench.core.record import Record
 from kdbench.core.trial import VANILLA
 from kdbench.report import statistics
-from kdbench.report.groups import Group, method_key, select
+from kdbench.report.groups import Group, method_key
 from kdbench.report.statistics import MIN_PAIRS, Difference, Pair, Ranking
 from kdbench.report.tables import MISSING
+
+if TYPE_CHECKING:
+    from kdbench.report.results import StudyResults
 
 COLUMNS = (
     *("dataset", "recipe", "teacher", "student", "method", "baseline", "n"),
@@ -95,13 +97,13 @@ class Comparison:
         return cells
 
 
-def comparisons(records: Sequence[Record], baseline: str = "kd", requested: Collection[str] = ()) -> list[Comparison]:
+def comparisons(results: StudyResults) -> list[Comparison]:
     """One for each (dataset, recipe) that has a pair."""
     tables: dict[tuple[str, str], list[Group]] = {}
-    for group in select(records, requested).groups:
+    for group in results.groups:
         if group.teacher and group.done:
             tables.setdefault((group.dataset, group.recipe), []).append(group)
-    return [_compare_table(*table, groups, baseline) for table, groups in tables.items()]
+    return [_compare_table(*table, groups, results.baseline) for table, groups in tables.items()]
 
 
 def _compare_table(dataset: str, recipe: str, groups: Sequence[Group], wanted: str) -> Comparison:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from kdbench.core.record import Record
 from kdbench.core.trial import VANILLA
-from kdbench.report.groups import Group, newest, select
+from kdbench.report.groups import Group, newest
+
+if TYPE_CHECKING:
+    from kdbench.report.results import StudyResults
 
 COLUMNS = {
     **dict.fromkeys(("dataset", "recipe", "teacher", "student", "method", "device", "precision"), "object"),
@@ -36,15 +39,14 @@ def notes(frame: pd.DataFrame) -> list[str]:
     return [_NOTE, beside] if most > 1 else [_NOTE]
 
 
-def costs(records: Sequence[Record], requested: Collection[str] = ()) -> pd.DataFrame:
+def costs(results: StudyResults) -> pd.DataFrame:
     """One row per (dataset, recipe, teacher, student, method) that was trained, with the columns COLUMNS.
 
     Seconds of different devices, threads, jobs or precisions are never averaged: those of the newest record count.
     `times_vanilla` compares with the plain student on the same device, and is NaN where there is none.
     """
-    groups = select(records, requested).groups
-    plain = {_column(group): group for group in groups if group.method == VANILLA}
-    rows = [row for group in groups if (row := _row(group, plain.get(_column(group))))]
+    plain = {_column(group): group for group in results.groups if group.method == VANILLA}
+    rows = [row for group in results.groups if (row := _row(group, plain.get(_column(group))))]
     return pd.DataFrame({name: pd.Series([row[name] for row in rows], dtype=of) for name, of in COLUMNS.items()})
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from statistics import fmean
 from typing import TYPE_CHECKING
 
 from kdbench.core.errors import UserError
 from kdbench.core.record import Record
-from kdbench.report.groups import select
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from kdbench.report.results import StudyResults
 
 RULES: dict[str, tuple[Callable[[Record], float | None], str]] = {
     "last": (lambda record: record.top1, "the last epoch"),
@@ -34,16 +35,19 @@ def apply_rule(records: Sequence[Record], rule: str) -> list[Record]:
     return changed
 
 
-def rule_table(records: Sequence[Record], requested: Collection[str] = ()) -> pd.DataFrame:
+def rule_table(results: StudyResults) -> pd.DataFrame:
     """A row for each (dataset, recipe, teacher, student, method): its mean under every rule; absent: NaN."""
     import pandas as pd
 
     rows = []
-    for group in select(records, requested).groups:
+    stored = {record.trial.id: record for record in results.stored}  # those of the groups have one rule already
+    for group in results.groups:
+        own = [stored[record.trial.id] for record in group.records]
+        done = [record for record in own if record.status == "done" and record.top1 is not None]
         place = (group.dataset, group.recipe, group.teacher, group.student, group.method)
         means = []
         for value, _ in RULES.values():
-            known = [score for record in group.done if (score := value(record)) is not None]
-            means.append(fmean(known) if known and len(known) == len(group.done) else float("nan"))
-        rows.append((*place, len(group.done), *means))
+            known = [score for record in done if (score := value(record)) is not None]
+            means.append(fmean(known) if known and len(known) == len(done) else float("nan"))
+        rows.append((*place, len(done), *means))
     return pd.DataFrame(rows, columns=["dataset", "recipe", "teacher", "student", "method", "n", *RULES])

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from kdbench.core.record import Record
 from kdbench.core.trial import PUBLISHED, Trial
 from kdbench.report import published
 from kdbench.report.epoch_rules import RULES
-from kdbench.report.groups import TEACHER, Group, finished, select, table_of
-from kdbench.report.tables import ROW_LABELS, WORST, accuracy_rows, by_pair, one_line, pair_label, seed_list
+from kdbench.report.groups import TEACHER, Group, finished, table_of
+from kdbench.report.tables import ROW_LABELS, WORST, by_pair, one_line, pair_label, seed_list
+
+if TYPE_CHECKING:
+    from kdbench.report.results import StudyResults
 
 
-def footnotes(records: Sequence[Record], requested: Collection[str] = (), rule: str = "last") -> list[str]:
+def footnotes(results: StudyResults) -> list[str]:
     """All that a reader must know beside the cells, as plain sentences."""
+    records, selection, rows, rule = results.records, results.selection, results.rows, results.rule
     if not records:
         return []
-    selection = select(records, requested)
-    rows = accuracy_rows(selection, records)
     notes = [
         f"Cells: top-1 accuracy (%) on the test split, {RULES[rule][1]}, mean ± sample standard deviation "
         "(ddof = 1) over seeds (number of seeds).",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from kdbench.core.record import ProbeRecord, Record
-from kdbench.report import tables
+from kdbench.report.results import StudyResults
 
 COLUMNS = (
     *("dataset", "recipe", "protocol", "target", "teacher", "student", "method", "status", "n"),
@@ -35,7 +35,7 @@ def transfers(records: Sequence[ProbeRecord]) -> pd.DataFrame:
         parts[record.probe.recipe_label, record.probe.data.label].append(_as_trained(record))
     frames = []
     for (protocol, target), group in sorted(parts.items()):
-        frame = tables.accuracy(group, evaluated_on=target)
+        frame = StudyResults(group, evaluated_on=target).accuracy
         if not published(protocol):
             frame = frame.assign(published=float("nan"), gap=float("nan"))
         frames.append(frame.assign(protocol=protocol, target=target))

@@ -6,14 +6,17 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from kdbench.core.record import Record
 from kdbench.core.trial import VANILLA
 from kdbench.report import published
-from kdbench.report.groups import TEACHER, Group, Selection, method_key, newest, select
+from kdbench.report.groups import TEACHER, Group, method_key, newest
+
+if TYPE_CHECKING:
+    from kdbench.report.results import StudyResults
 
 TEXT = ("dataset", "recipe", "teacher", "student", "method", "status", "reason")
 COLUMNS = (
@@ -32,8 +35,8 @@ ROW_LABELS = {TEACHER: "Teacher", VANILLA: "Student"}
 
 
 @dataclass(frozen=True)
-class _Row:
-    """One row of the long form; the fields are COLUMNS."""
+class Row:
+    """One row of the accuracy table; the fields are COLUMNS."""
 
     dataset: str
     recipe: str
@@ -52,33 +55,27 @@ class _Row:
     reason: str = ""
 
 
-def accuracy(
-    records: Sequence[Record], requested: Collection[str] = (), evaluated_on: str = published.DATASET
-) -> pd.DataFrame:
-    """The long form: one row per (dataset, recipe, teacher, student, method), with the columns COLUMNS.
-
-    Text that is absent is empty, numbers that are absent are NaN. Vanilla records appear in every pair whose student
-    they are; the teacher's row shows the one network that taught. Variants are never averaged (see `groups`).
-    `evaluated_on` chooses the published numbers.
-    """
-    return _frame(accuracy_rows(select(records, requested), records, evaluated_on))
-
-
-def _frame(rows: Sequence[_Row]) -> pd.DataFrame:
+def frame(rows: Sequence[Row]) -> pd.DataFrame:
+    """The long form, with the columns COLUMNS: text that is absent is empty, numbers that are absent are NaN."""
     kinds = {"n": "int64"} | dict.fromkeys(TEXT, "object")
     series = {name: pd.Series([getattr(r, name) for r in rows], dtype=kinds.get(name, "float64")) for name in COLUMNS}
     return pd.DataFrame(series)
 
 
-def accuracy_rows(selection: Selection, records: Sequence[Record], evaluated_on: str = published.DATASET) -> list[_Row]:
-    by_fingerprint = {record.trial.fingerprint: record for record in records}
-    rows: list[_Row] = []
-    for groups in by_pair(selection.groups).values():
+def accuracy_rows(results: StudyResults) -> list[Row]:
+    """One row per (dataset, recipe, teacher, student, method).
+
+    Vanilla records appear in every pair whose student they are; the teacher's row shows the one network that taught.
+    Variants are never averaged (see `groups`).
+    """
+    by_fingerprint = {record.trial.fingerprint: record for record in results.records}
+    rows: list[Row] = []
+    for groups in by_pair(results.groups).values():
         column = _teacher_row(groups, by_fingerprint) if groups[0].teacher else []
         column += [_row(group) for group in groups]
         trial = groups[0].records[0].trial
         if published.comparable(trial.data.label, trial.recipe):
-            column = [_with_published(row, evaluated_on) for row in column]
+            column = [_with_published(row, results.evaluated_on) for row in column]
         rows += column
     return rows
 
@@ -95,17 +92,17 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return fmean(known) if known else None
 
 
-def _with_published(row: _Row, evaluated_on: str) -> _Row:
+def _with_published(row: Row, evaluated_on: str) -> Row:
     """With the published number and our distance from it, in points."""
     number = published.numbers(evaluated_on).get((row.teacher, row.student, row.method))
     gap = None if number is None or row.top1_mean is None else row.top1_mean - number
     return replace(row, published=number, gap=gap)
 
 
-def _row(group: Group) -> _Row:
+def _row(group: Group) -> Row:
     done = group.done
     statuses = {record.status for record in group.records}
-    return _Row(
+    return Row(
         dataset=group.dataset,
         recipe=group.recipe,
         teacher=group.teacher,
@@ -122,7 +119,7 @@ def _row(group: Group) -> _Row:
     )
 
 
-def _teacher_row(groups: Sequence[Group], vanilla: dict[str, Record]) -> list[_Row]:
+def _teacher_row(groups: Sequence[Group], vanilla: dict[str, Record]) -> list[Row]:
     """The teacher as the newest of the pair's students met it; none if nobody did and its own trial is unknown."""
     met = [record for group in groups if group.method != VANILLA for record in group.records]
     source = newest([record for record in met if record.teacher_top1 is not None] or met)
@@ -137,7 +134,7 @@ def _teacher_row(groups: Sequence[Group], vanilla: dict[str, Record]) -> list[_R
         return []
     first = groups[0]
     cell_key = (first.dataset, first.recipe, first.teacher, first.student, TEACHER)
-    return [_Row(*cell_key, status, int(value is not None), value, reason=reason)]
+    return [Row(*cell_key, status, int(value is not None), value, reason=reason)]
 
 
 def seed_list(records: Sequence[Record]) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from kdbench.core.record import Record
 from kdbench.report import published, statistics
-from kdbench.report.groups import Group, select
+from kdbench.report.groups import Group
+
+if TYPE_CHECKING:
+    from kdbench.report.results import StudyResults
 
 COLUMNS = (
     *("dataset", "recipe", "teacher", "student", "method", "n", "ours", "published", "difference", "low", "high"),
@@ -17,11 +19,11 @@ COLUMNS = (
 """Of published.csv in tables/: `difference` is ours - published, with the interval of our mean where n > 1."""
 
 
-def versus_published(records: Sequence[Record], rule: str = "last", requested: Collection[str] = ()) -> pd.DataFrame:
-    """A row for each (dataset, recipe, teacher, student, method) that was published; `rule` made our numbers."""
+def versus_published(results: StudyResults) -> pd.DataFrame:
+    """A row for each (dataset, recipe, teacher, student, method) that was published."""
     entries = published.entries()
     rows = []
-    for group in select(records, requested).groups:
+    for group in results.groups:
         entry = entries.get((group.teacher, group.student, group.method))
         if entry is None or not group.done:
             continue
@@ -36,7 +38,7 @@ def versus_published(records: Sequence[Record], rule: str = "last", requested: C
             difference.low,
             difference.high,
         )
-        said = _verdict(group, difference, rule, entry.selection)
+        said = _verdict(group, difference, results.rule, entry.selection)
         rows.append((*place, *numbers, said, entry.source, entry.origin, entry.selection, entry.seeds))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from kdbench.core.record import Record
 from kdbench.report import statistics
-from kdbench.report.groups import Group, select
+from kdbench.report.groups import Group
+from kdbench.report.results import StudyResults
 from kdbench.report.statistics import Difference
 from kdbench.report.tables import layout
 
@@ -25,11 +25,11 @@ NOTE = (
 )
 
 
-def versus_study(here: Sequence[Record], there: Sequence[Record]) -> pd.DataFrame:
+def versus_study(here: StudyResults, there: StudyResults) -> pd.DataFrame:
     """One row per (dataset, recipe, teacher, student, method) of which both have finished seeds in common."""
-    other = {_place(group): group for group in select(there).groups}
+    other = {_place(group): group for group in there.groups}
     rows: list[dict[str, Any]] = []
-    for group in select(here).groups:
+    for group in here.groups:
         match = other.get(_place(group))
         mine, theirs = _by_seed(group), _by_seed(match) if match else {}
         if difference := statistics.by_seed(mine, theirs):
@@ -66,16 +66,16 @@ def wide(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
     return layout(rows, cell)
 
 
-def notes(here: Sequence[Record], there: Sequence[Record]) -> list[str]:
+def notes(here: StudyResults, there: StudyResults) -> list[str]:
     """In what the two folders differ beside their numbers."""
-    lines = [NOTE]
-    names = sorted({name for record in (*here, *there) for name in record.environment} - {"host"})
+    lines, sides = [NOTE], (here.records, there.records)
+    names = sorted({name for records in sides for record in records for name in record.environment} - {"host"})
     for name in names:
-        left, right = (sorted({str(r.environment[name]) for r in of if name in r.environment}) for of in (here, there))
+        left, right = (sorted({str(r.environment[name]) for r in of if name in r.environment}) for of in sides)
         if left != right:
             lines.append(f"{name}: here {', '.join(left) or 'unknown'}; there {', '.join(right) or 'unknown'}.")
     codes: dict[str, tuple[set[str], set[str]]] = {}
-    for side, records in enumerate((here, there)):
+    for side, records in enumerate(sides):
         for record in records:
             codes.setdefault(record.trial.base, (set(), set()))[side].add(record.trial.code)
     changed = [base for base, (left, right) in codes.items() if left and right and left != right]

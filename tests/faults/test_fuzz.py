@@ -24,6 +24,7 @@ from kdbench.plan import pairs
 from kdbench.plan.expressions import parse
 from kdbench.plan.parsing import parse_classes, parse_interval, parse_seeds
 from kdbench.report import write_report
+from kdbench.report.results import StudyResults
 from kdbench.results import Store
 from kdbench.results.serialize import dumps_checksummed, load_checksummed
 from kdbench.runner.catalog import build_catalog
@@ -260,7 +261,7 @@ def test_reports_of_records_that_somebody_made(cases: int) -> None:
             except UnicodeEncodeError:
                 continue
         with tempfile.TemporaryDirectory() as folder:
-            write_report(records, lambda _: (), Path(folder))
+            write_report(StudyResults(records), lambda _: (), Path(folder))
             page = (Path(folder) / "report.html").read_text("utf-8")
             assert "<script>alert" not in page
             assert page.count("</script>") == 2

@@ -9,7 +9,8 @@ import pytest
 
 from kdbench.core.record import Record
 from kdbench.core.trial import VANILLA
-from kdbench.report import comparison, comparison_charts, cost, style, tables
+from kdbench.report import comparison, comparison_charts, style
+from kdbench.report.results import StudyResults
 from tests.report.factory import trained
 
 PAIRS = (
@@ -35,7 +36,7 @@ def known(seeds: int = 5, pairs: int = 6, noise: float = 0.2) -> list[Record]:
 
 
 def test_the_right_winner_is_found() -> None:
-    (study,) = comparison.comparisons(known())
+    (study,) = StudyResults(known()).comparisons
     assert study.baseline == "kd"
     assert study.methods == [VANILLA, "kd", "crd", "icd"]
     icd, crd, plain = (study.over_pairs[method] for method in ("icd", "crd", VANILLA))
@@ -63,7 +64,7 @@ def test_differences_that_are_the_same_in_all_seeds_are_called_untested() -> Non
     records = [trained(VANILLA, 70.0 + seed, seed, pair=("", "resnet20")) for seed in range(3)]
     for method, gain in (("kd", 1.0), ("icd", 1.5), ("crd", 1.0)):
         records += [trained(method, 70.0 + seed + gain, seed, pair=PAIRS[0]) for seed in range(3)]
-    (study,) = comparison.comparisons(records)
+    (study,) = StudyResults(records).comparisons
     assert [study.over_seeds[method, PAIRS[0]].untestable for method in (VANILLA, "icd", "crd")] == [True] * 3
     words = " ".join(comparison.sentences(study))
     assert "Within pairs, 0 of 2 differences to kd are significant" in words
@@ -82,27 +83,27 @@ def test_pairs_with_equal_gains_give_no_test_over_pairs() -> None:
             noise = (0.1, -0.1) if method == "icd" else (0.0, 0.0)
             pair = (teacher, student)
             records += [trained(method, 70.0 + seed + gain + noise[seed], seed, pair=pair) for seed in range(2)]
-    (study,) = comparison.comparisons(records)
+    (study,) = StudyResults(records).comparisons
     words = " ".join(comparison.sentences(study))
     assert "No test over pairs for icd: the differences are all the same." in words
 
 
 def test_few_pairs_allow_no_claim_however_clear_they_look() -> None:
     """Three pairs that share their networks, as in the README's study; every difference is the same way."""
-    (study,) = comparison.comparisons(known(pairs=3))
+    (study,) = StudyResults(known(pairs=3)).comparisons
     said = comparison.sentences(study)
     assert "Nothing is claimed over pairs: 5 pairs are needed, and 3 are there." in said
     assert any(word.endswith("with fewer than 5 pairs ranks are not tested.") for word in said)
     assert not any("better" in word for word in said)
     assert study.over_pairs["icd"].mean == pytest.approx(1.5, abs=0.3)  # the number stands in the tables
-    (single_seed,) = comparison.comparisons(known(seeds=1))
+    (single_seed,) = StudyResults(known(seeds=1)).comparisons
     assert "Nothing is claimed over pairs: two seeds are needed, and all pairs share one." in comparison.sentences(
         single_seed
     )
 
 
 def test_a_claim_that_ranks_or_pairs_deny_is_not_made() -> None:
-    (study,) = comparison.comparisons(known())
+    (study,) = StudyResults(known()).comparisons
     assert study.claimed("icd") is True
     assert study.claimed("crd") is False
     assert replace(study, test_images=50).claimed("icd") is None  # 1.5 points, less than one image of 50
@@ -118,22 +119,22 @@ def test_a_claim_that_ranks_or_pairs_deny_is_not_made() -> None:
 
 
 def test_small_and_nearly_solved_test_sets_and_an_unbeaten_student_are_named() -> None:
-    (study,) = comparison.comparisons(known())
+    (study,) = StudyResults(known()).comparisons
     assert not any("test images" in word or "plain student" in word for word in comparison.sentences(study))
     small = replace(study, test_images=360)
     assert "One of the 360 test images is 0.28 points: smaller differences mean nothing." in comparison.sentences(small)
     solved = [trained(VANILLA, 99.0, 0, pair=("", "resnet20")), trained("kd", 98.0, 0, pair=PAIRS[0])]
     solved += [trained("icd", 97.0, 0, pair=PAIRS[0])]
-    said = comparison.sentences(replace(comparison.comparisons(solved)[0], test_images=360))
+    said = comparison.sentences(replace(StudyResults(solved).comparisons[0], test_images=360))
     assert "No method is above the plain student." in said
     assert "The plain student has at most 3.6 test images wrong: there is little left to gain." in said
     two = [*solved, trained(VANILLA, 50.0, 0, pair=("", "vgg8")), trained("kd", 51.0, 0, pair=PAIRS[1])]
-    said = comparison.sentences(comparison.comparisons(two)[0])
+    said = comparison.sentences(StudyResults(two).comparisons[0])
     assert "No method is above the plain student in 1 of 2 pairs: resnet56:resnet20." in said
 
 
 def test_one_seed_and_one_pair_say_what_they_cannot() -> None:
-    (study,) = comparison.comparisons(known(seeds=1, pairs=1))
+    (study,) = StudyResults(known(seeds=1, pairs=1)).comparisons
     assert all(found.p is None for found in (*study.over_seeds.values(), *study.over_pairs.values()))
     assert set(study.corrected.values()) == {None}
     assert study.ranking is not None
@@ -149,21 +150,21 @@ def test_missing_cells_and_other_baselines() -> None:
     records = [record for record in known() if not (record.trial.method == "crd" and record.trial.arch == "vgg8")]
     records += [trained("fsp", None, pair=PAIRS[0], status="n/a", reason="other sizes")]
     records += [trained("icd", None, 7, pair=PAIRS[0], status="failed", reason="out of memory")]
-    (study,) = comparison.comparisons(records)
+    (study,) = StudyResults(records).comparisons
     assert study.unranked == ("crd",)
     assert study.over_pairs["crd"].n == 4
     assert "fsp" not in study.methods
     assert "Not ranked, because they lack a pair: crd." in comparison.sentences(study)
-    assert comparison.comparisons(records, "icd")[0].baseline == "icd"
-    assert comparison.comparisons(records, "nothing")[0].baseline == VANILLA
-    assert comparison.comparisons([r for r in records if r.trial.method == VANILLA]) == []
+    assert StudyResults(records, baseline="icd").comparisons[0].baseline == "icd"
+    assert StudyResults(records, baseline="nothing").comparisons[0].baseline == VANILLA
+    assert StudyResults([r for r in records if r.trial.method == VANILLA]).comparisons == []
 
 
 def test_charts_show_what_there_is() -> None:
     records = known()
-    (study,) = comparison.comparisons(records)
-    (single,) = comparison.comparisons(known(seeds=1, pairs=1))
-    frame, spent = tables.accuracy(records), cost.costs(records)
+    (study,) = StudyResults(records).comparisons
+    (single,) = StudyResults(known(seeds=1, pairs=1)).comparisons
+    frame, spent = StudyResults(records).accuracy, StudyResults(records).costs
     with style.house_style():
         assert comparison_charts.rank_chart(single) is None
         assert comparison_charts.rank_chart(study) is not None

@@ -10,8 +10,9 @@ from rich.console import Console
 
 from kdbench.core.record import Outcome, Record
 from kdbench.core.trial import VANILLA, Value
-from kdbench.report.cost import COLUMNS, cell, costs, notes
+from kdbench.report.cost import COLUMNS, cell, notes
 from kdbench.report.markdown import cost_document
+from kdbench.report.results import StudyResults
 from kdbench.report.tables import rows_of
 from kdbench.report.terminal import render_costs
 from kdbench.results import Store
@@ -22,7 +23,7 @@ OTHER: dict[str, Value] = {"torch": "2.11.0", "device": "cuda:0", "threads": 2}
 
 
 def rows(records: list[Record]) -> dict[str, dict[str, object]]:
-    return {row["method"]: row for row in rows_of(costs(records), "cifar100", "paper")}
+    return {row["method"]: row for row in rows_of(StudyResults(records).costs, "cifar100", "paper")}
 
 
 def test_seconds_are_medians_over_seeds_beside_the_plain_student() -> None:
@@ -56,11 +57,11 @@ def test_what_the_method_holds_is_shown_where_it_was_recorded() -> None:
 
 def test_trials_that_were_not_finished_cost_nothing_known() -> None:
     assert rows([trained("kd", status="failed", reason="x"), trained("fsp", status="n/a", reason="x")]) == {}
-    assert list(costs([]).columns) == list(COLUMNS)
+    assert list(StudyResults([]).costs.columns) == list(COLUMNS)
 
 
 def test_documents_show_every_cell_and_say_what_it_is() -> None:
-    frame = costs([trained(VANILLA), trained("kd", own=2.5)])
+    frame = StudyResults([trained(VANILLA), trained("kd", own=2.5)]).costs
     markdown = cost_document(frame)
     assert "| kd | 3.5 s (1.40×) |" in markdown
     assert "| Student | 2.5 s |" in markdown
@@ -70,7 +71,7 @@ def test_documents_show_every_cell_and_say_what_it_is() -> None:
         Console(file=file, width=100).print(part)
     assert "cost of a training epoch" in file.getvalue()
     assert "3.5 s (1.40×)" in file.getvalue()
-    assert render_costs(costs([])) == []
+    assert render_costs(StudyResults([]).costs) == []
 
 
 @pytest.mark.parametrize("known", [True, False])

@@ -10,9 +10,8 @@ from rich.console import Console
 from kdbench.core.record import Record
 from kdbench.core.trial import VANILLA
 from kdbench.report import published
-from kdbench.report.footnotes import footnotes
 from kdbench.report.markdown import accuracy_document, escape
-from kdbench.report.tables import accuracy
+from kdbench.report.results import StudyResults
 from kdbench.report.terminal import render
 from tests.report.factory import CIFAR10, SHORT, study, trained
 
@@ -22,7 +21,7 @@ LONG = ("timm/convnextv2_base.fcmae_ft_in22k_in1k_384", "timm/resnet18.a1_in1k")
 def shown(records: list[Record], width: int = 100) -> str:
     file = io.StringIO()
     console = Console(file=file, width=width, color_system=None)
-    for part in render(accuracy(records), footnotes(records), width):
+    for part in render(StudyResults(records).accuracy, StudyResults(records).notes, width):
         console.print(part)
     return file.getvalue()
 
@@ -42,7 +41,7 @@ def test_thirteen_pairs_fit_a_hundred_columns_whole() -> None:
     text = shown(records)
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= 100
-    frame = accuracy(records)
+    frame = StudyResults(records).accuracy
     for row in frame.to_dict("records"):
         assert f"{row['top1_mean']:.2f}" in text
         assert f"publ. {row['published']:.2f}" in text or row["published"] != row["published"]
@@ -68,7 +67,7 @@ def test_terminal_marks_the_best_without_colour_and_says_so() -> None:
 def test_every_end_and_its_reason_is_in_every_output() -> None:
     records = ends()
     terminal = " ".join(shown(records).split())
-    markdown = accuracy_document(accuracy(records), footnotes(records))
+    markdown = accuracy_document(StudyResults(records).accuracy, StudyResults(records).notes)
     for words in ("failed", "diverged", "n/a", "total is not finite in epoch 3", "maps of unequal size"):
         assert words in terminal
         assert words in markdown
@@ -85,7 +84,7 @@ def test_markdown_escapes_labels_and_reasons() -> None:
         "&lt;script&gt; \\| \\`a\\` \\*b\\* \\[c\\](d) wrn_40_2 \\_e\\_ \\~f\\~ \\$g\\$ \\\\ &amp;amp; \\#h"
     )
     records = [*ends(), trained("kd", pair=("a|b", "<i>"))]
-    text = accuracy_document(accuracy(records), footnotes(records))
+    text = accuracy_document(StudyResults(records).accuracy, StudyResults(records).notes)
     assert "<script>" not in text
     assert "<i>" not in text
     header = next(line for line in text.splitlines() if line.startswith("|"))
@@ -95,7 +94,7 @@ def test_markdown_escapes_labels_and_reasons() -> None:
 
 def test_markdown_table() -> None:
     records = [trained(VANILLA, 69.0), trained("kd", 70.0), trained("kd", 71.0, 1), trained("crd", 70.5, recipe=SHORT)]
-    lines = accuracy_document(accuracy(records), footnotes(records)).splitlines()
+    lines = accuracy_document(StudyResults(records).accuracy, StudyResults(records).notes).splitlines()
     assert lines[:9] == [
         "# Top-1 accuracy (%)",
         "",
@@ -114,9 +113,9 @@ def test_markdown_table() -> None:
 def test_no_published_column_where_nothing_is_published() -> None:
     records = [trained("kd", 70.0, data=CIFAR10)]
     assert "publ." not in shown(records)
-    assert "publ." not in accuracy_document(accuracy(records), footnotes(records))
+    assert "publ." not in accuracy_document(StudyResults(records).accuracy, StudyResults(records).notes)
 
 
 def test_without_records() -> None:
     assert shown([]).strip() == "No results yet."
-    assert "No results yet" in accuracy_document(accuracy([]), [])
+    assert "No results yet" in accuracy_document(StudyResults([]).accuracy, [])

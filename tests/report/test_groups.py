@@ -3,13 +3,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from kdbench.core.trial import VANILLA, TeacherSource
-from kdbench.report.footnotes import footnotes
-from kdbench.report.tables import accuracy
+from kdbench.report.results import StudyResults
 from tests.report.factory import CIFAR10, trained
 
 
 def shown(records: list, requested: set[str] | None = None) -> dict[str, float]:  # type: ignore[type-arg]
-    frame = accuracy(records, requested or set())
+    frame = StudyResults(records, requested or set()).accuracy
     return dict(zip(frame["method"], frame["top1_mean"], strict=True))
 
 
@@ -20,7 +19,7 @@ def test_a_column_compares_what_one_teacher_taught() -> None:
     assert shown([*own, *other]) == {"teacher": 50.0, "kd": 60.0}
     requested = {record.trial.variant for record in own}
     assert shown([*own, *other], requested) == {"teacher": 72.5, "kd": 70.0, "icd": 71.0}
-    assert any("1 superseded record left out" in note for note in footnotes([*own, *other], requested))
+    assert any("1 superseded record left out" in note for note in StudyResults([*own, *other], requested).notes)
 
 
 def test_a_table_is_of_one_set_of_images() -> None:

@@ -11,7 +11,8 @@ import pytest
 from pylatexenc.latexwalker import LatexEnvironmentNode, LatexWalker, LatexWalkerParseError
 
 from kdbench.core.trial import VANILLA
-from kdbench.report import latex, tables
+from kdbench.report import latex
+from kdbench.report.results import StudyResults
 from tests.report.factory import trained
 from tests.report.test_comparison import PAIRS, known
 
@@ -20,7 +21,7 @@ def text() -> str:
     records = known(seeds=2)
     records += [trained("fsp", None, pair=PAIRS[0], status="n/a", reason="other sizes")]
     records += [trained("a_b(x=1)+kd", 60.0, pair=PAIRS[0])]
-    return latex.document(tables.accuracy(records))
+    return latex.document(StudyResults(records).accuracy)
 
 
 def test_the_best_is_bold_and_the_second_underlined() -> None:

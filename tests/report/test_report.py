@@ -18,13 +18,14 @@ from kdbench.core.record import EpochMetrics, Record
 from kdbench.core.trial import VANILLA
 from kdbench.report import Report, published, write_report, write_versus_study
 from kdbench.report.epoch_rules import apply_rule, rule_table
+from kdbench.report.results import StudyResults
 from kdbench.report.tables import COLUMNS
 from kdbench.report.versus_published import versus_published
 from tests.report.factory import CIFAR10, PART, SHORT, epochs, study, trained
 
 
 def written(records: Sequence[Record], out: Path) -> Report:
-    return write_report(records, lambda trial: epochs(70.0), out)
+    return write_report(StudyResults(records), lambda trial: epochs(70.0), out)
 
 
 def table(out: Path) -> list[dict[str, str]]:
@@ -77,14 +78,14 @@ def test_unreadable_curves_are_left_out_and_counted(tmp_path: Path) -> None:
             raise FileNotFoundError(trial)
         return () if ".icd." in trial else epochs(70.0)
 
-    report = write_report(records, curve, tmp_path)
+    report = write_report(StudyResults(records), curve, tmp_path)
     assert report.notes[-1] == "Charts by epoch do without 2 finished trials: no epochs to be read."
     assert (tmp_path / "charts" / "curves.cifar100.paper.svg").is_file()
 
     def missing(trial: str) -> Sequence[EpochMetrics]:
         raise FileNotFoundError(trial)
 
-    report = write_report(records, missing, tmp_path / "none")
+    report = write_report(StudyResults(records), missing, tmp_path / "none")
     assert not any("curves" in path.name for path in report.paths)
 
 
@@ -127,8 +128,10 @@ import sys, pathlib
 import kdbench.report
 heavy = {"torch", "pandas", "matplotlib", "rich", "numpy"} & set(sys.modules)
 assert not heavy, heavy
+from kdbench.report.results import StudyResults
 from tests.report.factory import epochs, trained
-kdbench.report.write_report([trained("kd"), trained("crd")], lambda trial: epochs(70.0), pathlib.Path(sys.argv[1]))
+results = StudyResults([trained("kd"), trained("crd")])
+kdbench.report.write_report(results, lambda trial: epochs(70.0), pathlib.Path(sys.argv[1]))
 import kdbench.report.terminal
 assert "torch" not in sys.modules
 assert "matplotlib.pyplot" not in sys.modules
@@ -157,7 +160,7 @@ def test_against_another_study(tmp_path: Path) -> None:
         if record.top1 and record.trial.method != "crd+kd"
     ]
     there = [replace(record, environment={**record.environment, "torch": "2.9.0"}) for record in there]
-    frame, notes, paths = write_versus_study(here, there, tmp_path)
+    frame, notes, paths = write_versus_study(StudyResults(here), StudyResults(there), tmp_path)
     assert [row["method"] for row in frame.to_dict("records")] == [VANILLA, "kd"]
     assert frame["difference"].tolist() == pytest.approx([1.0, 1.05])
     assert set(frame["n"]) == {3}
@@ -166,23 +169,24 @@ def test_against_another_study(tmp_path: Path) -> None:
     assert "+1.05 [+0.93, +1.17] (3)" in document  # by hand: sd 0.05, 1.05 ± 4.303 · 0.05 / √3
     assert "+1.00 (3)" in document  # the same in all seeds: no interval, and the note says so
     assert "no interval for one seed or where the differences are the same in all seeds" in notes[0]
-    assert len(write_versus_study(here, [], tmp_path)[0]) == 0
+    assert len(write_versus_study(StudyResults(here), StudyResults([]), tmp_path)[0]) == 0
 
 
 def test_the_ledger_compares_only_what_can_be_compared(tmp_path: Path) -> None:
     pair = ("resnet56", "resnet20")
     number = published.numbers()[(*pair, "kd")]
     near = [trained("kd", number + gap, seed, pair=pair) for seed, gap in enumerate((-0.2, 0.1, 0.3))]
-    verdicts = versus_published(near)["verdict"].tolist()
+    verdicts = versus_published(StudyResults(near))["verdict"].tolist()
     assert verdicts == ["agrees"]
     far = [replace(record, top1=record.top1 + 5) for record in near if record.top1]
-    row = versus_published(far).to_dict("records")[0]
+    row = versus_published(StudyResults(far)).to_dict("records")[0]
     assert (row["verdict"], row["published"], row["published_seeds"]) == ("differs", number, "5")
-    assert versus_published(near[:1])["verdict"].tolist() == ["one seed: no interval"]
-    assert versus_published(near, "best")["verdict"].tolist() == ["not comparable: another epoch counts"]
+    assert versus_published(StudyResults(near[:1]))["verdict"].tolist() == ["one seed: no interval"]
+    by_best = versus_published(StudyResults(near, rule="best"))
+    assert by_best["verdict"].tolist() == ["not comparable: another epoch counts"]
     short = [trained("kd", 60.0, pair=pair, recipe=SHORT, data=PART)]
-    assert versus_published(short)["verdict"].tolist() == ["not comparable: other data, other schedule"]
-    assert len(versus_published([trained("kd", pair=("a", "b"))])) == 0
+    assert versus_published(StudyResults(short))["verdict"].tolist() == ["not comparable: other data, other schedule"]
+    assert len(versus_published(StudyResults([trained("kd", pair=("a", "b"))]))) == 0
 
 
 def test_rules_for_the_epoch(tmp_path: Path) -> None:
@@ -191,10 +195,10 @@ def test_rules_for_the_epoch(tmp_path: Path) -> None:
     assert [record.top1 for record in apply_rule(records, "best")] == [70.5, 70.5]
     with pytest.raises(UserError, match="--select validation: no record has the best epoch on held-out"):
         apply_rule(records, "validation")
-    row = rule_table(records).to_dict("records")[0]
+    row = rule_table(StudyResults(records)).to_dict("records")[0]
     assert (row["last"], row["last10"], row["best"]) == (70.0, 69.5, 70.5)
     assert math.isnan(row["validation"])
-    write_report(records, lambda _: (), tmp_path, rule="best")
+    write_report(StudyResults(records, rule="best"), lambda _: (), tmp_path)
     assert "the best epoch on the test split: optimistic" in (tmp_path / "tables" / "accuracy.md").read_text("utf-8")
     assert table(tmp_path)[-1]["top1_mean"] == "70.5"
 
