@@ -12,9 +12,9 @@ from rich.console import Console
 
 from kdbench.core.errors import UserError, unknown_name
 from kdbench.plan.study import OPTION_NAMES, read_options, resolve
-from kdbench.report import write_folder
+from kdbench.report import load, write_report
 from kdbench.report.results import StudyResults
-from kdbench.results import Store
+from kdbench.results import Folders, Store
 from kdbench.runner.catalog import build_catalog
 from kdbench.runner.plugins import load_plugins
 from kdbench.runner.progress import progress
@@ -41,8 +41,7 @@ def run_study(path: Path | None, options: Mapping[str, Any], *, quiet: bool) -> 
         prepared.train(display, SIGNALS.asked)
     records = prepared.store.records()
     own = prepared.own_records(records)
-    variants = {record.trial.variant for record in own}
-    write_folder(prepared.store, StudyResults(records, variants, run.baseline, run.select))
+    write_report(load(Folders([prepared.store]), own, run.baseline, run.select), prepared.store.root)
     return StudyResults(own, rule=run.select).accuracy
 
 

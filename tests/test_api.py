@@ -85,7 +85,7 @@ def test_plugins_bring_methods_data_and_recipes(tmp_path: Path) -> None:
     command += ["--recipe", "short", "--pairs", "wrn_16_1:resnet8", "--seeds", "1", "--out", str(tmp_path / "out")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "stripes, short: top-1 accuracy (%)" in done.stdout
+    assert "stripes, short: Top-1 accuracy (%)" in done.stdout
     assert "plugged" in done.stdout
 
 

@@ -16,9 +16,9 @@ from kdbench.core.errors import UserError
 from kdbench.core.record import Record
 from kdbench.core.seeding import derive_seed
 from kdbench.data.subset import stratified
-from kdbench.report import pictures
-from kdbench.report.fidelity import Measured
+from kdbench.report.charts import pictures
 from kdbench.report.groups import TEACHER
+from kdbench.report.tables.fidelity import Measured
 
 CLASSES = 10
 """Number of classes in a t-SNE figure at most: the first ones."""

@@ -13,9 +13,9 @@ from kdbench.cli.options import (
     add_results,
     add_selection,
     add_validation,
-    console,
     data_request,
     load_plugins,
+    print_sheets,
     written,
 )
 from kdbench.cli.selection import add_choice, choose
@@ -71,9 +71,9 @@ def main(args: argparse.Namespace) -> int:
 
     from kdbench.analysis.figures import PairFigures
     from kdbench.analysis.predictions import ModelLoader
-    from kdbench.report import write_fidelity, write_picture
-    from kdbench.report.style import house_style
-    from kdbench.report.terminal import render_fidelity
+    from kdbench.report import write_picture, write_sheet
+    from kdbench.report.charts.style import house_style
+    from kdbench.report.tables.fidelity import sheet
     from kdbench.train.device import configure_torch, resolve_device
 
     mine = [record for record in chosen if record.trial.data.content == images.info.content]
@@ -100,11 +100,10 @@ def main(args: argparse.Namespace) -> int:
         with house_style():
             for name, figure in pair_figures.draw(args.samples):
                 paths += write_picture(figure, name, (*pair, f"s{seed}"), args.out)
-    frame, tables = write_fidelity(measured, args.out)
-    output = console()
-    for part in render_fidelity(frame):
-        output.print(part)
-    written([*tables, *paths])
+    fidelity = sheet(measured)
+    paths = [*write_sheet(fidelity, "fidelity", args.out), *paths]
+    print_sheets([fidelity])
+    written(paths)
     return 0
 
 

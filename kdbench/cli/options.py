@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -16,7 +17,8 @@ from kdbench.plan.study import PRECISIONS, RunOptions
 from kdbench.report.epoch_rules import RULES
 
 if TYPE_CHECKING:
-    from kdbench.results import Store
+    from kdbench.report.model import Sheet
+    from kdbench.results import Folders
 
 
 class Parser(argparse.ArgumentParser):
@@ -102,23 +104,25 @@ def data_request(args: argparse.Namespace, source: str, size: int) -> DataReques
     return DataRequest(source, size, classes, args.subset, fraction, args.label_column, args.test_fraction or 0.0)
 
 
-def show(store: Store, records: Sequence[Record], shown: Sequence[Record], baseline: str, rule: str) -> None:
-    """Write the whole report of the folder's records; print the tables of the records in `shown`. Raises UserError."""
-    from kdbench.report import write_folder
-    from kdbench.report.results import StudyResults
-    from kdbench.report.terminal import render, render_comparison, render_costs
+def show(folders: Folders, shown: Sequence[Record], baseline: str, rule: str) -> None:
+    """Write the whole report of the folders; print the tables of the records in `shown`. Raises UserError."""
+    from kdbench.report import load, printed_sheets, write_report
 
-    whole = StudyResults(records, {record.trial.variant for record in shown}, baseline, rule)
-    report = write_folder(store, whole)
-    printed = whole if len(shown) == len(records) else StudyResults(shown, baseline=baseline, rule=rule)
+    results = load(folders, shown, baseline, rule)
+    report = write_report(results, folders.root)
+    own = results if len(shown) == len(results.stored) else replace(results, stored=shown, read_epochs=None)
+    print_sheets(printed_sheets(own))
+    written(report)
+
+
+def print_sheets(sheets: Iterable[Sheet]) -> None:
+    """Print tables."""
+    from kdbench.report.renderers.terminal import render
+
     output = console()
-    for part in (
-        *render_costs(printed.costs, output.width),
-        *render_comparison(printed.comparisons),
-        *render(printed.accuracy, printed.notes, output.width),
-    ):
-        output.print(part)
-    written(report.paths)
+    for sheet in sheets:
+        for part in render(sheet, output.width):
+            output.print(part)
 
 
 def written(paths: Sequence[Path]) -> None:

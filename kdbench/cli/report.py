@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from kdbench.cli.options import Parser, add_results, add_rules, console, show, written
+from kdbench.cli.options import Parser, add_rules, print_sheets, show, written
 from kdbench.core.errors import UserError
 
 
@@ -15,34 +15,36 @@ def build_parser() -> argparse.ArgumentParser:
         description="Rebuild tables/ and charts/ of a results folder from its records.",
         allow_abbrev=False,
     )
-    add_results(parser)
+    about = "results folder (default: results); several are shown as one study, whose report is written to the first"
+    parser.add_argument("--out", type=Path, nargs="+", default=[Path("results")], metavar="DIR", help=about)
     add_rules(parser)
     parser.add_argument("--against", type=Path, metavar="DIR", help="also compare with another results folder")
     return parser
 
 
 def main(args: argparse.Namespace) -> int:
-    from kdbench.results import Store
+    from kdbench.results import Folders, Store
 
-    store = Store(args.out)
-    records = store.records()
-    if not records:
-        raise UserError(f"{args.out} holds no records; train something first, or name the folder with --out")
-    store.require_writable()
-    store.remove_stale()
+    first, *others = args.out
+    stores = [Store(first), *(Store(folder, quarantine=False) for folder in others)]
+    for store in stores:
+        if not store.records():
+            raise UserError(f"{store.root} holds no records; train something first, or name the folder with --out")
+    stores[0].require_writable()
+    stores[0].remove_stale()
+    folders = Folders(stores)
+    records = folders.records()
     other = Store(args.against, quarantine=False).records() if args.against else []
     if args.against and not other:
         raise UserError(f"--against {args.against}: that folder holds no records")
-    show(store, records, records, args.baseline, args.select)
+    show(folders, records, args.baseline, args.select)
     if other:
-        from kdbench.report import write_versus_study
+        from kdbench.report import write_sheet
         from kdbench.report.results import StudyResults
-        from kdbench.report.terminal import render_versus_study
+        from kdbench.report.tables.against import against
 
-        here, there = (StudyResults(side, rule=args.select) for side in (records, other))
-        frame, notes, paths = write_versus_study(here, there, args.out)
-        output = console()
-        for part in render_versus_study(frame, notes, output.width):
-            output.print(part)
+        sheet = against(*(StudyResults(side, rule=args.select) for side in (records, other)))
+        paths = write_sheet(sheet, "against", first)
+        print_sheets([sheet])
         written(paths)
     return 0

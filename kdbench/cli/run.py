@@ -22,7 +22,6 @@ from kdbench.cli.options import (
     show,
 )
 from kdbench.core.catalog import Catalog
-from kdbench.plan.parsing import check_threads
 from kdbench.plan.study import KEEP_WEIGHTS, read_options, resolve
 from kdbench.runner.signals import SIGNALS
 
@@ -111,7 +110,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> int:
     options, run, own_recipes = read_options(vars(args), getattr(args, "study", None))
-    check_threads(run.threads)
     own_recipes = {**load_plugins(run.plugins), **own_recipes}
 
     def catalog() -> Catalog:
@@ -121,6 +119,7 @@ def main(args: argparse.Namespace) -> int:
 
     study = resolve(options, catalog, own_recipes)
 
+    from kdbench.results import Folders
     from kdbench.runner.study_run import prepare_study
 
     prepared = prepare_study(study, run, dry_run=args.dry_run, say=_say)
@@ -134,7 +133,7 @@ def main(args: argparse.Namespace) -> int:
         prepared.train(display, SIGNALS.asked)
     records = prepared.store.records()
     requested = prepared.own_records(records)
-    show(prepared.store, records, requested, run.baseline, run.select)
+    show(Folders([prepared.store]), requested, run.baseline, run.select)
     unfinished = any(record.status in ("failed", "diverged") for record in requested)
     return 1 if unfinished or prepared.missing(requested) else 0
 

@@ -16,6 +16,7 @@ from kdbench.cli.options import (
     console,
     data_request,
     load_plugins,
+    print_sheets,
     written,
 )
 from kdbench.cli.selection import add_choice, choose
@@ -137,16 +138,13 @@ def _probes(
 
 
 def _show(store: Store, probes: Sequence[LinearProbe]) -> int:
-    from kdbench.report import linear_probes as table
-    from kdbench.report import write_transfers
-    from kdbench.report.terminal import render_transfers
+    from kdbench.report import write_sheet
+    from kdbench.report.tables.transfer import sheet
 
     records = store.probe_records()
-    paths = write_transfers(records, store.root)
+    paths = write_sheet(sheet(records), "transfer", store.root)
     wanted = {probe.fingerprint for probe in probes}
     mine = [record for record in records if record.probe.fingerprint in wanted]
-    frame, to = table.transfers(mine), console()
-    for part in render_transfers(frame, table.notes(frame), to.width):
-        to.print(part)
+    print_sheets([sheet(mine)])
     written(paths)
     return 0 if len(mine) == len(wanted) and all(record.status == "done" for record in mine) else 1

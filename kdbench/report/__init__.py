@@ -3,109 +3,90 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdbench.core.errors import UserError, unknown_name
+from kdbench.core.errors import unknown_name
 from kdbench.core.files import write_atomic
-from kdbench.core.record import EpochMetrics, ProbeRecord
 from kdbench.plan.study import RunOptions
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from kdbench.report.comparison import Comparison
-    from kdbench.report.fidelity import Measured
-    from kdbench.report.groups import Selection
+    from kdbench.core.record import Record
+    from kdbench.report.model import Place, Sheet
     from kdbench.report.results import StudyResults
-    from kdbench.results import Store
+    from kdbench.results import Folders
 
-__all__ = [
-    "Report",
-    "write_fidelity",
-    "write_folder",
-    "write_picture",
-    "write_report",
-    "write_transfers",
-    "write_versus_study",
-]
+__all__ = ["load", "printed_sheets", "write_picture", "write_report", "write_sheet"]
 
 
-@dataclass(frozen=True)
-class Report:
-    """What was written, and what it was written from."""
+def load(folders: Folders, requested: Sequence[Record] = (), baseline: str = "kd", rule: str = "last") -> StudyResults:
+    """The results of folders, with all that lies beside their records.
 
-    frame: pd.DataFrame  # the long form, see `tables.COLUMNS`
-    notes: tuple[str, ...]
-    paths: tuple[Path, ...]
+    Where a row has several variants, that of the records in `requested` is taken. Raises UserError if the records lack
+    the baseline.
+    """
+    from kdbench.report.results import StudyResults
+
+    records = folders.records()
+    known = dict.fromkeys(record.trial.method for record in records)
+    if baseline not in known and baseline != RunOptions.baseline:
+        raise unknown_name("baseline", baseline, known, f"trained are {', '.join(known)}")
+    return StudyResults(
+        records,
+        {record.trial.variant for record in requested},
+        baseline,
+        rule,
+        transfers=folders.probe_records(),
+        read_epochs=folders.epochs,
+        measured=_measured(folders.root),
+        folder_notes=folders.notes,
+    )
 
 
-def write_report(
-    results: StudyResults,
-    curve: Callable[[str], Sequence[EpochMetrics]],
-    out: Path,
-    transfers: Sequence[ProbeRecord] = (),
-) -> Report:
+def write_report(results: StudyResults, out: Path) -> list[Path]:
     """Write `report.html`, `tables/*.{csv,md,tex}` and `charts/*.{png,svg}` under `out`, each file whole.
 
-    `curve` gives the epochs of a trial by its id; where it fails, the charts by epoch do without that trial.
+    Returns what was written. Raises UserError if no record has the accuracy of the rule.
     """
-    from kdbench.report import comparison, epoch_rules, fidelity, latex, markdown, page, tables, versus_published
+    from kdbench.report.model import registered_tables
+    from kdbench.report.renderers.page import page
 
-    records, selection, epoch_rule = results.records, results.selection, epoch_rules.RULES[results.rule][1]
-    chosen_by_rule, versus = epoch_rules.rule_table(results), versus_published.versus_published(results)
-    frame, cost_frame, comparisons, ties = results.accuracy, results.costs, results.comparisons, results.ties
-    notes = results.notes + [tables.TIE_NOTE] * bool(ties)
-    curves, unread = _read_curves(selection, curve)
-    if unread:
-        notes.append(f"Charts by epoch do without {unread} finished trial{'s' * (unread > 1)}: no epochs to be read.")
-    paths = [
-        write_atomic(out / "tables" / "accuracy.csv", _csv(frame)),
-        write_atomic(out / "tables" / "cost.csv", _csv(cost_frame)),
-        write_atomic(out / "tables" / "selection.csv", _csv(chosen_by_rule)),
-        write_atomic(out / "tables" / "published.csv", _csv(versus)),
-        write_atomic(out / "tables" / "comparison.csv", _csv(comparison.frame(comparisons), decimals=8)),
-        write_atomic(out / "tables" / "ranks.csv", _csv(comparison.ranks(comparisons), decimals=8)),
-        write_atomic(out / "tables" / "accuracy.md", markdown.accuracy_document(frame, notes, ties).encode()),
-        write_atomic(out / "tables" / "cost.md", markdown.cost_document(cost_frame).encode()),
-        write_atomic(out / "tables" / "comparison.md", markdown.comparison_document(comparisons).encode()),
-        write_atomic(out / "tables" / "accuracy.tex", latex.document(frame).encode()),
+    made = {item.name: sheet for item in registered_tables() if (sheet := item.make(results)) is not None}
+    paths = [path for name, sheet in made.items() for path in write_sheet(sheet, name, out)]
+    drawn: dict[Place, dict[str, bytes]] = {}
+    for place, name, files in _charts(results):
+        for stem, content in files.items():
+            paths.append(write_atomic(out / "charts" / stem, content))
+            if stem.endswith(".svg"):
+                drawn.setdefault(place, {})[name] = content
+    paths.append(write_atomic(out / "report.html", page(results, list(made.values()), drawn).encode()))
+    return paths
+
+
+def printed_sheets(results: StudyResults) -> list[Sheet]:
+    """What a command prints when a study has ended; the first table last, where it stays in sight."""
+    from kdbench.report.model import registered_tables
+
+    shown = [item for item in reversed(registered_tables()) if item.terminal]
+    return [sheet for item in shown if (sheet := item.make(results)) is not None]
+
+
+def write_sheet(sheet: Sheet, name: str, out: Path) -> list[Path]:
+    """Write `tables/NAME.{csv,md,tex}` under `out`, each file whole."""
+    from kdbench.report.renderers import csv, latex, markdown
+
+    renderers = {"csv": csv.document, "md": markdown.document, "tex": latex.document}
+    return [
+        write_atomic(out / "tables" / f"{name}.{ending}", document(sheet).encode())
+        for ending, document in renderers.items()
     ]
-    drawn: dict[tuple[str, str], dict[str, bytes]] = {}
-    if selection.groups:
-        for table, kind, path, content in _charts(
-            frame, cost_frame, comparisons, selection, curves, out / "charts", epoch_rule
-        ):
-            paths.append(write_atomic(path, content))
-            if path.suffix == ".png":
-                drawn.setdefault(table, {})[kind] = content
-    measured = fidelity.fidelity(fidelity.from_records(selection.groups))
-    paths.append(write_atomic(out / "tables" / "metrics.csv", _csv(measured)))
-    drawn_before = _fidelity(out)
-    other_tables = page.further_tables(
-        transfers, measured if drawn_before is None else drawn_before, versus, chosen_by_rule
-    )
-    html = page.page(
-        records, selection.groups, frame, cost_frame, comparisons, notes, drawn, ties, other_tables, epoch_rule
-    )
-    paths.append(write_atomic(out / "report.html", html.encode()))
-    return Report(frame, tuple(notes), tuple(paths))
 
 
-def write_folder(store: Store, results: StudyResults) -> Report:
-    """Write everything that is derived from a results folder. Raises UserError if it lacks the baseline or the rule."""
-    known = dict.fromkeys(record.trial.method for record in results.stored)
-    if results.baseline not in known and results.baseline != RunOptions.baseline:
-        raise unknown_name("baseline", results.baseline, known, f"trained are {', '.join(known)}")
-    transfers = store.probe_records()
-    report = write_report(results, store.epochs, store.root, transfers)
-    return replace(report, paths=(*report.paths, *(write_transfers(transfers, store.root) if transfers else ())))
-
-
-def _fidelity(out: Path) -> pd.DataFrame | None:
+def _measured(out: Path) -> pd.DataFrame | None:
     """What the command `figures` wrote, if it did and it can be read."""
     import pandas as pd
 
@@ -115,106 +96,32 @@ def _fidelity(out: Path) -> pd.DataFrame | None:
         return None
 
 
-def write_transfers(records: Sequence[ProbeRecord], out: Path) -> tuple[Path, ...]:
-    """Write `tables/transfer.{csv,md}` under `out`, each file whole."""
-    from kdbench.report import linear_probes, markdown
-
-    frame = linear_probes.transfers(records)
-    document = markdown.transfer_document(frame, linear_probes.notes(frame))
-    return (
-        write_atomic(out / "tables" / "transfer.csv", _csv(frame)),
-        write_atomic(out / "tables" / "transfer.md", document.encode()),
-    )
-
-
-def write_versus_study(
-    here: StudyResults, there: StudyResults, out: Path
-) -> tuple[pd.DataFrame, list[str], tuple[Path, ...]]:
-    """Write `tables/against.{csv,md}` under `out`, each file whole; returns the long form and its notes too."""
-    from kdbench.report import markdown, versus_study
-
-    frame, notes = versus_study.versus_study(here, there), versus_study.notes(here, there)
-    paths = (
-        write_atomic(out / "tables" / "against.csv", _csv(frame, decimals=8)),
-        write_atomic(out / "tables" / "against.md", markdown.versus_study_document(frame, notes).encode()),
-    )
-    return frame, notes, paths
-
-
-def write_fidelity(measured: Sequence[Measured], out: Path) -> tuple[pd.DataFrame, tuple[Path, ...]]:
-    """Write `tables/fidelity.{csv,md}` under `out`, each file whole; returns the long form too."""
-    from kdbench.report import fidelity, markdown
-
-    frame = fidelity.fidelity(measured)
-    return frame, (
-        write_atomic(out / "tables" / "fidelity.csv", _csv(frame)),
-        write_atomic(out / "tables" / "fidelity.md", markdown.fidelity_document(frame).encode()),
-    )
-
-
 def write_picture(figure: Figure, name: str, words: Sequence[str], out: Path) -> list[Path]:
     """Write `charts/NAME.WORDS.{png,svg}` under `out`, each file whole."""
-    from kdbench.report import style
+    from kdbench.report.charts import style
 
     stem = ".".join((name, *map(_plain, words)))
     return [write_atomic(out / "charts" / f"{stem}.{kind}", content) for kind, content in style.save(figure).items()]
 
 
-def _read_curves(
-    selection: Selection, curve: Callable[[str], Sequence[EpochMetrics]]
-) -> tuple[dict[str, Sequence[EpochMetrics]], int]:
-    curves: dict[str, Sequence[EpochMetrics]] = {}
-    wanted = dict.fromkeys(record.trial.id for group in selection.groups for record in group.done)
-    for trial in wanted:
-        try:
-            epochs = curve(trial)
-        except (OSError, ValueError, LookupError, TypeError, UserError):  # missing, torn or written by something else
-            continue
-        if epochs:
-            curves[trial] = epochs
-    return curves, len(wanted) - len(curves)
+def _charts(results: StudyResults) -> list[tuple[Place, str, dict[str, bytes]]]:
+    """Of each table and chart: the files' names and contents."""
+    if not results.groups:
+        return []
+    from kdbench.report.charts import style
+    from kdbench.report.model import registered_charts
+    from kdbench.report.scores import places
 
-
-def _csv(frame: pd.DataFrame, decimals: int = 4) -> bytes:
-    """Numbers rounded, empty cells empty. Text that a spreadsheet would run gets a leading apostrophe."""
-    safe = frame.round(decimals)
-    for name in frame.columns[frame.dtypes == "object"]:
-        safe[name] = [f"'{text}" if re.match(r"[=+\-@\t\r]", text) else text for text in map(str, frame[name])]
-    return str(safe.to_csv(index=False, lineterminator="\n")).encode()
-
-
-Drawn = tuple[tuple[str, str], str, Path, bytes]
-"""A chart's table, what it shows, its file and its content."""
-
-
-def _charts(
-    frame: pd.DataFrame,
-    cost_frame: pd.DataFrame,
-    comparisons: Sequence[Comparison],
-    selection: Selection,
-    curves: dict[str, Sequence[EpochMetrics]],
-    folder: Path,
-    epoch_rule: str,
-) -> Iterator[Drawn]:
-    from kdbench.report import charts, comparison_charts, style, tables
-
-    by_table = {(study.dataset, study.recipe): study for study in comparisons}
     taken: set[str] = set()
-    for dataset, recipe in tables.tables(frame):
-        name = _file_name(dataset, recipe, taken)
+    drawn = []
+    for place in places(results.accuracy):
+        stem = _file_name(*place, taken)
         with style.house_style():
-            figures = {
-                "accuracy": charts.accuracy_chart(frame, selection.groups, dataset, recipe, epoch_rule),
-                "curves": charts.curves_chart(frame, selection.groups, curves, dataset, recipe),
-                "cost": comparison_charts.cost_chart(frame, cost_frame, dataset, recipe),
-            }
-            if study := by_table.get((dataset, recipe)):
-                figures["gains"] = comparison_charts.gains_chart(study)
-                figures["ranks"] = comparison_charts.rank_chart(study)
-            for kind, figure in figures.items():
-                if figure is not None:
-                    for ending, content in style.save(figure).items():
-                        yield (dataset, recipe), kind, folder / f"{kind}.{name}.{ending}", content
+            for item in registered_charts():
+                if (figure := item.make(results, place)) is not None:
+                    files = {f"{item.name}.{stem}.{kind}": content for kind, content in style.save(figure).items()}
+                    drawn.append((place, item.name, files))
+    return drawn
 
 
 def _plain(word: str) -> str:

@@ -4,24 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from kdbench.core.trial import VANILLA
 from kdbench.report import statistics
 from kdbench.report.groups import Group, method_key
 from kdbench.report.statistics import MIN_PAIRS, Difference, Pair, Ranking
-from kdbench.report.tables import MISSING
 
 if TYPE_CHECKING:
     from kdbench.report.results import StudyResults
-
-COLUMNS = (
-    *("dataset", "recipe", "teacher", "student", "method", "baseline", "n"),
-    *("difference", "low", "high", "p", "p_holm", "relative_improvement"),
-)
-"""Of comparison.csv. Rows over all pairs have no teacher and no student, and n counts pairs instead of seeds."""
 
 COARSE = 0.1  # points of one test image, from which on a report says so
 NEARLY_SOLVED = 10  # test images that the plain student has wrong, below which a report says so
@@ -69,15 +60,6 @@ class Comparison:
         ranks = self.ranking.ranks if self.ranking else {}
         fits = method not in ranks or (ranks[self.baseline] - ranks[method]) * mean > 0
         return True if abs(mean) >= self.step and fits and not any(opposite) else None
-
-    def wins(self) -> pd.DataFrame:
-        """`4/1/0`: pairs in which the row's method is better than, equal to and worse than the column's."""
-        means = {method: self.means(method) for method in self.methods}
-
-        def cell(row: str, column: str) -> str:
-            return "" if row == column else "/".join(map(str, statistics.wins(means[row], means[column])))
-
-        return pd.DataFrame({column: [cell(row, column) for row in means] for column in means}, index=list(means))
 
     def ties(self) -> set[tuple[Pair, str]]:
         """Cells that cannot be told apart from their column's best distillation method, seeds paired, Holm-corrected.
@@ -135,66 +117,6 @@ def _compare_table(dataset: str, recipe: str, groups: Sequence[Group], wanted: s
     return replace(
         bare, over_seeds=over_seeds, over_pairs=over_pairs, corrected=corrected, ranking=ranked, unranked=left_out
     )
-
-
-def frame(comparisons: Sequence[Comparison]) -> pd.DataFrame:
-    """The long form: a row for each method and pair, and one for each method over all pairs."""
-    rows: list[dict[str, Any]] = []
-    for comparison in comparisons:
-        if comparison.baseline is None:
-            continue
-        base = comparison.means(comparison.baseline)
-        plain = comparison.means(VANILLA) if VANILLA in comparison.values else {}
-        for (method, pair), difference in comparison.over_seeds.items():
-            rows.append(_row(comparison, method, pair, difference, comparison.corrected[method, pair], None))
-        for method, difference in comparison.over_pairs.items():
-            own = comparison.means(method)
-            gain = None if comparison.baseline == VANILLA else statistics.relative_improvement(own, base, plain)
-            rows.append(_row(comparison, method, ("", ""), difference, comparison.corrected[method, None], gain))
-    return pd.DataFrame(rows, columns=list(COLUMNS))
-
-
-def _row(
-    comparison: Comparison, method: str, pair: Pair, difference: Difference, corrected: float | None, gain: float | None
-) -> dict[str, Any]:
-    place = (comparison.dataset, comparison.recipe, *pair, method, comparison.baseline)
-    values = (difference.n, difference.mean, difference.low, difference.high, difference.p, corrected, gain)
-    return dict(zip(COLUMNS, (*place, *values), strict=True))
-
-
-def ranks(comparisons: Sequence[Comparison]) -> pd.DataFrame:
-    """Average ranks: a row a method and table, with the p-value of Friedman's test over the whole table."""
-    rows = [
-        (comparison.dataset, comparison.recipe, method, rank, comparison.ranking.pairs, comparison.ranking.friedman)
-        for comparison in comparisons
-        if comparison.ranking
-        for method, rank in comparison.ranking.ranks.items()
-    ]
-    return pd.DataFrame(rows, columns=["dataset", "recipe", "method", "average_rank", "pairs", "friedman_p"])
-
-
-def comparison_tables(comparison: Comparison) -> list[tuple[str, pd.DataFrame]]:
-    """(title, table) of what a comparison has over its pairs: differences, average ranks, wins; all as text."""
-    tables = []
-    if comparison.over_pairs:
-        rows = {
-            method: {
-                "points": f"{difference.mean:+.2f}",
-                "95 % interval": MISSING
-                if difference.low is None
-                else f"[{difference.low:+.2f}, {difference.high:+.2f}]",
-                "p (Holm)": MISSING if (p := comparison.corrected[method, None]) is None else f"{p:.4f}",
-                "pairs": str(difference.n),
-            }
-            for method, difference in comparison.over_pairs.items()
-        }
-        tables.append((f"Above {comparison.baseline}, over pairs", pd.DataFrame.from_dict(rows, orient="index")))
-    if comparison.ranking:
-        ranks_of = {method: [f"{rank:.2f}"] for method, rank in comparison.ranking.ranks.items()}
-        title = f"over {comparison.ranking.pairs} pair{'s' * (comparison.ranking.pairs > 1)}"
-        tables.append(("Average ranks", pd.DataFrame.from_dict(ranks_of, orient="index", columns=[title])))
-        tables.append(("Pairs won / tied / lost, row against column", comparison.wins()))
-    return tables
 
 
 def sentences(comparison: Comparison) -> list[str]:

@@ -11,7 +11,7 @@ from kdbench.core.trial import PUBLISHED, Trial
 from kdbench.report import published
 from kdbench.report.epoch_rules import RULES
 from kdbench.report.groups import TEACHER, Group, finished, table_of
-from kdbench.report.tables import ROW_LABELS, WORST, by_pair, one_line, pair_label, seed_list
+from kdbench.report.scores import ROW_LABELS, WORST, by_pair, one_line, pair_label, seed_list
 
 if TYPE_CHECKING:
     from kdbench.report.results import StudyResults
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def footnotes(results: StudyResults) -> list[str]:
     """All that a reader must know beside the cells, as plain sentences."""
-    records, selection, rows, rule = results.records, results.selection, results.rows, results.rule
+    records, selection, rows, rule = results.records, results.selection, results.scores, results.rule
     if not records:
         return []
     notes = [

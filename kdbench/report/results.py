@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from kdbench.core.record import Record
-from kdbench.report import cost, epoch_rules, footnotes, published, tables
+from kdbench.core.errors import UserError
+from kdbench.core.record import EpochMetrics, ProbeRecord, Record
+from kdbench.report import epoch_rules, footnotes, published
 from kdbench.report.groups import Group, Selection, select
+from kdbench.report.model import Place
+from kdbench.report.scores import Column, Score, accuracy_rows, frame
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,6 +38,13 @@ class StudyResults:
     baseline: str = "kd"
     rule: str = "last"
     evaluated_on: str = published.DATASET
+    transfers: Sequence[ProbeRecord] = ()
+    read_epochs: Callable[[str], Sequence[EpochMetrics]] | None = None
+    """The epochs of a trial by its id; where it fails, what is drawn by epoch does without that trial."""
+    measured: pd.DataFrame | None = None
+    """What the command `figures` wrote: the long form of its fidelity table."""
+    folder_notes: Sequence[str] = ()
+    """Of records that lie in several folders."""
 
     @cached_property
     def records(self) -> Sequence[Record]:
@@ -49,19 +60,14 @@ class StudyResults:
         return self.selection.groups
 
     @cached_property
-    def rows(self) -> list[tables.Row]:
-        """Of the accuracy table, in its order."""
-        return tables.accuracy_rows(self)
+    def scores(self) -> list[Score]:
+        """One a method and pair, in the order of tables."""
+        return accuracy_rows(self)
 
     @cached_property
     def accuracy(self) -> pd.DataFrame:
-        """The long form of the accuracy table, with the columns `tables.COLUMNS`."""
-        return tables.frame(self.rows)
-
-    @cached_property
-    def costs(self) -> pd.DataFrame:
-        """The long form of the cost table, with the columns `cost.COLUMNS`."""
-        return cost.costs(self)
+        """The long form of the accuracy table, with the columns `scores.COLUMNS`."""
+        return frame(self.scores)
 
     @cached_property
     def comparisons(self) -> Sequence[Comparison]:
@@ -74,12 +80,45 @@ class StudyResults:
             log.warning("the comparison is left out of the report: %s", error)
             return []
 
+    def comparison(self, place: Place) -> Comparison | None:
+        """Of one table."""
+        return next((study for study in self.comparisons if (study.dataset, study.recipe) == place), None)
+
     @cached_property
-    def ties(self) -> set[tuple[tables.Column, str]]:
+    def ties(self) -> set[tuple[Column, str]]:
         """Cells that cannot be told apart from the best of their column."""
         return {((*pair, ""), method) for study in self.comparisons for pair, method in study.ties()}
 
     @cached_property
     def notes(self) -> list[str]:
         """What a reader must know beside the cells of the accuracy table."""
-        return footnotes.footnotes(self)
+        notes = [*footnotes.footnotes(self), *self.folder_notes]
+        if self.read_epochs and (unread := len(self._finished()) - len(self.curves)):
+            notes.append(
+                f"Charts by epoch do without {unread} finished trial{'s' * (unread > 1)}: no epochs to be read."
+            )
+        return notes
+
+    @cached_property
+    def curves(self) -> Mapping[str, Sequence[EpochMetrics]]:
+        """The epochs of finished trials, by their ids, as far as they can be read."""
+        found: dict[str, Sequence[EpochMetrics]] = {}
+        read = self.read_epochs or (lambda trial: ())
+        for trial in self._finished():
+            with suppress(OSError, ValueError, LookupError, TypeError, UserError):  # missing, torn, or another's
+                if epochs := read(trial):
+                    found[trial] = epochs
+        return found
+
+    def _finished(self) -> list[str]:
+        return list(dict.fromkeys(record.trial.id for group in self.groups for record in group.done))
+
+    @cached_property
+    def trials(self) -> Mapping[str, Group]:
+        """What stands behind a cell: the trials of each group, by their key."""
+        return {self.trials_key(g.dataset, g.recipe, g.teacher, g.student, g.method): g for g in self.groups}
+
+    @staticmethod
+    def trials_key(*place: str) -> str:
+        """Of dataset, recipe, teacher, student and method."""
+        return "|".join(place)

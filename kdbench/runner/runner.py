@@ -190,7 +190,7 @@ class _Run:
 
     def _run_again(self, job: Job, reason: str) -> None:
         """Hand out again what of a lost job has not ended. What died too often runs once more alone, then fails."""
-        log.warning("%s was lost (%s): it continues from its last checkpoints", job.title, reason)
+        log.warning("%s was lost (%s): it continues from its last checkpoints, if any", job.title, reason)
         left = job.narrowed(frozenset(item.fingerprint for item in job.items) & self.running)
         self.deaths.update(item.id for item in left.items)
         if max((self.deaths[item.id] for item in left.items), default=0) < DEATHS:

@@ -158,7 +158,8 @@ def prepare_study(
     `dry_run` writes nothing but downloads and decoded images. `say` is told what was found.
     """
     rerun, interval = _parse_rerun(run.rerun), parse_interval(run.checkpoint_every)
-    check_threads(run.threads)
+    if not run.cluster:  # whose nodes may have more processors than this machine
+        check_threads(run.threads)
     deadline = time.monotonic() + parse_duration(run.time_limit) if run.time_limit else None
     cluster = _connect(run) if run.cluster else None
     device = torch.device("cpu") if cluster else resolve_device(run.device)  # of this process
@@ -208,7 +209,8 @@ def prepare_study(
         share = max(1, torch.get_num_threads() // 2)
         log.warning("another process trains in %s: on one machine, give each of two --threads %d", run.out, share)
     if parallel.jobs > 1:
-        say(f"{parallel.jobs} jobs side by side, {parallel.threads} thread{'s' * (parallel.threads != 1)} each")
+        many = f"{parallel.jobs} jobs side by side" if not cluster else f"up to {parallel.jobs} jobs at a time"
+        say(f"{many}, {parallel.threads} thread{'s' * (parallel.threads != 1)} each")
     return StudyRun(
         study,
         planned,

@@ -261,7 +261,7 @@ def test_reports_of_records_that_somebody_made(cases: int) -> None:
             except UnicodeEncodeError:
                 continue
         with tempfile.TemporaryDirectory() as folder:
-            write_report(StudyResults(records), lambda _: (), Path(folder))
+            write_report(StudyResults(records), Path(folder))
             page = (Path(folder) / "report.html").read_text("utf-8")
             assert "<script>alert" not in page
             assert page.count("</script>") == 2

@@ -57,7 +57,7 @@ def test_four_at_once_do_everything_once(tmp_path: Path, doomed: bool) -> None:
     writes = written(log)
     assert len(writes) == 7
     assert set(writes.values()) == {1}
-    assert all("7 trials" in text and "top-1 accuracy (%)" in text for text in printed)
+    assert all("7 trials" in text and "Top-1 accuracy (%)" in text for text in printed)
 
 
 LOCKER = """

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import exp
+
+import pandas as pd
+from rich.console import Console
 
 from kdbench.core.data import DataInfo, DataRequest
 from kdbench.core.record import EpochMetrics, Record, Status
 from kdbench.core.trial import PROTOCOL, VANILLA, Recipe, TeacherSource, Trial, Value
+from kdbench.report.model import Cell, Sheet, Table
+from kdbench.report.renderers.terminal import render
 
 CIFAR100 = DataInfo("cifar100", "c" * 64, 100, 50000, 10000, 32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), True)
 CIFAR10 = replace(CIFAR100, label="cifar10", content="d" * 64, classes=10)
@@ -105,3 +111,21 @@ def study(
                 top1 = 69 + len(pair[1]) % 5 + (place * 7 + number * 3) % 11 * 0.3 + (seed * 5 + place) % 7 * 0.1
                 records.append(trained(method, top1, seed, pair=pair, recipe=recipe, teacher_top1=74.0 + number % 4))
     return records
+
+
+def texts(table: Table, text: Callable[[Cell], str] = lambda cell: cell.text) -> pd.DataFrame:
+    """What a table shows, by its labels."""
+    columns = {
+        " → ".join(heading): [text(row.cells[place]) for row in table.rows]
+        for place, heading in enumerate(table.columns)
+    }
+    return pd.DataFrame(columns, index=[row.label for row in table.rows], dtype="object")
+
+
+def printed(sheet: Sheet, width: int = 100) -> str:
+    """A sheet in a terminal without colors."""
+    file = io.StringIO()
+    console = Console(file=file, width=width, color_system=None)
+    for part in render(sheet, width):
+        console.print(part)
+    return file.getvalue()

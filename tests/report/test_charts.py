@@ -14,9 +14,10 @@ from matplotlib.transforms import Bbox
 
 from kdbench.core.record import Record
 from kdbench.core.trial import VANILLA
-from kdbench.report import published, style
-from kdbench.report.charts import accuracy_chart, curves_chart
-from kdbench.report.groups import select
+from kdbench.report import published
+from kdbench.report.charts import style
+from kdbench.report.charts.accuracy import accuracy
+from kdbench.report.charts.curves import curves
 from kdbench.report.results import StudyResults
 from tests.report.factory import epochs, study, trained
 
@@ -28,12 +29,12 @@ Draw = Callable[[Sequence[Record]], Figure | None]
 
 
 def by_method(records: Sequence[Record]) -> Figure | None:
-    return accuracy_chart(StudyResults(records).accuracy, select(records).groups, "cifar100", "paper")
+    return accuracy(StudyResults(records), ("cifar100", "paper"))
 
 
 def by_epoch(records: Sequence[Record], count: int = 24) -> Figure | None:
-    curves = {record.trial.id: epochs(record.top1, count) for record in records if record.top1 is not None}
-    return curves_chart(StudyResults(records).accuracy, select(records).groups, curves, "cifar100", "paper")
+    found = {record.trial.id: epochs(record.top1, count) for record in records if record.top1 is not None}
+    return curves(StudyResults(records, read_epochs=found.__getitem__), ("cifar100", "paper"))
 
 
 def visible(figure: Figure) -> list[Text]:

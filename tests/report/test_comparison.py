@@ -9,9 +9,15 @@ import pytest
 
 from kdbench.core.record import Record
 from kdbench.core.trial import VANILLA
-from kdbench.report import comparison, comparison_charts, style
+from kdbench.report import comparison
+from kdbench.report.charts import style
+from kdbench.report.charts.cost import cost, pareto_front
+from kdbench.report.charts.gains import gains
+from kdbench.report.charts.ranks import ranks
 from kdbench.report.results import StudyResults
-from tests.report.factory import trained
+from kdbench.report.tables.comparison import comparison as comparison_sheet
+from kdbench.report.tables.wins import wins
+from tests.report.factory import texts, trained
 
 PAIRS = (
     *(("resnet56", "resnet20"), ("vgg13", "vgg8"), ("wrn_40_2", "wrn_16_2"), ("vgg13", "MobileNetV2")),
@@ -52,12 +58,12 @@ def test_the_right_winner_is_found() -> None:
     words = " ".join(comparison.sentences(study))
     assert "Over 6 pairs, significantly better than kd: icd (+1." in words
     assert "Best average rank over 6 pairs: icd (1.00 of 4); ranks differ significantly" in words
-    frame = comparison.frame([study])
+    frame = comparison_sheet(StudyResults(known())).frame
     whole = {row["method"]: row for row in frame[frame["teacher"] == ""].to_dict("records")}
     assert whole["icd"]["relative_improvement"] == pytest.approx(75, abs=20)  # (3.5 - 2) / 2
     assert len(frame) == 3 * 6 + 3
-    assert study.wins().loc["icd", "kd"] == "6/0/0"
-    assert study.wins().loc["icd", "icd"] == ""
+    won = texts(wins(StudyResults(known())).tables[0])
+    assert (won.loc["icd", "kd"], won.loc["icd", "icd"]) == ("6/0/0", "–")
 
 
 def test_differences_that_are_the_same_in_all_seeds_are_called_untested() -> None:
@@ -69,7 +75,7 @@ def test_differences_that_are_the_same_in_all_seeds_are_called_untested() -> Non
     words = " ".join(comparison.sentences(study))
     assert "Within pairs, 0 of 2 differences to kd are significant" in words
     assert "2 of them are the same in all seeds: without variance there is no test." in words
-    frame = comparison.frame([study])
+    frame = comparison_sheet(StudyResults(records)).frame
     assert frame[frame["method"] == "icd"][["p", "low", "high"]].isna().all(axis=None)
     assert (PAIRS[0], "kd") not in study.ties()  # half a point below the best in every seed, untested
 
@@ -143,7 +149,7 @@ def test_one_seed_and_one_pair_say_what_they_cannot() -> None:
     assert "One pair: nothing can be said of other pairs." in words
     assert any(word.startswith("One seed: differences within a pair have no interval") for word in words)
     assert not any("p =" in word for word in words)
-    assert comparison.frame([study])["p"].isna().all()
+    assert comparison_sheet(StudyResults(known(seeds=1, pairs=1))).frame["p"].isna().all()
 
 
 def test_missing_cells_and_other_baselines() -> None:
@@ -161,23 +167,21 @@ def test_missing_cells_and_other_baselines() -> None:
 
 
 def test_charts_show_what_there_is() -> None:
-    records = known()
-    (study,) = StudyResults(records).comparisons
-    (single,) = StudyResults(known(seeds=1, pairs=1)).comparisons
-    frame, spent = StudyResults(records).accuracy, StudyResults(records).costs
+    place, whole, single = ("cifar100", "paper"), StudyResults(known()), StudyResults(known(seeds=1, pairs=1))
+    (study,) = whole.comparisons
     with style.house_style():
-        assert comparison_charts.rank_chart(single) is None
-        assert comparison_charts.rank_chart(study) is not None
-        gains = comparison_charts.gains_chart(study)
-        assert gains is not None
-        words = [text.get_text() for text in gains.axes[0].texts]
+        assert ranks(single, place) is None
+        assert ranks(whole, place) is not None
+        gained = gains(whole, place)
+        assert gained is not None
+        words = [text.get_text() for text in gained.axes[0].texts]
         assert len(words) == 18
         assert words[0] == f"{study.over_seeds[VANILLA, PAIRS[0]].mean:+.1f}" or len(set(words)) > 1
-        costs = comparison_charts.cost_chart(frame, spent, "cifar100", "paper")
+        costs = cost(whole, place)
         assert costs is not None
         assert {text.get_text() for text in costs.axes[0].texts} == set(EFFECTS)
 
 
 def test_the_front_has_what_nothing_beats() -> None:
     points = {"a": (1.0, 1.0), "b": (2.0, 3.0), "c": (3.0, 2.0), "d": (2.0, 1.0), "e": (1.0, 1.0)}
-    assert comparison_charts.pareto_front(points) == ["a", "e", "b"]
+    assert pareto_front(points) == ["a", "e", "b"]

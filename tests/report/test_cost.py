@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from kdbench.core.record import Outcome, Record
 from kdbench.core.trial import VANILLA, Value
-from kdbench.report.cost import COLUMNS, cell, notes
-from kdbench.report.markdown import cost_document
+from kdbench.report.renderers import markdown
 from kdbench.report.results import StudyResults
-from kdbench.report.tables import rows_of
-from kdbench.report.terminal import render_costs
+from kdbench.report.scores import rows_of
+from kdbench.report.tables.cost import COLUMNS, cost, costs
 from kdbench.results import Store
 from kdbench.results.serialize import dumps_checksummed, load_checksummed
-from tests.report.factory import trained
+from tests.report.factory import printed, texts, trained
 
 OTHER: dict[str, Value] = {"torch": "2.11.0", "device": "cuda:0", "threads": 2}
 
 
 def rows(records: list[Record]) -> dict[str, dict[str, object]]:
-    return {row["method"]: row for row in rows_of(StudyResults(records).costs, "cifar100", "paper")}
+    return {row["method"]: row for row in rows_of(costs(StudyResults(records)), "cifar100", "paper")}
+
+
+def cells(records: list[Record]) -> dict[str, str]:
+    (table,) = cost(StudyResults(records)).tables
+    return dict(texts(table)["resnet56 → resnet20"])
 
 
 def test_seconds_are_medians_over_seeds_beside_the_plain_student() -> None:
@@ -34,8 +36,7 @@ def test_seconds_are_medians_over_seeds_beside_the_plain_student() -> None:
     assert found["crd"]["seconds_per_epoch"] == 4.0
     assert found["crd"]["times_vanilla"] == 2.0
     assert found["crd"]["images_per_second"] == 50000 / 4
-    assert cell(found["crd"]) == "4 s (2.00×)"
-    assert cell(found[VANILLA]) == "2 s"
+    assert (cells([vanilla, *mine])["crd"], cells([vanilla, *mine])["Student"]) == ("4 s (2.00×)", "2 s")
 
 
 def test_devices_and_precisions_are_never_averaged() -> None:
@@ -45,7 +46,7 @@ def test_devices_and_precisions_are_never_averaged() -> None:
     assert found["kd"]["n"] == 1
     assert found["kd"]["seconds_per_epoch"] == 3.0
     assert found["kd"]["times_vanilla"] is None  # the plain student was timed elsewhere
-    assert cell(found["kd"]) == "3 s"
+    assert cells([old, new, trained(VANILLA, environment=OTHER)])["kd"] == "3 s"
 
 
 def test_what_the_method_holds_is_shown_where_it_was_recorded() -> None:
@@ -57,21 +58,19 @@ def test_what_the_method_holds_is_shown_where_it_was_recorded() -> None:
 
 def test_trials_that_were_not_finished_cost_nothing_known() -> None:
     assert rows([trained("kd", status="failed", reason="x"), trained("fsp", status="n/a", reason="x")]) == {}
-    assert list(StudyResults([]).costs.columns) == list(COLUMNS)
+    assert list(costs(StudyResults([])).columns) == list(COLUMNS)
 
 
 def test_documents_show_every_cell_and_say_what_it_is() -> None:
-    frame = StudyResults([trained(VANILLA), trained("kd", own=2.5)]).costs
-    markdown = cost_document(frame)
-    assert "| kd | 3.5 s (1.40×) |" in markdown
-    assert "| Student | 2.5 s |" in markdown
-    assert all(note in markdown for note in notes(frame))
-    file = io.StringIO()
-    for part in render_costs(frame):
-        Console(file=file, width=100).print(part)
-    assert "cost of a training epoch" in file.getvalue()
-    assert "3.5 s (1.40×)" in file.getvalue()
-    assert render_costs(StudyResults([]).costs) == []
+    sheet = cost(StudyResults([trained(VANILLA), trained("kd", own=2.5)]))
+    document, terminal = markdown.document(sheet), printed(sheet)
+    assert "| kd | 3.5 s (1.40×) |" in document
+    assert "| Student | 2.5 s |" in document
+    assert sheet.notes
+    assert all(note in document for note in sheet.notes)
+    assert "Cost of a training epoch" in terminal
+    assert "3.5 s (1.40×)" in terminal
+    assert cost(StudyResults([])).tables == []
 
 
 @pytest.mark.parametrize("known", [True, False])

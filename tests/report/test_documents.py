@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import io
 import re
-
-from rich.console import Console
 
 from kdbench.core.record import Record
 from kdbench.core.trial import VANILLA
 from kdbench.report import published
-from kdbench.report.markdown import accuracy_document, escape
+from kdbench.report.renderers.markdown import document, escape
 from kdbench.report.results import StudyResults
-from kdbench.report.terminal import render
-from tests.report.factory import CIFAR10, SHORT, study, trained
+from kdbench.report.tables.accuracy import accuracy
+from tests.report.factory import CIFAR10, SHORT, printed, study, trained
 
 LONG = ("timm/convnextv2_base.fcmae_ft_in22k_in1k_384", "timm/resnet18.a1_in1k")
 
 
 def shown(records: list[Record], width: int = 100) -> str:
-    file = io.StringIO()
-    console = Console(file=file, width=width, color_system=None)
-    for part in render(StudyResults(records).accuracy, StudyResults(records).notes, width):
-        console.print(part)
-    return file.getvalue()
+    return printed(accuracy(StudyResults(records)), width)
+
+
+def accuracy_document(records: list[Record]) -> str:
+    return document(accuracy(StudyResults(records)))
 
 
 def ends() -> list[Record]:
@@ -46,7 +43,7 @@ def test_thirteen_pairs_fit_a_hundred_columns_whole() -> None:
         assert f"{row['top1_mean']:.2f}" in text
         assert f"publ. {row['published']:.2f}" in text or row["published"] != row["published"]
     assert len(re.findall(r"\(3\)", text)) == 13 * 4  # three methods and the student
-    assert "cifar100, paper: top-1 accuracy (%), part 1 of 5" in text
+    assert "cifar100, paper: Top-1 accuracy (%), part 1 of 5" in text
 
 
 def test_long_names_are_folded_not_cut() -> None:
@@ -67,7 +64,7 @@ def test_terminal_marks_the_best_without_colour_and_says_so() -> None:
 def test_every_end_and_its_reason_is_in_every_output() -> None:
     records = ends()
     terminal = " ".join(shown(records).split())
-    markdown = accuracy_document(StudyResults(records).accuracy, StudyResults(records).notes)
+    markdown = accuracy_document(records)
     for words in ("failed", "diverged", "n/a", "total is not finite in epoch 3", "maps of unequal size"):
         assert words in terminal
         assert words in markdown
@@ -84,7 +81,7 @@ def test_markdown_escapes_labels_and_reasons() -> None:
         "&lt;script&gt; \\| \\`a\\` \\*b\\* \\[c\\](d) wrn_40_2 \\_e\\_ \\~f\\~ \\$g\\$ \\\\ &amp;amp; \\#h"
     )
     records = [*ends(), trained("kd", pair=("a|b", "<i>"))]
-    text = accuracy_document(StudyResults(records).accuracy, StudyResults(records).notes)
+    text = accuracy_document(records)
     assert "<script>" not in text
     assert "<i>" not in text
     header = next(line for line in text.splitlines() if line.startswith("|"))
@@ -94,7 +91,7 @@ def test_markdown_escapes_labels_and_reasons() -> None:
 
 def test_markdown_table() -> None:
     records = [trained(VANILLA, 69.0), trained("kd", 70.0), trained("kd", 71.0, 1), trained("crd", 70.5, recipe=SHORT)]
-    lines = accuracy_document(StudyResults(records).accuracy, StudyResults(records).notes).splitlines()
+    lines = accuracy_document(records).splitlines()
     assert lines[:9] == [
         "# Top-1 accuracy (%)",
         "",
@@ -113,9 +110,9 @@ def test_markdown_table() -> None:
 def test_no_published_column_where_nothing_is_published() -> None:
     records = [trained("kd", 70.0, data=CIFAR10)]
     assert "publ." not in shown(records)
-    assert "publ." not in accuracy_document(StudyResults(records).accuracy, StudyResults(records).notes)
+    assert "publ." not in accuracy_document(records)
 
 
 def test_without_records() -> None:
-    assert shown([]).strip() == "No results yet."
-    assert "No results yet" in accuracy_document(StudyResults([]).accuracy, [])
+    assert shown([]).strip() == "Top-1 accuracy (%): no results yet."
+    assert "No results yet" in accuracy_document([])

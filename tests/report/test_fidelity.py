@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 
-from kdbench.report import fidelity, pictures, style, write_fidelity, write_picture
-from kdbench.report.fidelity import Measured
+from kdbench.report import write_picture, write_sheet
+from kdbench.report.charts import pictures, style
+from kdbench.report.tables.fidelity import Measured, sheet
 
 PLACE = ("digits", "digits", "resnet20", "resnet8")
 
@@ -18,7 +19,8 @@ PLACE = ("digits", "digits", "resnet20", "resnet8")
 def test_means_over_seeds_and_absent_measures(tmp_path: Path) -> None:
     measured = [Measured(*PLACE, "icd", seed, {"agreement": 80.0 + seed, "cka": 0.5}) for seed in range(3)]
     measured.append(Measured(*PLACE, "teacher", 0, {"ece": 3.0}))
-    frame, (table, document) = write_fidelity(measured, tmp_path)
+    made = sheet(measured)
+    frame, (table, document, _) = made.frame, write_sheet(made, "fidelity", tmp_path)
     rows = {str(row["method"]): row for row in frame.to_dict("records")}
     assert list(rows) == ["teacher", "icd"]
     assert [rows["icd"][name] for name in ("n", "agreement_mean", "agreement_sd", "cka_sd")] == [3, 81.0, 1.0, 0.0]
@@ -26,9 +28,10 @@ def test_means_over_seeds_and_absent_measures(tmp_path: Path) -> None:
     assert all(math.isnan(rows["teacher"][name]) for name in ("ece_sd", "agreement_mean"))
     assert table.read_text().splitlines()[0].startswith("dataset,recipe,teacher,student,method,n,top1_mean,top1_sd")
     text = document.read_text("utf-8")
-    assert "| icd (3) | – | 81.00 ± 1.00 | – | 0.500 ± 0.000 |" in text
-    assert "## digits, digits: resnet20 → resnet8" in text
-    assert fidelity.wide(frame, PLACE, spread=False).loc["icd (3)", "agreement %"] == "81.00"
+    assert "|  | seeds | agreement % | CKA | ECE % |" in text  # measures that nobody has are left out
+    assert "| icd | 3 | 81.00 ± 1.00 | 0.500 ± 0.000 | – |" in text
+    assert "## digits, digits" in text
+    assert "### resnet20 → resnet8" in text
 
 
 def panels(figure: object) -> list[Axes]:

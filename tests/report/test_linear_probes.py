@@ -14,9 +14,10 @@ from kdbench.core.linear_probe import LinearProbe
 from kdbench.core.record import ProbeRecord, Record, Status
 from kdbench.core.trial import PROTOCOL, VANILLA
 from kdbench.plan.probe_protocols import protocol
-from kdbench.report import linear_probes, write_transfers
-from kdbench.report.terminal import render_transfers
-from tests.report.factory import CIFAR100, PART, trained
+from kdbench.report import write_sheet
+from kdbench.report.renderers import markdown
+from kdbench.report.tables import transfer
+from tests.report.factory import CIFAR100, PART, printed, trained
 
 PAIR = ("wrn_40_2", "wrn_16_2")
 STL10 = replace(CIFAR100, label="stl10", content="5" * 64, classes=10)
@@ -66,8 +67,8 @@ def by_method(frame: pd.DataFrame) -> dict[str, dict[Hashable, Any]]:
 
 
 def test_a_row_for_each_method_and_a_column_for_each_target(tmp_path: Path) -> None:
-    frame = linear_probes.transfers(everything())
-    assert list(frame.columns) == list(linear_probes.COLUMNS)
+    frame = transfer.transfers(everything())
+    assert list(frame.columns) == list(transfer.COLUMNS)
     stl = by_method(frame[frame["target"] == "stl10"])
     assert list(stl) == ["teacher", VANILLA, "kd", "icd"]
     assert (stl["teacher"]["top1_mean"], stl["teacher"]["n"]) == (68.0, 1)
@@ -77,50 +78,46 @@ def test_a_row_for_each_method_and_a_column_for_each_target(tmp_path: Path) -> N
     # The published study: CIFAR-100, the paper's recipe, the authors' protocol.
     assert icd["gap"] == pytest.approx(71.5 - icd["published"])
     assert all(row["published"] > 0 for row in stl.values())
-    paths = write_transfers(everything(), tmp_path)
-    assert [path.name for path in paths] == ["transfer.csv", "transfer.md"]
+    paths = write_sheet(transfer.sheet(everything()), "transfer", tmp_path)
+    assert [path.name for path in paths] == ["transfer.csv", "transfer.md", "transfer.tex"]
     lines = paths[1].read_text("utf-8").splitlines()
     header = "|  | wrn_40_2 → wrn_16_2, stl10 | wrn_40_2 → wrn_16_2, tiny-imagenet |"
     assert header in lines
     assert any(line.startswith("| icd | **71.50 ± 0.71 (2)**<br>publ. ") for line in lines)
-    assert "## cifar100, paper, authors" in lines
+    assert "## cifar100, paper" in lines
+    assert "### authors" in lines
 
 
 @pytest.mark.parametrize(("name", "epochs"), [("frozen", None), ("authors", 8)])
 def test_other_protocols_are_not_beside_published_numbers(name: str, epochs: int | None) -> None:
-    frame = linear_probes.transfers(everything(name, epochs))
+    frame = transfer.transfers(everything(name, epochs))
     assert frame["published"].isna().all()
     assert frame["gap"].isna().all()
     assert set(frame["protocol"]) == {name if epochs is None else f"{name}@{epochs}"}
 
 
 def test_networks_of_another_study_have_no_published_number() -> None:
-    frame = linear_probes.transfers([moved(trained("kd", pair=PAIR, data=PART), 70.0)])
+    frame = transfer.transfers([moved(trained("kd", pair=PAIR, data=PART), 70.0)])
     assert frame["published"].isna().all()
 
 
-def test_failures_are_words_with_reasons(capsys: pytest.CaptureFixture[str]) -> None:
+def test_failures_are_words_with_reasons() -> None:
     one, two = sources()["kd"]
-    frame = linear_probes.transfers(
-        [moved(one, 60.0), moved(two, None, status="failed", reason="its weights are damaged")]
-    )
+    records = [moved(one, 60.0), moved(two, None, status="failed", reason="its weights are damaged")]
+    frame = transfer.transfers(records)
     row = by_method(frame)["kd"]
     assert (row["status"], row["n"], row["reason"]) == ("failed", 1, "seed 1 failed: its weights are damaged")
-    notes = linear_probes.notes(frame)
+    notes = transfer.notes(frame)
     assert "kd, stl10, authors: seed 1 failed: its weights are damaged" in notes
     assert any(note.startswith("authors: ") for note in notes)
     assert not any(note.startswith("frozen: ") for note in notes)
-    from rich.console import Console
-
-    for part in render_transfers(frame, notes, 100):
-        Console(width=100).print(part)
-    printed = capsys.readouterr().out
-    assert "60.00 (1), failed" in printed
-    assert "top-1 accuracy after transfer" in printed
+    text = printed(transfer.sheet(records))
+    assert "60.00 (1), failed" in text
+    assert "Top-1 accuracy after transfer (%), authors" in text
 
 
-def test_nothing_gives_an_empty_table(tmp_path: Path) -> None:
-    frame = linear_probes.transfers([])
-    assert list(frame.columns) == list(linear_probes.COLUMNS)
-    assert linear_probes.notes(frame) == []
-    assert "No results yet" in write_transfers([], tmp_path)[1].read_text("utf-8")
+def test_nothing_gives_an_empty_table() -> None:
+    frame = transfer.transfers([])
+    assert list(frame.columns) == list(transfer.COLUMNS)
+    assert transfer.notes(frame) == []
+    assert "No results yet" in markdown.document(transfer.sheet([]))

@@ -27,7 +27,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     records += [trained("fsp", None, pair=PAIRS[0], status="n/a", reason="maps of other sizes")]
     records += [trained("rkd", None, 0, pair=PAIRS[0], status="failed", reason=HOSTILE)]
     records += [trained("sp", None, 1, pair=PAIRS[0], status="diverged", reason="the loss was not finite")]
-    write_report(StudyResults(records), lambda _: (), out)
+    write_report(StudyResults(records), out)
     return out / "report.html"
 
 

@@ -16,16 +16,19 @@ from kdbench.core.errors import UserError
 from kdbench.core.files import DiskError
 from kdbench.core.record import EpochMetrics, Record
 from kdbench.core.trial import VANILLA
-from kdbench.report import Report, published, write_report, write_versus_study
-from kdbench.report.epoch_rules import apply_rule, rule_table
+from kdbench.report import published, write_report
+from kdbench.report.epoch_rules import apply_rule
+from kdbench.report.renderers import markdown
 from kdbench.report.results import StudyResults
-from kdbench.report.tables import COLUMNS
-from kdbench.report.versus_published import versus_published
+from kdbench.report.scores import COLUMNS
+from kdbench.report.tables.against import against
+from kdbench.report.tables.published import versus_published
+from kdbench.report.tables.selection import selection
 from tests.report.factory import CIFAR10, PART, SHORT, epochs, study, trained
 
 
-def written(records: Sequence[Record], out: Path) -> Report:
-    return write_report(StudyResults(records), lambda trial: epochs(70.0), out)
+def written(records: Sequence[Record], out: Path) -> list[Path]:
+    return write_report(StudyResults(records, read_epochs=lambda trial: epochs(70.0)), out)
 
 
 def table(out: Path) -> list[dict[str, str]]:
@@ -34,17 +37,17 @@ def table(out: Path) -> list[dict[str, str]]:
 
 
 def test_files(tmp_path: Path) -> None:
-    report = written(study(["kd", "crd+kd"], [("resnet56", "resnet20")]), tmp_path)
-    names = {path.relative_to(tmp_path).as_posix() for path in report.paths}
-    tabled = ("accuracy.csv", "accuracy.md", "accuracy.tex", "comparison.csv", "comparison.md", "cost.csv", "cost.md")
+    paths = written(study(["kd", "crd+kd"], [("resnet56", "resnet20")]), tmp_path)
+    names = {path.relative_to(tmp_path).as_posix() for path in paths}
+    tabled = ("accuracy", "comparison", "cost", "metrics", "published", "ranks", "selection", "wins")
     drawn = ("accuracy", "curves", "cost", "gains")  # ranks need two pairs
     assert names == {
         "report.html",
-        *(f"tables/{name}" for name in (*tabled, "metrics.csv", "published.csv", "ranks.csv", "selection.csv")),
+        *(f"tables/{name}.{ending}" for name in tabled for ending in ("csv", "md", "tex")),
         *(f"charts/{kind}.cifar100.paper.{ending}" for kind in drawn for ending in ("png", "svg")),
     }
-    assert {path for path in tmp_path.rglob("*") if path.is_file()} == set(report.paths)  # nothing temporary is left
-    assert len(report.frame) == len(table(tmp_path)) == 4
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == set(paths)  # nothing temporary is left
+    assert len(table(tmp_path)) == 4
 
 
 def test_csv(tmp_path: Path) -> None:
@@ -63,11 +66,10 @@ def test_csv(tmp_path: Path) -> None:
 
 
 def test_without_records(tmp_path: Path) -> None:
-    report = written([], tmp_path)
+    paths = written([], tmp_path)
     assert (tmp_path / "tables" / "accuracy.csv").read_text(encoding="utf-8") == ",".join(COLUMNS) + "\n"
     assert "No results yet" in (tmp_path / "tables" / "accuracy.md").read_text(encoding="utf-8")
-    assert all(path.parent == tmp_path / "tables" or path.name == "report.html" for path in report.paths)
-    assert report.notes == ()
+    assert all(path.parent == tmp_path / "tables" or path.name == "report.html" for path in paths)
 
 
 def test_unreadable_curves_are_left_out_and_counted(tmp_path: Path) -> None:
@@ -78,34 +80,35 @@ def test_unreadable_curves_are_left_out_and_counted(tmp_path: Path) -> None:
             raise FileNotFoundError(trial)
         return () if ".icd." in trial else epochs(70.0)
 
-    report = write_report(StudyResults(records), curve, tmp_path)
-    assert report.notes[-1] == "Charts by epoch do without 2 finished trials: no epochs to be read."
+    results = StudyResults(records, read_epochs=curve)
+    write_report(results, tmp_path)
+    assert results.notes[-1] == "Charts by epoch do without 2 finished trials: no epochs to be read."
     assert (tmp_path / "charts" / "curves.cifar100.paper.svg").is_file()
 
     def missing(trial: str) -> Sequence[EpochMetrics]:
         raise FileNotFoundError(trial)
 
-    report = write_report(StudyResults(records), missing, tmp_path / "none")
-    assert not any("curves" in path.name for path in report.paths)
+    paths = write_report(StudyResults(records, read_epochs=missing), tmp_path / "none")
+    assert not any("curves" in path.name for path in paths)
 
 
 def test_file_names_are_safe_and_do_not_collide(tmp_path: Path) -> None:
     labels = ["cifar100[n=1000]", "cifar100(n=1000)", "parquet:../../x y"]
     records = [trained("kd", data=replace(PART, label=label, content=label)) for label in labels]
-    report = written(records, tmp_path)
-    names = {path.name for path in report.paths if path.suffix == ".svg" and path.name.startswith("accuracy")}
+    paths = written(records, tmp_path)
+    names = {path.name for path in paths if path.suffix == ".svg" and path.name.startswith("accuracy")}
     assert names == {
         "accuracy.cifar100-n=1000.paper.svg",
         "accuracy.cifar100-n=1000.paper-2.svg",
         "accuracy.parquet-x-y.paper.svg",
     }
-    assert {path.parent for path in report.paths} == {tmp_path, tmp_path / "tables", tmp_path / "charts"}
+    assert {path.parent for path in paths} == {tmp_path, tmp_path / "tables", tmp_path / "charts"}
 
 
 def test_writing_again_gives_the_same_bytes(tmp_path: Path) -> None:
     records = [*study(["kd", "crd"], [("resnet56", "resnet20")]), trained("kd", data=CIFAR10)]
-    first = {path.name: path.read_bytes() for path in written(records, tmp_path).paths}
-    assert first == {path.name: path.read_bytes() for path in written(records[::-1], tmp_path).paths}
+    first = {path.name: path.read_bytes() for path in written(records, tmp_path)}
+    assert first == {path.name: path.read_bytes() for path in written(records[::-1], tmp_path)}
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,9 +133,10 @@ heavy = {"torch", "pandas", "matplotlib", "rich", "numpy"} & set(sys.modules)
 assert not heavy, heavy
 from kdbench.report.results import StudyResults
 from tests.report.factory import epochs, trained
-results = StudyResults([trained("kd"), trained("crd")])
-kdbench.report.write_report(results, lambda trial: epochs(70.0), pathlib.Path(sys.argv[1]))
-import kdbench.report.terminal
+results = StudyResults([trained("kd"), trained("crd")], read_epochs=lambda trial: epochs(70.0))
+kdbench.report.write_report(results, pathlib.Path(sys.argv[1]))
+assert kdbench.report.printed_sheets(results)
+import kdbench.report.renderers.terminal
 assert "torch" not in sys.modules
 assert "matplotlib.pyplot" not in sys.modules
 """
@@ -152,7 +156,7 @@ def test_a_thousand_records_are_reported_in_seconds(tmp_path: Path) -> None:
     assert (tmp_path / "report.html").stat().st_size < 5e6
 
 
-def test_against_another_study(tmp_path: Path) -> None:
+def test_against_another_study() -> None:
     here = study(["kd", "crd+kd"], [("resnet56", "resnet20")])
     there = [
         replace(record, top1=record.top1 - 1 - (0.05 * record.trial.seed if record.trial.method == "kd" else 0))
@@ -160,16 +164,17 @@ def test_against_another_study(tmp_path: Path) -> None:
         if record.top1 and record.trial.method != "crd+kd"
     ]
     there = [replace(record, environment={**record.environment, "torch": "2.9.0"}) for record in there]
-    frame, notes, paths = write_versus_study(StudyResults(here), StudyResults(there), tmp_path)
+    sheet = against(StudyResults(here), StudyResults(there))
+    frame, notes = sheet.frame, sheet.notes
     assert [row["method"] for row in frame.to_dict("records")] == [VANILLA, "kd"]
     assert frame["difference"].tolist() == pytest.approx([1.0, 1.05])
     assert set(frame["n"]) == {3}
     assert "torch: here 2.11.0; there 2.9.0." in notes
-    document = paths[1].read_text("utf-8")
+    document = markdown.document(sheet)
     assert "+1.05 [+0.93, +1.17] (3)" in document  # by hand: sd 0.05, 1.05 ± 4.303 · 0.05 / √3
     assert "+1.00 (3)" in document  # the same in all seeds: no interval, and the note says so
     assert "no interval for one seed or where the differences are the same in all seeds" in notes[0]
-    assert len(write_versus_study(StudyResults(here), StudyResults([]), tmp_path)[0]) == 0
+    assert len(against(StudyResults(here), StudyResults([])).frame) == 0
 
 
 def test_the_ledger_compares_only_what_can_be_compared(tmp_path: Path) -> None:
@@ -195,13 +200,13 @@ def test_rules_for_the_epoch(tmp_path: Path) -> None:
     assert [record.top1 for record in apply_rule(records, "best")] == [70.5, 70.5]
     with pytest.raises(UserError, match="--select validation: no record has the best epoch on held-out"):
         apply_rule(records, "validation")
-    row = rule_table(StudyResults(records)).to_dict("records")[0]
+    row = selection(StudyResults(records)).frame.to_dict("records")[0]
     assert (row["last"], row["last10"], row["best"]) == (70.0, 69.5, 70.5)
     assert math.isnan(row["validation"])
-    write_report(StudyResults(records, rule="best"), lambda _: (), tmp_path)
+    write_report(StudyResults(records, rule="best"), tmp_path)
     assert "the best epoch on the test split: optimistic" in (tmp_path / "tables" / "accuracy.md").read_text("utf-8")
     assert table(tmp_path)[-1]["top1_mean"] == "70.5"
 
     page = (tmp_path / "report.html").read_text("utf-8")
-    assert "Top-1 %, the best epoch on the test split: optimistic: mean" in page
+    assert "Cells: top-1 accuracy (%) on the test split, the best epoch on the test split: optimistic, mean" in page
     assert "Top-1 %, the last epoch" not in page

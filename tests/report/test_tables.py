@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from kdbench.core.data import DataInfo
@@ -10,9 +12,11 @@ from kdbench.core.record import Record
 from kdbench.core.trial import VANILLA, Recipe, TeacherSource
 from kdbench.report import published
 from kdbench.report.groups import method_key, select
+from kdbench.report.model import Cell
 from kdbench.report.results import StudyResults
-from kdbench.report.tables import COLUMNS, wide
-from tests.report.factory import CIFAR10, CIFAR100, PAIR, PAPER, PART, SHORT, trained
+from kdbench.report.scores import COLUMNS
+from kdbench.report.tables.accuracy import accuracy
+from tests.report.factory import CIFAR10, CIFAR100, PAIR, PAPER, PART, SHORT, texts, trained
 
 
 def rows(records: list[Record]) -> list[dict[str, Any]]:
@@ -25,6 +29,11 @@ def row(records: list[Record], method: str, **where: str) -> dict[str, Any]:
     fitting = [r for r in rows(records) if r["method"] == method and all(r[name] == where[name] for name in where)]
     assert len(fitting) == 1
     return fitting[0]
+
+
+def wide(records: list[Record], text: Callable[[Cell], str] = lambda cell: cell.text) -> pd.DataFrame:
+    (table,) = accuracy(StudyResults(records)).tables
+    return texts(table, text)
 
 
 def test_values_by_hand() -> None:
@@ -103,7 +112,7 @@ def test_teacher_row_of_students_that_were_never_trained() -> None:
 def test_only_vanilla_records_are_shown_without_a_pair() -> None:
     found = rows([trained(VANILLA, 61.0, pair=("", "vgg8")), trained(VANILLA, 60.0)])
     assert [(r["teacher"], r["student"], r["top1_mean"]) for r in found] == [("", "resnet20", 60.0), ("", "vgg8", 61.0)]
-    table = wide(StudyResults([trained(VANILLA, 60.0)]).accuracy, "cifar100", "paper")
+    table = wide([trained(VANILLA, 60.0)])
     assert (list(table.index), list(table.columns), table.iloc[0, 0]) == (["Student"], ["resnet20"], "60.00 (1)")
 
 
@@ -121,7 +130,7 @@ def test_worst_status_wins_and_the_rest_is_still_averaged() -> None:
         "seeds 3, 4 failed: RuntimeError: boom; seed 2 diverged: loss term `crd` is not finite in epoch 3"
     )
     assert row(records[:3], "crd")["status"] == "diverged"
-    table = wide(StudyResults(records).accuracy, "cifar100", "paper")
+    table = wide(records)
     assert table.loc["crd", "resnet56 → resnet20"] == "71.00 ± 1.41 (2), failed"
     notes = StudyResults(records).notes
     assert "failed: RuntimeError: boom (crd, resnet56 → resnet20, seeds 3, 4)" in notes
@@ -133,7 +142,7 @@ def test_not_applicable_gives_its_reason_alone() -> None:
     found = row(records, "fsp")
     assert (found["status"], found["n"], found["top1_mean"], found["reason"]) == ("n/a", 0, None, "maps differ in size")
     assert "n/a: maps differ in size (fsp, resnet56 → resnet20)" in StudyResults(records).notes
-    assert list(wide(StudyResults(records).accuracy, "cifar100", "paper").loc["fsp"]) == ["n/a"]
+    assert list(wide(records).loc["fsp"]) == ["n/a"]
 
 
 def test_variants_are_never_averaged() -> None:
@@ -190,7 +199,7 @@ def test_order_of_methods_and_pairs() -> None:
     wanted += ["icd(alpha=0.1)", "icd(alpha=0.1)+kd", "vid"]
     assert sorted(set(wanted), key=method_key) == wanted
     pairs = [("vgg13", "vgg8"), ("b", "a"), ("wrn_40_2", "wrn_16_2"), ("a", "b"), ("resnet56", "resnet20")]
-    table = wide(StudyResults([trained("kd", pair=pair) for pair in pairs]).accuracy, "cifar100", "paper")
+    table = wide([trained("kd", pair=pair) for pair in pairs])
     assert [column.split(" → ")[0] for column in table.columns] == ["wrn_40_2", "resnet56", "vgg13", "a", "b"]
 
 
@@ -205,7 +214,7 @@ def test_wide_marks_the_best_distillation_method() -> None:
         trained("kd", 65.0, pair=other),
         trained("kd", 66.0, 1, pair=other),
     ]
-    table = wide(StudyResults(records).accuracy, "cifar100", "paper", bold=lambda text: f"<{text}>")
+    table = wide(records, lambda cell: f"<{cell.text}>" if cell.best else cell.text)
     assert list(table.index) == ["Teacher", "Student", "kd", "crd", "icd"]
     assert table["resnet56 → resnet20"].tolist() == [
         "72.50 (1)",
@@ -215,7 +224,7 @@ def test_wide_marks_the_best_distillation_method() -> None:
         "75.00 (1), diverged",
     ]
     assert table["resnet110 → resnet20"].tolist() == ["72.50 (1)", "99.00 (1)", "<65.50 ± 0.71 (2)>", "–", "–"]
-    plain = wide(StudyResults(records).accuracy, "cifar100", "paper")
+    plain = wide(records)
     assert list(plain.loc["kd"]) == ["70.00 (1)", "65.50 ± 0.71 (2)"]
 
 

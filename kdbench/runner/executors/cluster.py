@@ -69,6 +69,10 @@ class Cluster:
             )
         except Exception as error:
             reason = " ".join(str(error).split())
+            if address == "auto":
+                reason = "none runs on this machine; start one with `ray start --head`, or give HOST:PORT"
+            elif "authentic" in reason.lower() or Path.home().joinpath(".ray", "auth_token").exists():
+                reason += "; all nodes need the same ~/.ray/auth_token and RAY_AUTH_MODE (docs/clusters.md)"
             raise UserError(f"--cluster {address}: there is no Ray cluster that can be used: {reason}") from error
         finally:
             if threading.current_thread() is threading.main_thread():  # ray.init takes SIGTERM for itself
@@ -77,8 +81,10 @@ class Cluster:
         on_gpu = run.device.startswith("cuda") or (run.device == "auto" and self._total("GPU") > 0)
         self.device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
         self.cpus, self.gpus = run.threads or 1, (run.gpus_per_job or 1.0) if on_gpu else 0.0
-        if not self.rooms():
-            problem = f"--cluster: no node has {self.demand}; the cluster is {self}"
+        problem = "" if self.rooms() else f"--cluster: no node has {self.demand}; the cluster is {self}"
+        if run.gpus_per_job is not None and not on_gpu:
+            problem = "--gpus-per-job needs GPUs, and the jobs take none; see --device"
+        if problem:
             self.close()
             raise UserError(problem)
 
@@ -228,7 +234,7 @@ class ClusterExecutor:
         except self.ray.exceptions.RayTaskError as failure:  # first, since it is a RayError too
             raise UserError(f"--cluster: a node cannot run kdbench: {failure.cause}") from failure
         except self.ray.exceptions.RayError as failure:
-            emit(JobLost(remote.job, f"{type(failure).__name__} of Ray"))
+            emit(JobLost(remote.job, f"its node or its process is gone; Ray says {type(failure).__name__}"))
             return False
         match message:
             case Ready(environment):

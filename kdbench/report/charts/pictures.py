@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from kdbench.report import style
+from kdbench.report.charts import style
 
 _PANEL = 2.1  # inches
 _CAPTION = 0.45

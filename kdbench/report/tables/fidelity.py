@@ -1,4 +1,4 @@
-"""How alike students and their teacher are, and how well calibrated: the second table."""
+"""How alike students and their teacher are, and how well calibrated."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import Any
 import pandas as pd
 
 from kdbench.report.groups import Group, method_key, pair_key
-from kdbench.report.tables import MISSING
+from kdbench.report.model import Cell, Row, Sheet, Table, table
+from kdbench.report.results import StudyResults
+from kdbench.report.scores import pair_label
 
 MEASURES = {
     "top1": ("top-1 %", 2),
@@ -24,6 +26,7 @@ MEASURES = {
 }
 """Name in fidelity.csv -> heading and decimals."""
 
+TITLE = "Fidelity and calibration"
 _PLACE = ("dataset", "recipe", "teacher", "student", "method")
 
 NOTES = (
@@ -90,23 +93,32 @@ def _order(place: tuple[str, ...]) -> tuple[Any, ...]:
     return dataset, recipe, pair_key(teacher, student), method_key(method)
 
 
-def pairs(frame: pd.DataFrame) -> list[tuple[str, str, str, str]]:
-    """The (dataset, recipe, teacher, student) of each table."""
-    return list(dict.fromkeys(frame[list(_PLACE[:4])].itertuples(index=False, name=None)))
+@table("metrics", order=50)
+def metrics(results: StudyResults) -> Sheet:
+    """What the records hold, which needs no networks; shown is what the command `figures` measured, if it did."""
+    own = fidelity(from_records(results.groups))
+    shown = own if results.measured is None else results.measured
+    return Sheet(TITLE, own, _tables(shown), NOTES)
 
 
-def wide(frame: pd.DataFrame, pair: tuple[str, str, str, str], spread: bool = True) -> pd.DataFrame:
-    """One pair's rows as text: a row a method, a column a measure, with or without standard deviations."""
-    mine = [row for row in frame.to_dict("records") if tuple(row[name] for name in _PLACE[:4]) == pair]
-    columns = {
-        heading: [_cell(row[f"{name}_mean"], row[f"{name}_sd"] if spread else float("nan"), decimals) for row in mine]
-        for name, (heading, decimals) in MEASURES.items()
-    }
-    index = [f"{row['method']} ({row['n']})" for row in mine]
-    return pd.DataFrame(columns, index=index, dtype="object")
+def sheet(measured: Sequence[Measured]) -> Sheet:
+    """Written as `tables/fidelity.*` by the command `figures`."""
+    frame = fidelity(measured)
+    return Sheet(TITLE, frame, _tables(frame), NOTES)
 
 
-def _cell(mean: float, spread: float, decimals: int) -> str:
-    if mean != mean:
-        return MISSING
-    return f"{mean:.{decimals}f}" + ("" if spread != spread else f" ± {spread:.{decimals}f}")
+def _tables(frame: pd.DataFrame) -> list[Table]:
+    """A table a pair: a line a method, a column a measure that some method has."""
+    tables = []
+    for pair in dict.fromkeys(frame[list(_PLACE[:4])].itertuples(index=False, name=None)):
+        mine = [row for row in frame.to_dict("records") if tuple(row[name] for name in _PLACE[:4]) == pair]
+        known = [name for name in MEASURES if any(row[f"{name}_mean"] == row[f"{name}_mean"] for row in mine)]
+        rows = [Row(row["method"], [Cell(row["n"], "d"), *(_cell(row, name) for name in known)]) for row in mine]
+        columns = [("seeds",), *((MEASURES[name][0],) for name in known)]
+        tables.append(Table(pair_label(*pair[2:]), pair[:2], columns, rows))
+    return tables
+
+
+def _cell(row: dict[Any, Any], name: str) -> Cell:
+    mean, sd = row[f"{name}_mean"], row[f"{name}_sd"]
+    return Cell(mean, f".{MEASURES[name][1]}f", spread=None if sd != sd else sd)

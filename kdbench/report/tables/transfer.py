@@ -1,14 +1,18 @@
-"""Records of linear probes -> the transfer table: rows methods, columns pairs and targets."""
+"""Accuracy of linear probes on other data: rows methods, columns pairs and targets."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from typing import Any
 
 import pandas as pd
 
 from kdbench.core.record import ProbeRecord, Record
+from kdbench.report.model import Cell, Sheet, table
 from kdbench.report.results import StudyResults
+from kdbench.report.scores import Column, best, cell_key, grid, places, rows_of, score_cell
 
 COLUMNS = (
     *("dataset", "recipe", "protocol", "target", "teacher", "student", "method", "status", "n"),
@@ -26,6 +30,27 @@ _PROTOCOLS = {
     "weight decay 5e-4; random crops and flips.",
     "frozen": "frozen: the network is in evaluation mode and does not change; no weight decay; fixed augmentations.",
 }
+
+
+@table("transfer", order=60)
+def transfer(results: StudyResults) -> Sheet | None:
+    """Of the networks of a study that were transferred."""
+    return sheet(results.transfers) if results.transfers else None
+
+
+def sheet(records: Sequence[ProbeRecord]) -> Sheet:
+    """A table for each protocol."""
+    frame, tables = transfers(records), []
+    for protocol in dict.fromkeys(frame["protocol"]):
+        part = frame[frame["protocol"] == protocol]
+        for place in places(part):
+            rows = rows_of(part, *place)
+            tables.append(grid(protocol, place, rows, _marked(best(rows))))
+    return Sheet("Top-1 accuracy after transfer (%)", frame, tables, notes(frame))
+
+
+def _marked(first: Collection[tuple[Column, str]]) -> Callable[[dict[str, Any]], Cell]:
+    return lambda row: replace(score_cell(row), best=cell_key(row) in first)
 
 
 def transfers(records: Sequence[ProbeRecord]) -> pd.DataFrame:
@@ -82,11 +107,6 @@ def _as_trained(record: ProbeRecord) -> Record:
         weights_sha256=record.probe.weights,
         finished=record.finished,
     )
-
-
-def headed(frame: pd.DataFrame) -> pd.DataFrame:
-    """The long form with the protocol in its tables' headings."""
-    return frame.assign(recipe=frame["recipe"] + ", " + frame["protocol"])
 
 
 def notes(frame: pd.DataFrame) -> list[str]:

@@ -1,19 +1,19 @@
-"""Records -> the cost table: what a training epoch of each method takes, beside its plain student's."""
+"""What a training epoch of each method takes, beside its plain student's."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
 from kdbench.core.record import Record
 from kdbench.core.trial import VANILLA
 from kdbench.report.groups import Group, newest
-
-if TYPE_CHECKING:
-    from kdbench.report.results import StudyResults
+from kdbench.report.model import Cell, Sheet, table
+from kdbench.report.results import StudyResults
+from kdbench.report.scores import grid, places, rows_of
 
 COLUMNS = {
     **dict.fromkeys(("dataset", "recipe", "teacher", "student", "method", "device", "precision"), "object"),
@@ -50,11 +50,21 @@ def costs(results: StudyResults) -> pd.DataFrame:
     return pd.DataFrame({name: pd.Series([row[name] for row in rows], dtype=of) for name, of in COLUMNS.items()})
 
 
-def cell(row: dict[str, Any]) -> str:
+@table("cost", order=40, terminal=True)
+def cost(results: StudyResults) -> Sheet:
+    """Seconds of an epoch, and how many times the plain student's."""
+    frame = costs(results)
+    tables = [grid("", place, rows_of(frame, *place), _cell) for place in places(frame)]
+    return Sheet("Cost of a training epoch", frame, tables, notes(frame))
+
+
+def _cell(row: dict[str, Any]) -> Cell:
     """`16.1 s (1.31×)`, or the seconds alone for the plain student and where there is none."""
-    seconds = f"{row['seconds_per_epoch']:.3g} s"
     many = row["times_vanilla"]
-    return seconds if many is None or row["method"] == VANILLA else f"{seconds} ({many:.2f}×)"
+    aside = "" if many is None or row["method"] == VANILLA else f"({many:.2f}×)"
+    rate, extra = row["images_per_second"], row["extra_parameters"]
+    tip = f"{rate:.0f} images/s; {'unknown' if extra is None else f'{extra:.0f}'} extra parameters"
+    return Cell(row["seconds_per_epoch"], ".3g", " s", aside=aside, tip=tip)
 
 
 def _column(group: Group) -> tuple[str, str, str, str]:

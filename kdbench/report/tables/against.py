@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
 from kdbench.report import statistics
 from kdbench.report.groups import Group
+from kdbench.report.model import Cell, Sheet
 from kdbench.report.results import StudyResults
+from kdbench.report.scores import grid, places, rows_of
 from kdbench.report.statistics import Difference
-from kdbench.report.tables import layout
 
 COLUMNS = (
     *("dataset", "recipe", "teacher", "student", "method", "n"),
@@ -23,6 +23,13 @@ NOTE = (
     "Here minus there in points, paired by seed: mean [95 % interval] (seeds), intervals by Student's t; "
     "no interval for one seed or where the differences are the same in all seeds."
 )
+
+
+def against(here: StudyResults, there: StudyResults) -> Sheet:
+    """Written as `tables/against.*` by `report --against`."""
+    frame = versus_study(here, there)
+    tables = [grid("", place, rows_of(frame, *place), _cell) for place in places(frame)]
+    return Sheet("Points above the other study", frame, tables, _notes(here, there), decimals=8)
 
 
 def versus_study(here: StudyResults, there: StudyResults) -> pd.DataFrame:
@@ -55,18 +62,13 @@ def _numbers(difference: Difference) -> tuple[float | None, ...]:
     return difference.mean, difference.low, difference.high, difference.p
 
 
-def cell(row: dict[str, Any]) -> str:
+def _cell(row: dict[str, Any]) -> Cell:
     """`+0.31 [-0.10, +0.72] (5)`."""
-    interval = "" if row["low"] is None else f" [{row['low']:+.2f}, {row['high']:+.2f}]"
-    return f"{row['difference']:+.2f}{interval} ({row['n']})"
+    interval = None if row["low"] is None else (row["low"], row["high"])
+    return Cell(row["difference"], "+.2f", interval=interval, n=row["n"])
 
 
-def wide(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """One table's rows in the layout of the others."""
-    return layout(rows, cell)
-
-
-def notes(here: StudyResults, there: StudyResults) -> list[str]:
+def _notes(here: StudyResults, there: StudyResults) -> list[str]:
     """In what the two folders differ beside their numbers."""
     lines, sides = [NOTE], (here.records, there.records)
     names = sorted({name for records in sides for record in records for name in record.environment} - {"host"})

@@ -1,9 +1,9 @@
-"""Records -> the accuracy table, in long form and in the paper's layout, and the footnotes that belong to it."""
+"""Records -> one score a method and pair, and how tables of methods and pairs are laid out."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from kdbench.core.record import Record
 from kdbench.core.trial import VANILLA
 from kdbench.report import published
 from kdbench.report.groups import TEACHER, Group, method_key, newest
+from kdbench.report.model import Cell, Heading, Place, Row, Table
 
 if TYPE_CHECKING:
     from kdbench.report.results import StudyResults
@@ -25,18 +26,13 @@ COLUMNS = (
 )
 """The columns of the long form and of accuracy.csv."""
 
-MISSING = "–"
-TIE = " ≈"
-TIE_NOTE = (
-    "≈: cannot be told apart from the best method of its column (paired by seed, 5 %, Holm-corrected in the column)."
-)
 WORST = ("failed", "diverged", "n/a")
 ROW_LABELS = {TEACHER: "Teacher", VANILLA: "Student"}
 
 
 @dataclass(frozen=True)
-class Row:
-    """One row of the accuracy table; the fields are COLUMNS."""
+class Score:
+    """Of one method and pair; the fields are COLUMNS."""
 
     dataset: str
     recipe: str
@@ -55,21 +51,21 @@ class Row:
     reason: str = ""
 
 
-def frame(rows: Sequence[Row]) -> pd.DataFrame:
+def frame(rows: Sequence[Score]) -> pd.DataFrame:
     """The long form, with the columns COLUMNS: text that is absent is empty, numbers that are absent are NaN."""
     kinds = {"n": "int64"} | dict.fromkeys(TEXT, "object")
     series = {name: pd.Series([getattr(r, name) for r in rows], dtype=kinds.get(name, "float64")) for name in COLUMNS}
     return pd.DataFrame(series)
 
 
-def accuracy_rows(results: StudyResults) -> list[Row]:
+def accuracy_rows(results: StudyResults) -> list[Score]:
     """One row per (dataset, recipe, teacher, student, method).
 
     Vanilla records appear in every pair whose student they are; the teacher's row shows the one network that taught.
     Variants are never averaged (see `groups`).
     """
     by_fingerprint = {record.trial.fingerprint: record for record in results.records}
-    rows: list[Row] = []
+    rows: list[Score] = []
     for groups in by_pair(results.groups).values():
         column = _teacher_row(groups, by_fingerprint) if groups[0].teacher else []
         column += [_row(group) for group in groups]
@@ -92,17 +88,17 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return fmean(known) if known else None
 
 
-def _with_published(row: Row, evaluated_on: str) -> Row:
+def _with_published(row: Score, evaluated_on: str) -> Score:
     """With the published number and our distance from it, in points."""
     number = published.numbers(evaluated_on).get((row.teacher, row.student, row.method))
     gap = None if number is None or row.top1_mean is None else row.top1_mean - number
     return replace(row, published=number, gap=gap)
 
 
-def _row(group: Group) -> Row:
+def _row(group: Group) -> Score:
     done = group.done
     statuses = {record.status for record in group.records}
-    return Row(
+    return Score(
         dataset=group.dataset,
         recipe=group.recipe,
         teacher=group.teacher,
@@ -119,7 +115,7 @@ def _row(group: Group) -> Row:
     )
 
 
-def _teacher_row(groups: Sequence[Group], vanilla: dict[str, Record]) -> list[Row]:
+def _teacher_row(groups: Sequence[Group], vanilla: dict[str, Record]) -> list[Score]:
     """The teacher as the newest of the pair's students met it; none if nobody did and its own trial is unknown."""
     met = [record for group in groups if group.method != VANILLA for record in group.records]
     source = newest([record for record in met if record.teacher_top1 is not None] or met)
@@ -134,7 +130,7 @@ def _teacher_row(groups: Sequence[Group], vanilla: dict[str, Record]) -> list[Ro
         return []
     first = groups[0]
     cell_key = (first.dataset, first.recipe, first.teacher, first.student, TEACHER)
-    return [Row(*cell_key, status, int(value is not None), value, reason=reason)]
+    return [Score(*cell_key, status, int(value is not None), value, reason=reason)]
 
 
 def seed_list(records: Sequence[Record]) -> str:
@@ -158,7 +154,7 @@ def _reason(records: Sequence[Record]) -> str:
     )
 
 
-def tables(frame: pd.DataFrame) -> list[tuple[str, str]]:
+def places(frame: pd.DataFrame) -> list[Place]:
     """The (dataset, recipe) of each table, in order."""
     return list(dict.fromkeys((str(row["dataset"]), str(row["recipe"])) for row in frame.to_dict("records")))
 
@@ -181,27 +177,31 @@ def column(row: dict[str, Any]) -> Column:
     return row["teacher"], row["student"], row.get("target") or ""
 
 
-def column_label(of: Column, separator: str = " → ") -> str:
-    """`resnet56 → resnet20`, and the target after a comma."""
-    pair = separator.join(filter(None, of[:2]))
-    return f"{pair}, {of[2]}" if of[2] else pair
+def heading(of: Column) -> Heading:
+    """Teacher and student; the target follows the student after a comma."""
+    teacher, student, target = of
+    return (*filter(None, (teacher,)), f"{student}, {target}" if target else student)
 
 
 def pair_label(teacher: str, student: str) -> str:
-    return column_label((teacher, student, ""))
+    """`resnet56 → resnet20`."""
+    return " → ".join(heading((teacher, student, "")))
 
 
 def row_label(method: str) -> str:
     return ROW_LABELS.get(method, method)
 
 
-def cell(row: dict[str, Any]) -> str:
+def score_cell(row: dict[str, Any]) -> Cell:
     """`91.23 ± 0.45 (3)`, `91.23 (1)`, or a word; a word also follows the mean of the seeds that were left."""
-    if row["top1_mean"] is None:
-        return str(row["status"]) if row["status"] != "done" else MISSING
-    spread = "" if row["top1_sd"] is None else f" ± {row['top1_sd']:.2f}"
-    word = "" if row["status"] == "done" else f", {row['status']}"
-    return f"{row['top1_mean']:.2f}{spread} ({row['n']}){word}"
+    return Cell(
+        row["top1_mean"],
+        spread=row["top1_sd"],
+        n=row["n"],
+        status="" if row["status"] == "done" else row["status"],
+        reason=row["reason"],
+        second=published_note(row),
+    )
 
 
 def published_note(row: dict[str, Any]) -> str:
@@ -230,37 +230,21 @@ def best(rows: Sequence[dict[str, Any]]) -> set[tuple[Column, str]]:
     return cells
 
 
-def wide(
-    frame: pd.DataFrame,
-    dataset: str,
-    recipe: str,
-    bold: Callable[[str], str] = str,
-    second: str | None = None,
-    ties: Collection[tuple[Column, str]] = (),
-) -> pd.DataFrame:
-    """The paper's layout as text: rows Teacher, Student, methods; a column a pair.
-
-    `bold` marks the best cells, ALIKE those of `alike`; with `second`, a separator, the published number follows.
-    """
-    rows = rows_of(frame, dataset, recipe)
-    winners = best(rows)
-
-    def text(row: dict[str, Any]) -> str:
-        own = bold(cell(row)) if cell_key(row) in winners else cell(row) + TIE * (cell_key(row) in ties)
-        return own + second + published_note(row) if second is not None and published_note(row) else own
-
-    return layout(rows, text)
-
-
-def layout(rows: Sequence[dict[str, Any]], text: Callable[[dict[str, Any]], str]) -> pd.DataFrame:
-    """One table's rows as text: a row a method, a column a pair (and a target)."""
-    by_cell = {cell_key(row): row for row in rows}
-    methods = method_order(rows)
-    columns = {
-        column_label(pair): [text(row) if (row := by_cell.get((pair, method))) else MISSING for method in methods]
-        for pair in dict.fromkeys(map(column, rows))
-    }
-    return pd.DataFrame(columns, index=[row_label(method) for method in methods], dtype="object")
+def grid(
+    title: str,
+    place: Place,
+    rows: Sequence[dict[str, Any]],
+    cell: Callable[[dict[str, Any]], Cell],
+    notes: Sequence[str] = (),
+    parts: Sequence[int] = (),
+) -> Table:
+    """One table's rows in the paper's layout: a line a method, a column a pair (and a target)."""
+    by_cell, columns = {cell_key(row): row for row in rows}, list(dict.fromkeys(map(column, rows)))
+    lines = [
+        Row(row_label(method), [cell(row) if (row := by_cell.get((of, method))) else Cell() for of in columns])
+        for method in method_order(rows)
+    ]
+    return Table(title, place, [heading(of) for of in columns], lines, notes, parts=parts)
 
 
 def cell_key(row: dict[str, Any]) -> tuple[Column, str]:

@@ -1,0 +1,119 @@
+"""Accuracy by method and pair."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from kdbench.core.trial import VANILLA
+from kdbench.report.charts import style
+from kdbench.report.charts.panels import TOP1, groups_of, legend_below, make_panels
+from kdbench.report.epoch_rules import RULES
+from kdbench.report.groups import PLUS, TEACHER
+from kdbench.report.model import Place, chart
+from kdbench.report.results import StudyResults
+from kdbench.report.scores import method_order, rows_of
+
+_ROW = 0.2  # inches a method
+
+
+@chart("accuracy", order=10)
+def accuracy(results: StudyResults, place: Place) -> Figure | None:
+    """A panel per pair: mean ± sd of each method, its seeds as dots, teacher and vanilla as lines; None if empty."""
+    rows = [row for row in rows_of(results.accuracy, *place) if row["teacher"]]
+    methods = method_order([row for row in rows if row["method"] not in (TEACHER, VANILLA)])
+    if not any(row["n"] and row["method"] in methods for row in rows):
+        return None
+    seeds = {(group.teacher, group.student, group.method): group.top1 for group in groups_of(results, place)}
+    pairs = list(dict.fromkeys((row["teacher"], row["student"]) for row in rows))
+    labels = max(style.text_width(method) for method in methods)
+    height = 0.75 + _ROW * (len(methods) + 0.6)
+    title = f"{', '.join(place)}: accuracy, {RULES[results.rule][1]}"
+    figure, panels = make_panels(pairs, title, labels, height, legend_width=0.0, legend_height=0.5, xlabel=TOP1)
+    for pair, axes in panels:
+        mine = {row["method"]: row for row in rows if (row["teacher"], row["student"]) == pair}
+        _references(axes, mine)
+        for line, method in enumerate(methods):
+            _point(axes, line, mine.get(method), seeds.get((*pair, method), ()))
+        axes.margins(x=0.08)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.set_yticks(range(len(methods)), methods)
+        axes.set_ylim(len(methods) - 0.4, -0.6)  # the first method on top
+        axes.tick_params(axis="y", length=0)
+    legend_below(figure, _accuracy_keys(rows, methods))
+    return figure
+
+
+def _point(axes: Axes, place: int, row: Mapping[str, Any] | None, seeds: Sequence[float]) -> None:
+    if row is None:
+        return
+    if row["top1_mean"] is None:  # a word where there is no number
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
+        where = axes.get_yaxis_transform()
+        axes.text(0.03, place, row["status"], transform=where, va="center", color=style.GRAY, style="italic", bbox=box)
+        return
+    color, marker = _kind(row["method"])
+    if len(seeds) > 1:
+        axes.plot(seeds, [place] * len(seeds), ".", color=style.GRAY, markersize=3.5, zorder=4)
+    face = color if row["status"] == "done" else "white"  # hollow: some seeds did not get this far
+    axes.errorbar(
+        row["top1_mean"],
+        place,
+        xerr=row["top1_sd"],
+        fmt=marker,
+        color=color,
+        markerfacecolor=face,
+        markersize=5,
+        capsize=2.5,
+        elinewidth=1.1,
+        zorder=3,
+    )
+
+
+def _kind(method: str) -> tuple[str, str]:
+    """Plain methods and their `+kd` forms differ in color and in marker."""
+    index = 1 if method.endswith(PLUS) else 0
+    return style.PALETTE[index], style.MARKERS[index]
+
+
+def _references(axes: Axes, rows: Mapping[str, Mapping[str, Any]]) -> None:
+    vanilla, teacher = rows.get(VANILLA), rows.get(TEACHER)
+    if vanilla and vanilla["top1_mean"] is not None:
+        mean, spread = vanilla["top1_mean"], vanilla["top1_sd"]
+        if spread:
+            axes.axvspan(mean - spread, mean + spread, color="#000000", alpha=0.08, linewidth=0)
+        axes.axvline(mean, color="black", linestyle="--", linewidth=1)
+    if teacher and teacher["top1_mean"] is not None:
+        axes.axvline(teacher["top1_mean"], color="black", linestyle=":", linewidth=1.4)
+
+
+def _accuracy_keys(rows: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> list[Line2D | Patch]:
+    """The legend, without keys for what the chart does not show."""
+    shown = [row for row in rows if row["top1_mean"] is not None]
+    kinds = {row["method"] for row in shown}
+    keys: list[Line2D | Patch] = []
+    for label, wanted in (("method", False), (f"method {PLUS}", True)):
+        if any(method in kinds and method.endswith(PLUS) == wanted for method in methods):
+            color, marker = _kind(label)
+            spread = any(row["top1_sd"] is not None and row["method"] in methods for row in shown)
+            text = f"{label}: mean ± sd" if spread else label
+            keys.append(Line2D([], [], color=color, marker=marker, markersize=5, linewidth=1.1, label=text))
+    if any(row["n"] > 1 and row["method"] in methods for row in shown):
+        keys.append(Line2D([], [], color=style.GRAY, marker=".", markersize=3.5, linestyle="none", label="one seed"))
+    if any(row["status"] != "done" and row["method"] in methods for row in shown):
+        label = "hollow: a seed failed or diverged"
+        hollow = Line2D([], [], color="black", marker="o", markerfacecolor="white", linestyle="none", label=label)
+        keys.append(hollow)
+    if VANILLA in kinds:
+        keys.append(Line2D([], [], color="black", linestyle="--", linewidth=1, label=f"{VANILLA} student"))
+        if any(row["method"] == VANILLA and row["top1_sd"] for row in shown):
+            keys.append(Patch(color="black", alpha=0.08, linewidth=0, label=f"{VANILLA} ± sd"))
+    if TEACHER in kinds:
+        keys.append(Line2D([], [], color="black", linestyle=":", linewidth=1.4, label=TEACHER))
+    return keys

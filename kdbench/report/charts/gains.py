@@ -1,0 +1,48 @@
+"""Points gained over the baseline, by method and pair."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from kdbench.report.charts import style
+from kdbench.report.model import Place, chart
+from kdbench.report.results import StudyResults
+from kdbench.report.scores import pair_label
+
+
+@chart("gains", order=40)
+def gains(results: StudyResults, place: Place) -> Figure | None:
+    """A heat map: points gained over the baseline, a row a method and a column a pair; None without any."""
+    study = results.comparison(place)
+    if study is None or not study.over_seeds:
+        return None
+    methods = [method for method in study.methods if method != study.baseline]
+    pairs = list(dict.fromkeys(pair for _, pair in study.over_seeds))
+    table = np.full((len(methods), len(pairs)), np.nan)
+    for (method, pair), difference in study.over_seeds.items():
+        table[methods.index(method), pairs.index(pair)] = difference.mean
+    left = max(map(style.text_width, methods))
+    names = [pair_label(*pair) for pair in pairs]
+    below = max(map(style.text_width, names)) * 0.75
+    title = f"{', '.join(place)}: points above {study.baseline}"
+    figure = style.blank(1.2 + left + 0.62 * len(pairs), 1.2 + below + 0.24 * len(methods), title)
+    axes = figure.subplots()
+    limit = float(np.nanmax(np.abs(table))) or 1.0
+    shown = axes.imshow(table, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto")
+    for row, column in np.ndindex(table.shape):
+        value = table[row, column]
+        if not np.isnan(value):
+            difference = study.over_seeds[methods[row], pairs[column]]
+            color = "white" if abs(value) > 0.6 * limit else "black"
+            weight = "bold" if difference.significant else "normal"
+            axes.text(column, row, f"{value:+.1f}", ha="center", va="center", color=color, fontweight=weight)
+    axes.set_yticks(range(len(methods)), methods)
+    axes.set_xticks(range(len(pairs)), names, rotation=45, ha="right", rotation_mode="anchor")
+    axes.tick_params(length=0)
+    axes.grid(visible=False)
+    figure.colorbar(shown, ax=axes, label="points")
+    if any(difference.significant is not None for difference in study.over_seeds.values()):
+        words = "bold: the 95 % interval leaves out zero (paired by seed, uncorrected)"
+        figure.supxlabel(words, fontsize=style.FONT, x=0.01, ha="left")
+    return figure
