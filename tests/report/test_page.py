@@ -76,10 +76,26 @@ def test_in_a_browser(page: Path, browser: Any) -> None:
         assert len(numbers) >= 4
         assert numbers == sorted(numbers, reverse=order)
 
-    tab.locator("input[type=search]").first.fill("ICD")
+    own = tab.get_by_label("filter rows of Top-1 accuracy (%)")
+    own.fill("ICD")
     assert names.all_inner_texts() == ["icd"]
-    tab.locator("input[type=search]").first.fill("")
+    own.fill("")
     assert sorted(names.all_inner_texts()) == sorted(before)
+
+    heads = table.locator("thead th:visible")
+    tab.locator("#methods").fill("kd icd")
+    tab.locator("#pairs").fill("vgg8")
+    tab.keyboard.press("Enter")  # which sends nothing anywhere
+    assert set(names.all_inner_texts()) == {"kd", "icd", "rkd"}
+    assert [text.split(" →")[0] for text in heads.all_inner_texts()] == ["method", "vgg13", "ResNet50"]
+    rules = tab.locator("table.sortable", has_text="pair: method").first.locator("tbody tr:visible th")
+    assert set(rules.all_inner_texts()) == {
+        f"{teacher} → vgg8: {method}" for teacher in ("vgg13", "ResNet50") for method in ("kd", "icd")
+    }
+    for name in ("#methods", "#pairs"):
+        tab.locator(name).fill("")
+    assert sorted(names.all_inner_texts()) == sorted(before)
+    assert heads.count() == 1 + len(PAIRS)
 
     tab.locator("button[data-details]", has_text="±").first.click()
     details = tab.locator("dialog[open]")
@@ -99,6 +115,45 @@ def test_in_a_browser(page: Path, browser: Any) -> None:
     assert tab.evaluate(ground) != light
     assert said == []
     assert {url.split(":")[0] for url in requested} <= {"file", "data"}
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_can_be_used_without_seeing_it(page: Path, browser: Any, scheme: str) -> None:
+    """By axe's rules: names of fields and pictures, contrast, order of headings, what the keyboard reaches."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    tab = browser.new_page(color_scheme=scheme)
+    tab.goto(page.as_uri())
+    found = axe.Axe().run(tab).response["violations"]
+    grave = [
+        (each["id"], each["nodes"][0]["html"][:200]) for each in found if each["impact"] in ("serious", "critical")
+    ]
+    assert grave == []
+
+
+def test_by_keyboard_in_print_and_with_charts_in_the_colors_of_the_page(page: Path, browser: Any) -> None:
+    tab = browser.new_page(viewport={"width": 1200, "height": 900})
+    tab.goto(page.as_uri())
+    head = tab.locator("table.sortable").first.locator("thead th").nth(1)
+    head.locator("button").focus()
+    tab.keyboard.press("Enter")
+    assert head.get_attribute("aria-sort") == "descending"
+    tab.locator("button[data-details]").first.focus()
+    tab.keyboard.press("Enter")
+    assert tab.locator("dialog[open]").count() == 1
+    tab.keyboard.press("Escape")
+    assert tab.locator("dialog[open]").count() == 0
+    drawings = tab.locator("figure svg")
+    assert drawings.count() == 4  # no epochs, so no curves
+    assert {drawing.get_attribute("role") for drawing in drawings.all()} == {"img"}
+    ids = tab.evaluate("[...document.querySelectorAll('[id]')].map(each => each.id)")
+    assert len(ids) == len(set(ids))
+    color = "getComputedStyle(document.querySelector('figure svg')).fill"
+    light = tab.evaluate(color)
+    tab.locator("#theme").click()
+    assert tab.evaluate(color) != light
+    tab.emulate_media(media="print")
+    assert tab.locator("input[type=search]:visible").count() == 0
+    assert tab.locator("#theme:visible").count() == 0
 
 
 def test_the_command_that_trains_a_cell_again() -> None:

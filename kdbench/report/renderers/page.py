@@ -35,7 +35,7 @@ class Section:
 
 def page(results: StudyResults, sheets: Sequence[Sheet], charts: Mapping[Place, Mapping[str, bytes]]) -> str:
     """The page. `charts` are SVG files by table and name."""
-    sections = []
+    sections: list[Section] = []
     for place in places(results.accuracy):
         study, name = results.comparison(place), ", ".join(place)
         shown = [
