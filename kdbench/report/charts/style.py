@@ -85,8 +85,11 @@ def text_width(text: str, size: float = FONT) -> float:
 
 
 def save(figure: Figure) -> dict[str, bytes]:
-    """The figure as PNG and as SVG, without dates."""
+    """The figure as PNG and as SVG, without dates. It is laid out once."""
     files: dict[str, bytes] = {}
+    if engine := figure.get_layout_engine():
+        engine.execute(figure)
+    figure.set_layout_engine("none")
     for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
         buffer = io.BytesIO()
         figure.savefig(buffer, format=kind, dpi=DPI, metadata=metadata)

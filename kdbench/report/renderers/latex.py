@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pandas as pd
 
 from kdbench.report.model import MISSING, Cell, Row, Sheet, Table
@@ -15,7 +17,7 @@ def document(sheet: Sheet) -> str:
     """Each table, in parts where it is too wide for a page."""
     parts = [HEAD]
     for table in sheet.tables:
-        caption = f"{', '.join(table.place)}: {' '.join(filter(None, (sheet.title, table.title)))}"
+        caption = f"{', '.join(table.place)}: {', '.join(filter(None, (sheet.title, table.title)))}"
         parts += [_table(caption, table, columns) for columns in _split(table)]
     return "\n".join(parts)
 
@@ -63,7 +65,7 @@ def _reasons(table: Table, rows: list[Row], columns: range) -> list[str]:
 def _cell(cell: Cell) -> str:
     if not cell.number:
         return escape(cell.text).replace(MISSING, "--")
-    number = escape(cell.number)
+    number = re.sub(r"^-(?=\d)", "$-$", escape(cell.number))
     if cell.best or cell.second_best:
         number = f"\\{'textbf' if cell.best else 'underline'}{{{number}}}"
     spread = "" if cell.spread is None else f" {{\\scriptsize $\\pm${cell.spread:{cell.form}}}}"
