@@ -170,7 +170,7 @@ def test_equal_methods_are_told_apart_over_pairs_less_than_once_in_twenty(
     pairs: Sequence[tuple[str, str]], shared: float, unit: str, image: float
 ) -> None:
     """Whatever the pairs share, and on coarse test sets: any claim in a study of four equal methods is a false one."""
-    stream, false, studies = np.random.default_rng(7), 0, 400
+    stream, false, studies = np.random.default_rng(7), 0, 200
     for _ in range(studies):
         base, *others = null_study(stream, pairs, shared, unit, image)
         tests = [
