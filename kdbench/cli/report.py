@@ -25,7 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> int:
     from kdbench.results import Folders, Store
 
-    first, *others = args.out
+    first, *others = {folder.resolve(): folder for folder in args.out}.values()
     stores = [Store(first), *(Store(folder, quarantine=False) for folder in others)]
     for store in stores:
         if not store.records():

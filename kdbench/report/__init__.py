@@ -90,10 +90,13 @@ def _measured(out: Path) -> pd.DataFrame | None:
     """What the command `figures` wrote, if it did and it can be read."""
     import pandas as pd
 
+    from kdbench.report.tables.fidelity import fidelity
+
     try:
-        return pd.read_csv(out / "tables" / "fidelity.csv")
+        found = pd.read_csv(out / "tables" / "fidelity.csv")
     except (OSError, ValueError):
         return None
+    return found if set(fidelity([]).columns) <= set(found.columns) else None
 
 
 def write_picture(figure: Figure, name: str, words: Sequence[str], out: Path) -> list[Path]:

@@ -32,6 +32,7 @@ class Comparison:
     corrected: Mapping[tuple[str, Pair | None], float | None] = field(default_factory=dict)
     ranking: Ranking | None = None
     unranked: tuple[str, ...] = ()  # methods that lack a pair
+    partial: frozenset[tuple[str, Pair]] = frozenset()  # cells with a failed or diverged seed: never the best
 
     @property
     def methods(self) -> list[str]:
@@ -51,14 +52,15 @@ class Comparison:
 
         It is at least one test image, and neither the ranks nor any pair says the opposite.
         """
-        if not _below(self.corrected[method, None]) or self.baseline is None:
+        total = self.over_pairs[method]
+        if not _below(self.corrected[method, None]) or not total.significant or self.baseline is None:
             return False
-        mean = self.over_pairs[method].mean
+        mean = total.mean
         opposite = [
             d.mean * mean < 0 and _below(self.corrected[m, p]) for (m, p), d in self.over_seeds.items() if m == method
         ]
         ranks = self.ranking.ranks if self.ranking else {}
-        fits = method not in ranks or (ranks[self.baseline] - ranks[method]) * mean > 0
+        fits = not {method, self.baseline} <= set(ranks) or (ranks[self.baseline] - ranks[method]) * mean > 0
         return True if abs(mean) >= self.step and fits and not any(opposite) else None
 
     def ties(self) -> set[tuple[Pair, str]]:
@@ -69,7 +71,8 @@ class Comparison:
         cells: set[tuple[Pair, str]] = set()
         for pair in {pair for of in self.values.values() for pair in of}:
             here = {m: of[pair] for m, of in self.values.items() if pair in of and m != VANILLA}
-            first = max(here, key=lambda m: sum(here[m].values()) / len(here[m]), default=None)
+            whole = [method for method in here if (method, pair) not in self.partial]
+            first = max(whole, key=lambda m: sum(here[m].values()) / len(here[m]), default=None)
             tests = {m: statistics.by_seed(here[m], here[first]) for m in here if first is not None and m != first}
             corrected = statistics.holm([test.p if test else None for test in tests.values()])
             for (method, test), p in zip(tests.items(), corrected, strict=True):
@@ -97,7 +100,8 @@ def _compare_table(dataset: str, recipe: str, groups: Sequence[Group], wanted: s
     pairs = list(dict.fromkeys((group.teacher, group.student) for group in groups))
     whole = [method for method, of in values.items() if len(of) == len(pairs)]
     test_images = min(record.trial.data.test for group in groups for record in group.done)
-    bare = Comparison(dataset, recipe, baseline, test_images, values)
+    partial = {(g.method, (g.teacher, g.student)) for g in groups if len(g.done) < len(g.records)}
+    bare = Comparison(dataset, recipe, baseline, test_images, values, partial=frozenset(partial))
     ranked = statistics.ranking({method: bare.means(method) for method in whole})
     over_seeds: dict[tuple[str, Pair], Difference] = {}
     over_pairs: dict[str, Difference] = {}
@@ -161,18 +165,20 @@ def sentences(comparison: Comparison) -> list[str]:
 
 
 def _over_pairs(comparison: Comparison, others: Collection[str], pairs: int) -> list[str]:
-    """What may be claimed over several pairs, and why nothing else."""
+    """What may be claimed over several pairs, and why nothing else is."""
     compared = {m: d for m, d in comparison.over_pairs.items() if m in others}
     if not compared:
         return [f"Nothing is said over pairs: no method shares a pair and a seed with {comparison.baseline}."]
-    if untested := {
-        d.untested: None for d in compared.values() if d.untested and d.n == max(d.n for d in compared.values())
-    }:
-        return [f"Nothing is claimed over pairs: {next(iter(untested))}."]
+    reasons: dict[str, list[str]] = {}
+    for method, difference in compared.items():
+        if difference.untested:
+            reasons.setdefault(difference.untested, []).append(method)
+    if all(difference.untested for difference in compared.values()):
+        return [f"Nothing is claimed over pairs: {reason}." for reason in reasons]
     said = []
     for way, word in ((1, "better"), (-1, "worse")):
         named = [
-            f"{m} ({d.mean:+.2f} [{d.low:+.2f}, {d.high:+.2f}])"
+            f"{m} ({d.mean:+.2f} [{d.low:+.2f}, {d.high:+.2f}]" + (f", {d.n} pairs)" if d.n != pairs else ")")
             for m, d in compared.items()
             if d.mean * way > 0 and comparison.claimed(m)
         ]
@@ -188,8 +194,7 @@ def _over_pairs(comparison: Comparison, others: Collection[str], pairs: int) -> 
             f"Over {pairs} pairs no method differs significantly from {comparison.baseline} "
             f"({statistics.LEVEL:.0%}, Holm-corrected; by pair, by student, by teacher and by seed)."
         )
-    if equal := [method for method, test in compared.items() if test.untestable]:
-        said.append(f"No test over pairs for {', '.join(equal)}: the differences are all the same.")
+    said += [f"No test over pairs for {', '.join(methods)}: {reason}." for reason, methods in reasons.items()]
     return said
 
 

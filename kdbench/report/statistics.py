@@ -92,13 +92,18 @@ def over_pairs(found: Mapping[Pair, Mapping[int, float]]) -> Difference | None:
     mean, n = fmean(means.values()), len(means)
     if n < MIN_PAIRS:
         return Difference(mean, n, untested=f"{MIN_PAIRS} pairs are needed, and {n} are there")
-    if few := [name for name, values in units.items() if len(values) < 2]:
-        return Difference(mean, n, untested=f"two {few[0]}s are needed, and all pairs share one")
-    tests = [test for values in units.values() if (test := difference(values)) and test.p is not None]
-    if len(tests) < len(units):  # a unit's means are all equal
-        return Difference(mean, n)
-    lows, highs, ps = zip(*((test.low, test.high, test.p) for test in tests), strict=True)
-    return Difference(mean, n, min(lows), max(highs), max(ps))
+    tests = []
+    for name, values in units.items():
+        if len(values) < 2:
+            few = "two seeds are needed that all pairs have" if name == "seed" else f"two {name}s are needed"
+            return Difference(mean, n, untested=few)
+        test = difference(values)
+        if test is None or test.low is None or test.high is None or test.p is None:
+            return Difference(mean, n, untested=f"the means of all {name}s are the same")
+        tests.append((test.low, test.high, test.p))
+    lows, highs, ps = zip(*tests, strict=True)
+    opposite = max(lows) > 0 and min(highs) < 0  # two units are significant, but not the same way
+    return Difference(mean, n, min(lows), max(highs), 1.0 if opposite else max(ps))
 
 
 def _means_by(means: Mapping[Pair, float], unit: Callable[[Pair], str]) -> list[float]:

@@ -27,11 +27,11 @@ class Folders:
 
     @cached_property
     def _found(self) -> dict[str, list[tuple[Record, Store]]]:
-        """By trial; the record that counts is the first."""
+        """By the trial's id, which differs under another label; the record that counts is the first."""
         found: defaultdict[str, list[tuple[Record, Store]]] = defaultdict(list)
         for store in self.stores:
             for record in store.records():
-                found[record.trial.fingerprint].append((record, store))
+                found[record.trial.id].append((record, store))
         return {trial: sorted(of, key=lambda item: item[0].finished, reverse=True) for trial, of in found.items()}
 
     def records(self) -> list[Record]:
@@ -46,8 +46,8 @@ class Folders:
 
     def epochs(self, trial_id: str) -> tuple[EpochMetrics, ...]:
         """As `Store.epochs`, of the folder whose record counts. Raises what that raises."""
-        owners = {of[0][0].trial.id: of[0][1] for of in self._found.values()}
-        return owners[trial_id].epochs(trial_id)
+        _, store = self._found[trial_id][0]
+        return store.epochs(trial_id)
 
     @property
     def notes(self) -> list[str]:

@@ -91,7 +91,7 @@ def test_pairs_with_equal_gains_give_no_test_over_pairs() -> None:
             records += [trained(method, 70.0 + seed + gain + noise[seed], seed, pair=pair) for seed in range(2)]
     (study,) = StudyResults(records).comparisons
     words = " ".join(comparison.sentences(study))
-    assert "No test over pairs for icd: the differences are all the same." in words
+    assert "Nothing is claimed over pairs: the means of all pairs are the same." in words
 
 
 def test_few_pairs_allow_no_claim_however_clear_they_look() -> None:
@@ -103,9 +103,28 @@ def test_few_pairs_allow_no_claim_however_clear_they_look() -> None:
     assert not any("better" in word for word in said)
     assert study.over_pairs["icd"].mean == pytest.approx(1.5, abs=0.3)  # the number stands in the tables
     (single_seed,) = StudyResults(known(seeds=1)).comparisons
-    assert "Nothing is claimed over pairs: two seeds are needed, and all pairs share one." in comparison.sentences(
-        single_seed
-    )
+    said = comparison.sentences(single_seed)
+    assert "Nothing is claimed over pairs: two seeds are needed that all pairs have." in said
+
+
+def test_a_baseline_that_lacks_a_pair_and_a_method_with_few_seeds_silence_no_other() -> None:
+    records = [r for r in known() if not (r.trial.method == "kd" and r.trial.arch == "MobileNetV2")]
+    records += [trained("rkd", 50.0, 0, pair=pair) for pair in PAIRS]
+    (study,) = StudyResults(records).comparisons
+    assert study.unranked == ("kd",)
+    said = comparison.sentences(study)
+    assert any(word.startswith("Over 6 pairs, significantly better than kd: icd (+1.") for word in said)
+    assert any(", 5 pairs)" in word for word in said)
+    assert "No test over pairs for rkd: two seeds are needed that all pairs have." in said
+
+
+def test_what_is_tied_is_tied_with_the_best_that_is_shown_as_such() -> None:
+    """The mean of the seeds that were left is a chosen one, and never the best."""
+    scores = {"bbb": (80.0, 80.4, 80.1), "ccc": (80.1, 80.2, 80.0), "aaa": (90.0, 90.1)}
+    records = [trained(m, top1, seed, pair=PAIRS[0]) for m, of in scores.items() for seed, top1 in enumerate(of)]
+    records.append(trained("aaa", None, 2, pair=PAIRS[0], status="failed", reason="x"))
+    (study,) = StudyResults(records).comparisons
+    assert study.ties() == {(PAIRS[0], "ccc")}
 
 
 def test_a_claim_that_ranks_or_pairs_deny_is_not_made() -> None:

@@ -22,6 +22,7 @@ from kdbench.report.renderers import markdown
 from kdbench.report.results import StudyResults
 from kdbench.report.scores import COLUMNS
 from kdbench.report.tables.against import against
+from kdbench.report.tables.fidelity import metrics
 from kdbench.report.tables.published import versus_published
 from kdbench.report.tables.selection import selection
 from tests.report.factory import CIFAR10, PART, SHORT, epochs, study, trained
@@ -63,6 +64,7 @@ def test_csv(tmp_path: Path) -> None:
     assert found[VANILLA]["top1_sd"] == ""
     assert found["fsp"]["top1_mean"] == ""
     assert found["fsp"]["reason"] == '\'=HYPERLINK("x"), "y"'
+    assert "None" not in "".join(path.read_text("utf-8") for path in (tmp_path / "tables").glob("*.csv"))
 
 
 def test_without_records(tmp_path: Path) -> None:
@@ -203,6 +205,9 @@ def test_rules_for_the_epoch(tmp_path: Path) -> None:
     row = selection(StudyResults(records)).frame.to_dict("records")[0]
     assert (row["last"], row["last10"], row["best"]) == (70.0, 69.5, 70.5)
     assert math.isnan(row["validation"])
+    measured = [replace(record, metrics={"kl": 0.1}) for record in records]
+    (of_metrics,) = metrics(StudyResults(measured, rule="best")).tables
+    assert of_metrics.rows[0].cells[1].text == "70.00 ± 0.00"  # beside other figures of the last epoch
     write_report(StudyResults(records, rule="best"), tmp_path)
     assert "the best epoch on the test split: optimistic" in (tmp_path / "tables" / "accuracy.md").read_text("utf-8")
     assert table(tmp_path)[-1]["top1_mean"] == "70.5"

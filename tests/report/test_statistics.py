@@ -232,10 +232,31 @@ def test_where_nothing_is_tested_over_pairs() -> None:
     assert (few.p, few.untestable, few.untested) == (None, False, "5 pairs are needed, and 4 are there")
     one_teacher = statistics.over_pairs({("vgg13", f"student{i}"): {0: 1.0, 1: 0.1 * i} for i in range(6)})
     assert one_teacher is not None
-    assert one_teacher.untested == "two teachers are needed, and all pairs share one"
+    assert one_teacher.untested == "two teachers are needed"
+    apart = statistics.over_pairs({pair: {number: 1.0 + number**2} for number, pair in enumerate(PAPER[:6])})
+    assert apart is not None
+    assert apart.untested == "two seeds are needed that all pairs have"
     equal = statistics.over_pairs(gaps)
     assert equal is not None
-    assert (equal.p, equal.untestable) == (None, True)
+    assert (equal.p, equal.untested) == (None, "the means of all pairs are the same")
+    # Two teachers with the same mean, of pairs that differ.
+    balanced = {
+        (f"t{i % 2}", f"s{i}"): {0: gain, 1: gain + 0.1} for i, gain in enumerate((1.0, 3.0, 2.0, 1.0, 3.0, 2.0))
+    }
+    same = statistics.over_pairs(balanced)
+    assert same is not None
+    assert same.untested == "the means of all teachers are the same"
+
+
+def test_units_that_are_significant_in_opposite_ways_make_no_claim() -> None:
+    """Many pairs of one student gain, a few of each other lose: pairs say plus, students minus."""
+    noise = np.random.default_rng(0)
+    gaps = {(f"t{i}", "a"): {s: 1.0 + noise.normal(0, 0.1) for s in range(5)} for i in range(40)}
+    gaps |= {(f"u{i}", f"b{i}"): {s: -1.0 + noise.normal(0, 0.1) for s in range(5)} for i in range(12)}
+    found = statistics.over_pairs(gaps)
+    assert found is not None
+    assert found.mean > 0
+    assert (found.p, found.significant) == (1.0, False)
 
 
 def simulated(seed: int, effects: dict[str, float], pairs: int = 4, seeds: int = 5) -> dict[str, np.ndarray]:

@@ -16,7 +16,7 @@ HEAD = "% needs \\usepackage{booktabs}\n"
 def document(sheet: Sheet) -> str:
     """Each table, in parts where it is too wide for a page."""
     parts = [HEAD]
-    for table in sheet.tables:
+    for table in filter(lambda table: table.rows, sheet.tables):
         caption = f"{', '.join(table.place)}: {', '.join(filter(None, (sheet.title, table.title)))}"
         parts += [_table(caption, table, columns) for columns in _split(table)]
     return "\n".join(parts)

@@ -7,7 +7,7 @@ import re
 
 from kdbench.report.model import Cell, Sheet, Table, by_place
 
-EMPTY = "No results yet: no trial has been recorded."
+EMPTY = "No results yet: nothing of this kind has been recorded."
 
 
 def escape(text: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from kdbench.report.groups import Group, method_key, pair_key
+from kdbench.report.groups import method_key, pair_key
 from kdbench.report.model import Cell, Row, Sheet, Table, table
 from kdbench.report.results import StudyResults
 from kdbench.report.scores import pair_label
@@ -69,8 +69,9 @@ def fidelity(measured: Sequence[Measured]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def from_records(groups: Sequence[Group]) -> list[Measured]:
-    """What the records themselves hold, which needs no networks: top-1, agreement, KL, ECE and NLL."""
+def from_records(results: StudyResults) -> list[Measured]:
+    """What the records themselves hold of the last epoch, which needs no networks."""
+    last = {record.trial.id: record.top1 for record in results.stored}  # whatever the rule
     return [
         Measured(
             group.dataset,
@@ -79,12 +80,12 @@ def from_records(groups: Sequence[Group]) -> list[Measured]:
             group.student,
             group.method,
             record.trial.seed,
-            {"top1": record.top1, **{name: record.metrics[name] for name in MEASURES if name in record.metrics}},
+            {"top1": top1, **{name: record.metrics[name] for name in MEASURES if name in record.metrics}},
         )
-        for group in groups
+        for group in results.groups
         if group.teacher
         for record in group.done
-        if record.metrics and record.top1 is not None
+        if record.metrics and (top1 := last[record.trial.id]) is not None
     ]
 
 
@@ -96,7 +97,7 @@ def _order(place: tuple[str, ...]) -> tuple[Any, ...]:
 @table("metrics", order=50)
 def metrics(results: StudyResults) -> Sheet:
     """What the records hold, which needs no networks; shown is what the command `figures` measured, if it did."""
-    own = fidelity(from_records(results.groups))
+    own = fidelity(from_records(results))
     shown = own if results.measured is None else results.measured
     return Sheet(TITLE, own, _tables(shown), NOTES)
 

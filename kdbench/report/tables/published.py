@@ -42,7 +42,8 @@ def _table(place: tuple[str, str], rows: list[dict[str, Any]]) -> Table:
         for row in rows
     ]
     columns = [("ours (n)",), ("published",), ("difference",), ("verdict",), ("seeds there",)]
-    note = f"Published: {rows[0]['source']}; the interval is that of our mean over seeds."
+    sources = ", ".join(dict.fromkeys(row["source"] for row in rows))
+    note = f"Published: {sources}; the interval is that of our mean over seeds."
     return Table("", place, columns, lines, [note], corner="pair: method")
 
 

@@ -69,7 +69,7 @@ class Cluster:
             )
         except Exception as error:
             reason = " ".join(str(error).split())
-            if address == "auto":
+            if address == "auto" and isinstance(error, ConnectionError):
                 reason = "none runs on this machine; start one with `ray start --head`, or give HOST:PORT"
             elif "authentic" in reason.lower() or Path.home().joinpath(".ray", "auth_token").exists():
                 reason += "; all nodes need the same ~/.ray/auth_token and RAY_AUTH_MODE (docs/clusters.md)"
