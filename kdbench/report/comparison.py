@@ -161,7 +161,7 @@ def sentences(comparison: Comparison) -> list[str]:
         )
     if comparison.unranked:
         said.append(f"Not ranked, because they lack a pair: {', '.join(comparison.unranked)}.")
-    return said + _plain_student(comparison, others) + _resolution(comparison)
+    return said + _plain_student(comparison) + _resolution(comparison)
 
 
 def _over_pairs(comparison: Comparison, others: Collection[str], pairs: int) -> list[str]:
@@ -198,7 +198,7 @@ def _over_pairs(comparison: Comparison, others: Collection[str], pairs: int) -> 
     return said
 
 
-def _plain_student(comparison: Comparison, others: Collection[str]) -> list[str]:
+def _plain_student(comparison: Comparison) -> list[str]:
     """Where no method is above the plain student."""
     if VANILLA not in comparison.values:
         return []

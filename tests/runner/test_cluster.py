@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -218,17 +219,23 @@ def test_demands_that_no_node_meets_are_said(two_nodes: tuple[Any, Any, Any, Clu
             Cluster(RunOptions(cluster=nodes.address, **options))
 
 
-@pytest.mark.slow
-def test_ctrl_c_in_a_terminal_brings_the_checkpoints_home(tmp_path: Path) -> None:
-    """The signal reaches the driver, Ray's own processes and the actors alike."""
+def under_way(tmp_path: Path, own_group: bool) -> tuple[Study, Study, subprocess.Popen[str]]:
+    """A study that was run alone, and the same one on a cluster, with its driver, once it has checkpoints."""
     words = ["--methods", "kd", "--pairs", "wrn_16_2:resnet8", "--dataset", "digits", "--seeds", "1", "--epochs", "6"]
     alone = Study(tmp_path / "alone", [*words, "--threads", "1"])
     alone.run()
     study = Study(tmp_path / "cluster", [*words, "--cluster", "local", "--jobs", "2"])
-    driver = study.start(own_group=True)
+    driver = study.start(own_group=own_group)
     while not list(study.out.glob("checkpoints/*.pt")):
         assert driver.poll() is None
         time.sleep(0.05)
+    return alone, study, driver
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_terminal_brings_the_checkpoints_home(tmp_path: Path) -> None:
+    """The signal reaches the driver, Ray's own processes and the actors alike."""
+    alone, study, driver = under_way(tmp_path, own_group=True)
     before = {path: path.stat().st_mtime for path in study.out.glob("checkpoints/*.pt")}
     os.killpg(driver.pid, signal.SIGINT)
     printed, _ = driver.communicate(timeout=60)
@@ -241,14 +248,7 @@ def test_ctrl_c_in_a_terminal_brings_the_checkpoints_home(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_a_killed_driver_continues_where_it_was(tmp_path: Path) -> None:
-    words = ["--methods", "kd", "--pairs", "wrn_16_2:resnet8", "--dataset", "digits", "--seeds", "1", "--epochs", "6"]
-    alone = Study(tmp_path / "alone", [*words, "--threads", "1"])
-    alone.run()
-    study = Study(tmp_path / "cluster", [*words, "--cluster", "local", "--jobs", "2"])
-    driver = study.start()
-    while not list(study.out.glob("checkpoints/*.pt")):
-        assert driver.poll() is None
-        time.sleep(0.05)
+    alone, study, driver = under_way(tmp_path, own_group=False)
     end(driver)
     assert "resume from checkpoints" in study.run()
     assert study.trials() == alone.trials()

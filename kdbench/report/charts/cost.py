@@ -57,8 +57,9 @@ def pareto_points(
     for row in accuracy:
         base = plain.get((row["teacher"], row["student"]))
         spent = times.get((row["teacher"], row["student"], row["method"]))
-        if row["method"] not in (TEACHER, VANILLA) and None not in (base, spent, row["top1_mean"]):
-            points.setdefault(row["method"], []).append((spent, row["top1_mean"] - base))  # type: ignore[arg-type]
+        if row["method"] in (TEACHER, VANILLA) or base is None or spent is None or row["top1_mean"] is None:
+            continue
+        points.setdefault(row["method"], []).append((spent, row["top1_mean"] - base))
     most = max(map(len, points.values()), default=0)
     return {
         method: (sum(x for x, _ in of) / len(of), sum(y for _, y in of) / len(of))
