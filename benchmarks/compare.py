@@ -195,7 +195,7 @@ class Bench:
     def student(self, trial: Trial, trainer: CohortTrainer) -> Student:
         """A student at the beginning of its first epoch, for the teachers and batches of this trainer."""
         student = build_student(trial, self.dataset, trainer.teachers, trainer.loader)
-        student.begin_epoch(1, use_graph=False)
+        student.begin_epoch(1)
         return student
 
     def _with_peak(self, side: str, work: Callable[[], float]) -> float:

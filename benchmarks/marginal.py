@@ -69,7 +69,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     trainer = bench.trainer(bench.cohorts[-1])
     students = {trial.method: bench.student(trial, trainer) for trial in bench.trials}
     without_network = {trial.method: bench.student(trial, trainer) for trial in bench.trials if trial.teachers}
-    trainer.inputs.begin_epoch(1, [student.requires for student in students.values()], use_graph=False)
+    trainer.inputs.begin_epoch(1, [student.requires for student in students.values()])
     steps: dict[str, list[float]] = {method: [] for method in students}
     parts: dict[str, list[float]] = {method: [] for method in without_network}
     shared: list[float] = []

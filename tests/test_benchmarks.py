@@ -163,7 +163,7 @@ def test_a_vanilla_step_is_the_same_on_both_sides() -> None:
     trainer.network.load_state_dict(student.network.state_dict())
     images = torch.randn(16, 3, size, size, generator=torch.Generator().manual_seed(0))
     batch = Batch(images, torch.arange(16) % classes, torch.arange(16))
-    student.begin_epoch(1, use_graph=False)
+    student.begin_epoch(1)
     student.step(StepInputs(batch, (), {}, {}))
     trainer.step(batch)
     assert trainer.meters.losses == pytest.approx([student.end_epoch()["ce"]], rel=1e-5)
@@ -207,7 +207,7 @@ def test_a_step_without_the_network_has_the_same_losses() -> None:
         nst = trial("nst")
         shapes, teacher_shapes = (features(arch, DATASET.info.classes, 8) for arch in (nst.arch, "wrn_16_1"))
         student = Student(nst, Shapes(shapes, (teacher_shapes,), DATASET.info.classes, DATASET.train.labels), CPU)
-        student.begin_epoch(1, use_graph=False)
+        student.begin_epoch(1)
         return student
 
     images = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))

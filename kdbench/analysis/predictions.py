@@ -16,7 +16,7 @@ from kdbench.models.output import Output
 from kdbench.results import Store
 from kdbench.train.cohort import build_student
 from kdbench.train.device import on_device
-from kdbench.train.evaluate import EVALUATION_BATCH, autocast
+from kdbench.train.evaluate import autocast, evaluation_batch
 from kdbench.train.teacher import Teachers, load_teacher_file
 
 
@@ -103,7 +103,7 @@ class ModelLoader:
         logits, embeddings = [], []
         normalizations = [normalization] if normalization else []
         loader = self.dataset.loader(batch_size=1, pad=0, device=self.device, seed=0, normalizations=normalizations)
-        for batch in loader.evaluation(EVALUATION_BATCH):
+        for batch in loader.evaluation(evaluation_batch(self.device, self.dataset.info.size)):
             images = batch.images_for(normalization)
             with autocast(self.device, precision):
                 output: Output = network(images, pre_activations=False)

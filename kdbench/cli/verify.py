@@ -11,18 +11,70 @@ from kdbench.cli.options import Parser, console
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python bench.py verify",
-        description="Check the methods against values computed with the authors' code, in float64 and float32.",
+        description="Check the methods against values computed with the authors' code, in float64 and float32; or what "
+        "their training steps would do on a GPU.",
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "--golden", type=Path, required=True, metavar="DIR", help="folder of vectors and their index.json"
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--golden", type=Path, metavar="DIR", help="folder of vectors and their index.json")
+    what.add_argument(
+        "--gpu", metavar="METHODS", help="methods whose steps are watched on the CPU for what a GPU forbids"
     )
     parser.add_argument("--require", default="", metavar="NAMES", help="names that must have a case, comma-separated")
     parser.add_argument("--device", default="cpu", help="auto, cpu, cuda, cuda:N (default: cpu)")
+    parser.add_argument(
+        "--pair", default="wrn_40_2:wrn_16_2", help="with --gpu: teacher:student (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--plugins", type=Path, metavar="PATH", help="with --gpu: a file or folder of methods of your own"
+    )
     return parser
 
 
 def main(args: argparse.Namespace) -> int:
+    return _golden(args) if args.golden else _gpu(args)
+
+
+def _gpu(args: argparse.Namespace) -> int:
+    """Say of each method whether its step can be recorded, and why not. Returns 1 if one cannot."""
+    from rich.table import Table
+
+    from kdbench.core.data import DataRequest
+    from kdbench.data.registry import default_data_dir
+    from kdbench.data.sources import prepare
+    from kdbench.plan import pairs, recipes
+    from kdbench.plan.expand import expand
+    from kdbench.plan.expressions import parse
+    from kdbench.plan.study import Study
+    from kdbench.runner.catalog import build_catalog
+    from kdbench.runner.plugins import load_plugins
+    from kdbench.train.gpu_lint import lint_cohort
+
+    if args.plugins is not None:
+        load_plugins(args.plugins)
+    request, recipe = DataRequest("digits", 8), recipes.recipe("digits", epochs=2)
+    dataset = prepare(request, default_data_dir())
+    catalog = build_catalog(dataset)
+    study = Study(request, recipe, parse(args.gpu, catalog), pairs.parse(args.pair, "digits"), (0,), "fp32")
+    plan = expand(study, dataset.info, catalog)
+    table = Table("method", "on a GPU", box=None, pad_edge=False)
+    hindered = 0
+    for cohort in plan.cohorts:
+        found = lint_cohort(cohort, dataset) if cohort.teachers else {}
+        for trial in cohort.trials if cohort.teachers else ():
+            findings = found[trial.id]
+            hindered += any(finding.plain for finding in findings)
+            table.add_row(
+                trial.method, "; ".join(finding.sentence for finding in findings) or "recorded once and replayed"
+            )
+    for trial, reason in plan.not_applicable:
+        table.add_row(trial.method, f"n/a: {reason}")
+    console().print(table, highlight=False, markup=False)
+    return 1 if hindered else 0
+
+
+def _golden(args: argparse.Namespace) -> int:
+    """Compare with the authors' values. Returns 1 if one is off."""
     from rich.table import Table
 
     from kdbench.distill import registry

@@ -11,6 +11,10 @@ class UserError(Exception):
     """Bad input. The message is one clear sentence; the command prints it and exits with code 2."""
 
 
+class DeviceLost(UserError):
+    """A device computes no longer in this process; what was recorded is intact."""
+
+
 class Interrupted(KeyboardInterrupt):
     """An orderly stop that the user asked for, raised after the work in progress was saved."""
 

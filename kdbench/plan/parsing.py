@@ -22,11 +22,15 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(seeds))
 
 
-def parse_interval(text: str) -> CheckpointInterval:
-    """`5` means epochs, `10min` minutes."""
+def parse_interval(text: str) -> CheckpointInterval | None:
+    """`5` means epochs, `10min` minutes, `auto` what suits the device: None."""
+    if text.strip() == "auto":
+        return None
     match = re.fullmatch(r"\s*(\d{1,6}|\d{1,6}\.\d{1,6}(?=\s*m))\s*(m|min|minutes?)?\s*", text)
     if not match or not float(match[1]):
-        raise UserError(f"--checkpoint-every {text!r} is neither a number of epochs (5) nor of minutes (10min)")
+        raise UserError(
+            f"--checkpoint-every {text!r} is neither a number of epochs (5) nor of minutes (10min), nor auto"
+        )
     return CheckpointInterval(minutes=float(match[1])) if match[2] else CheckpointInterval(int(match[1]))
 
 

@@ -68,7 +68,7 @@ class RunOptions:
     threads: int | None = None
     cluster: str | None = None  # auto, local or HOST:PORT of a Ray cluster
     data_dir: Path | None = None
-    checkpoint_every: str = "1"
+    checkpoint_every: str = "auto"
     rerun: str | None = None
     baseline: str = "kd"  # that methods are compared with
     select: str = "last"  # which epoch counts, see report/epoch_rules.py

@@ -57,7 +57,7 @@ class StudyRun:
     dataset: Dataset
     store: Store
     checkpoints: Checkpoints
-    interval: CheckpointInterval
+    interval: CheckpointInterval | None
     keep_weights: str
     deadline: float | None  # of time.monotonic()
     device: torch.device

@@ -17,18 +17,26 @@ from kdbench.core.trial import CheckpointInterval
 log = logging.getLogger("kdbench")
 
 
-class CheckpointSchedule:
-    """When checkpoints are due."""
+GPU_MINUTES = 5.0
+"""Least minutes between checkpoints on a GPU, whose epochs may be shorter than it takes to write them."""
 
-    def __init__(self, interval: CheckpointInterval | None = None) -> None:
+
+class CheckpointSchedule:
+    """When checkpoints are due: as asked, else after every epoch, on a GPU after those that end GPU_MINUTES after the
+    last checkpoint.
+    """
+
+    def __init__(self, interval: CheckpointInterval | None = None, device: torch.device | None = None) -> None:
         self.interval = interval or CheckpointInterval()
+        self._apart = GPU_MINUTES if interval is None and device is not None and device.type == "cuda" else 0.0
         self._saved = time.monotonic()
 
     def due(self, epoch: int | None = None) -> bool:
         """Whether checkpoints are due now: at the end of an epoch (from 1), or within one (None)."""
+        minutes = (time.monotonic() - self._saved) / 60
         if self.interval.minutes is not None:
-            return time.monotonic() - self._saved >= 60 * self.interval.minutes
-        return epoch is not None and epoch % self.interval.epochs == 0
+            return minutes >= self.interval.minutes
+        return epoch is not None and epoch % self.interval.epochs == 0 and minutes >= self._apart
 
     def saved(self) -> None:
         """Checkpoints have been written."""

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from kdbench.core.errors import Interrupted
+from kdbench.core.errors import DeviceLost, Interrupted
 from kdbench.core.events import Checkpoint, Emit, EpochEnd, StepEnd, TrialEnd
 from kdbench.core.files import DiskError
 from kdbench.core.jobs import CohortJob
-from kdbench.core.record import EpochMetrics, Outcome, Status
+from kdbench.core.record import EpochMetrics, Outcome, Status, failed
 from kdbench.core.trial import Trial
 from kdbench.data.dataset import Dataset, Loader
 from kdbench.data.views import View
@@ -21,9 +21,9 @@ from kdbench.distill import registry
 from kdbench.distill.step import Shapes
 from kdbench.models import features, info
 from kdbench.train.checkpoint import CheckpointSchedule, log, serialize
-from kdbench.train.cuda_graph import use_cuda_graph
-from kdbench.train.device import peak_mib, reset_peak_memory
-from kdbench.train.evaluate import EVALUATION_BATCH, Accuracy, evaluate
+from kdbench.train.cuda_graph import Accelerator, Plain, accelerator
+from kdbench.train.device import answers, lost_message, peak_mib, reset_peak_memory
+from kdbench.train.evaluate import Accuracy, evaluate, evaluation_batch
 from kdbench.train.failures import Diverged, NonfiniteGradient, epoch_name, status_and_reason
 from kdbench.train.shared_inputs import BATCH, SharedInputs
 from kdbench.train.student import Student
@@ -68,8 +68,10 @@ class CohortTrainer:
             normalizations=[value for arch in sorted(archs) if (value := info(arch).normalization)],
             limit=limit,
         )
-        self.inputs = SharedInputs(self.loader, self.teachers, device)
-        self.teacher_top1 = self.teachers.top1(self.loader.evaluation(EVALUATION_BATCH))
+        self.accelerator = accelerator(device, self.loader.steps)
+        self.inputs = SharedInputs(self.loader, self.teachers, device, self.accelerator)
+        self.evaluation_batch = evaluation_batch(device, dataset.info.size)
+        self.teacher_top1 = self.teachers.top1(self.loader.evaluation(self.evaluation_batch))
         self.students: list[Student] = []
 
     def train(self) -> None:
@@ -77,7 +79,7 @@ class CohortTrainer:
         recipe = self.cohort.recipe
         for trial in self.cohort.trials:
             try:
-                self.students.append(self._student(trial))
+                self.students.append(self._student(trial, self.accelerator))
             except DiskError:
                 raise
             except Exception as error:
@@ -102,11 +104,10 @@ class CohortTrainer:
     def _train_epoch(self, epoch: int, active: list[Student]) -> None:
         """One pass over the training images. A student that fails leaves; one that is ahead waits for the others."""
         steps, inputs = self.loader.steps, self.inputs
-        use_graph = use_cuda_graph(self.device, steps)
         for student in active:
-            student.begin_epoch(epoch, use_graph)
+            student.begin_epoch(epoch)
         start = min(student.steps for student in active)
-        inputs.begin_epoch(epoch, [student.requires for student in active], use_graph, start)
+        inputs.begin_epoch(epoch, [student.requires for student in active], start)
         for number in range(start, steps):
             step_inputs = inputs.advance()
             for student in [student for student in active if student.steps == number]:
@@ -117,6 +118,7 @@ class CohortTrainer:
                 except Exception as error:
                     self._remove(student, active, error)
                     if inputs.modified_in_place():
+                        self.accelerator.join()  # others may be reading what is repaired
                         step_inputs = inputs.recompute()
             for student in active:
                 student.join()
@@ -169,7 +171,7 @@ class CohortTrainer:
         images = self.loader.validation if validation else self.loader.evaluation
         networks = {student: student.predict for student in students}
         teacher = self.teachers.log_probabilities if self.teachers.teachers else None
-        batches = images(EVALUATION_BATCH)
+        batches = images(self.evaluation_batch)
         return evaluate(networks, batches, self.device, self._save_checkpoints, metrics=metrics, teacher=teacher)
 
     def _save_checkpoints(self, due: bool = False) -> None:
@@ -183,19 +185,24 @@ class CohortTrainer:
         if stop:
             raise Interrupted
 
-    def _student(self, trial: Trial) -> Student:
+    def _student(self, trial: Trial, accelerator: Accelerator) -> Student:
         """A student at its beginning, or where its checkpoint left it."""
-        student = build_student(trial, self.dataset, self.teachers, self.loader)
+        student = build_student(trial, self.dataset, self.teachers, self.loader, accelerator)
         if state := self.load(trial.id):
             try:
                 student.load_state(state)
             except Exception as error:
                 log.warning("the checkpoint of %s does not fit (%s): it starts again", trial.id, error)
-                return build_student(trial, self.dataset, self.teachers, self.loader)
+                return build_student(trial, self.dataset, self.teachers, self.loader, accelerator)
         return student
 
     def _remove(self, student: Student, active: list[Student], error: Exception) -> None:
-        """End a student that failed."""
+        """End a student that failed. Raises DeviceLost if the device failed, at which this student may be guiltless."""
+        if not answers(self.device):
+            reason = f"the device failed, maybe at another student's work: {type(error).__name__}: {error}"
+            self.emit(TrialEnd(failed(student.trial, reason.splitlines()[0])))
+            raise DeviceLost(lost_message(self.device, error)) from error
+        student.close()
         active.remove(student)
         self.students.remove(student)
         if isinstance(error, NonfiniteGradient):
@@ -205,12 +212,13 @@ class CohortTrainer:
 
     def _explain(self, trial: Trial, error: NonfiniteGradient) -> Diverged:
         """The error with the terms that caused it: the epoch is rerun alone, up to that step."""
-        rerun = self._student(trial)
+        rerun = self._student(trial, Plain())
         if rerun.is_next(error.epoch):
-            rerun.begin_epoch(error.epoch, use_graph=False)
-            self.inputs.begin_epoch(error.epoch, [rerun.requires], False, rerun.steps)
+            rerun.begin_epoch(error.epoch)
+            inputs = SharedInputs(self.loader, self.teachers, self.device, Plain())
+            inputs.begin_epoch(error.epoch, [rerun.requires], rerun.steps)
             while rerun.steps <= error.step:
-                step_inputs = self.inputs.advance()
+                step_inputs = inputs.advance()
                 if rerun.steps == error.step and (terms := rerun.nonfinite_terms(step_inputs)):
                     return Diverged(error.message(f"term: {', '.join(terms)}"))
                 rerun.step(step_inputs)
@@ -222,14 +230,15 @@ class CohortTrainer:
             cost["peak_mib"] = peak
         status: Status = "done"
         extra_info, weights, reason = {}, None, None
-        try:
-            if error:
-                raise error
-            extra_info, weights = student.extra_info(), student.weights()
-            cost["deployed_parameters"] = student.deployed_parameters()
-        except Exception as failure:
-            epoch = student.current.epoch if student.current else 0
-            status, reason = status_and_reason(failure, epoch_name(epoch))
+        when = epoch_name(student.current.epoch if student.current else 0)
+        if error:  # which is not raised here: its frames would hold it, and it the student
+            status, reason = status_and_reason(error, when)
+        else:
+            try:
+                extra_info, weights = student.extra_info(), student.weights()
+                cost["deployed_parameters"] = student.deployed_parameters()
+            except Exception as failure:
+                status, reason = status_and_reason(failure, when)
         epochs = tuple(student.epochs)
         metrics = student.metrics if status == "done" else {}
         return Outcome(student.trial, status, reason, epochs, self.teacher_top1, extra_info, weights, cost, metrics)
@@ -240,7 +249,9 @@ def _parts(student: Student) -> tuple[View | str, ...]:
     return BATCH, *student.requires.views, *student.requires.extra_teachers
 
 
-def build_student(trial: Trial, dataset: Dataset, teachers: Teachers, loader: Loader) -> Student:
+def build_student(
+    trial: Trial, dataset: Dataset, teachers: Teachers, loader: Loader, accelerator: Accelerator | None = None
+) -> Student:
     """A student as its training begins, with what its method requires of the teachers.
 
     Raises ValueError if the method cannot train this pair, or if an extra teacher is missing.
@@ -261,4 +272,4 @@ def build_student(trial: Trial, dataset: Dataset, teachers: Teachers, loader: Lo
         embeddings = teachers.embeddings(loader, len(labels))
         teacher_info["teacher_embeddings"] = embeddings
         teacher_info["teacher_class_means"] = class_means(embeddings, labels.to(embeddings.device), data.classes)
-    return Student(trial, shapes, teachers.device, **teacher_info)
+    return Student(trial, shapes, teachers.device, accelerator, **teacher_info)

@@ -1,111 +1,202 @@
-"""CUDA graphs: the device work of a step, captured once an epoch and then replayed.
+"""Where the work of a step runs: the streams of a device, and CUDA graphs that are recorded on them.
 
-Replaying is one launch instead of thousands. The teachers and each student have a graph and a stream of their own, so
-that students run at the same time, one that fails leaves the others as they are, and each one's random numbers are its
-own. A captured step reads and writes fixed (static) tensors. On a CPU the same code runs without a graph, for tests.
+Replaying a graph is one launch instead of thousands. The teachers and each student have a graph and a stream of their
+own, so that students run at the same time, one that fails leaves the others as they are, and each one's random numbers
+are its own. `Cuda` does that; `Plain` is for devices on which nothing is recorded; tests emulate recording on a CPU.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
-from functools import partial
-from typing import Any, Generic, Protocol, TypeVar
+import gc
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
+from typing import Any
 
 import torch
-from torch import Tensor
-
-log = logging.getLogger("kdbench")
-
-T = TypeVar("T")
-
-WARM_UP = 2
-"""Steps of an epoch before the capture, so that cuDNN's autotuning, momentum buffers and memories are settled."""
 
 SHORTEST = 50
-"""Steps of an epoch from which on capturing pays."""
+"""Steps of an epoch from which on recording pays."""
+
+REPAIRED = (2, 13)
+"""The torch version from which on a recording that failed leaves allocator and generators as they were (pytorch#176752,
+#180395)."""
+
+OWN_OFFSETS = (2, 12)
+"""The torch version from which on every graph has its own place for the state of the default generator."""
 
 
-class HasTensors(Protocol):
-    def tensors(self) -> tuple[Tensor, ...]: ...
+class Stream(ABC):
+    """A queue of work; queues may run at the same time, unless one waits for another."""
+
+    @abstractmethod
+    def running(self) -> AbstractContextManager[Any]:
+        """What is launched within is queued here."""
+
+    @abstractmethod
+    def wait_for(self, other: Any) -> None:
+        """What is queued here from now on waits for all that `other` has been given."""
 
 
-B = TypeVar("B", bound=HasTensors)
+class Accelerator(ABC):
+    """The streams of a device. Work is queued on `main` unless a stream of its own was forked from it."""
 
-
-def use_cuda_graph(device: torch.device, steps: int) -> bool:
-    """Whether to capture the steps of an epoch of this length. CPUs have nothing to gain."""
-    return device.type == "cuda" and steps >= SHORTEST
-
-
-class StaticBuffers(Generic[B]):
-    """The tensors of the first batch, into which the later ones are copied."""
+    main: Stream
+    can_record = False
+    shares_default_generator = False
+    """Whether graphs that run at the same time would overwrite each other's state of the default generator."""
 
     def __init__(self) -> None:
-        self._static: B | None = None
+        self._forked: dict[Stream, None] = {}
 
-    def fill(self, batch: B) -> B:
-        """The same object every time, with the content of the new batch."""
-        if self._static is None:
-            self._static = batch
-        else:
-            for static, fresh in zip(self._static.tensors(), batch.tensors(), strict=True):
-                static.copy_(fresh)
-        return self._static
+    @abstractmethod
+    def stream(self) -> Stream:
+        """A new one."""
 
+    def record(
+        self, stream: Stream, work: Callable[[], object], generator: torch.Generator | None
+    ) -> Callable[[], None]:
+        """Record what the work launches, without running it; the result runs it.
 
-class CudaGraphStep(Generic[T]):
-    """A function of static tensors: run eagerly for the first steps, then captured, then replayed.
-
-    What cannot be captured (a method that reads a value back, say) goes on eagerly, with one line in the log.
-    """
-
-    def __init__(self, name: str, function: Callable[..., T], device: torch.device) -> None:
-        self.name, self.function, self.calls = name, function, 0
-        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._replay: Callable[[], T] | None = None
-
-    @property
-    def warming_up(self) -> bool:
-        """Whether the next call runs eagerly or captures: its time is not that of a replayed step."""
-        return self.calls <= WARM_UP
-
-    def __call__(self, generator: torch.Generator | None, *arguments: Any) -> T:
-        """Run the function; after the capture it reads the arguments that it was captured with.
-
-        `generator` is what it draws from beside torch's own. `join` must follow before its results are used, and before
-        the static tensors are filled again.
+        `generator` is what it draws from beside torch's own. Raises what the work raises, and what forbids recording.
         """
-        self.calls += 1
-        if self.stream is None:
-            if self.calls == WARM_UP + 1:
-                self._replay = partial(self.function, *arguments)
-            return self._replay() if self._replay else self.function(*arguments)
-        self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream):
-            if self.calls == WARM_UP + 1:
-                self._capture(generator, *arguments)
-            return self._replay() if self._replay else self.function(*arguments)
+        raise NotImplementedError
 
-    def join(self) -> None:
-        """What is launched after this waits for the step."""
-        if self.stream is not None:
-            torch.cuda.current_stream().wait_stream(self.stream)
+    def recording_failed(self) -> None:
+        """Called when a recording raised: what was launched in it never runs. Nothing is recorded from then on."""
+        self.can_record = False
 
-    def _capture(self, generator: torch.Generator | None, *arguments: Any) -> None:
+    def default_generator_state(self) -> torch.Tensor:
+        """The state of the generator that dropout draws from."""
+        return torch.default_generator.get_state()
+
+    def synchronizations(self) -> AbstractContextManager[list[str]]:
+        """What made the host wait for the device within; complete at its end."""
+        return nullcontext([])
+
+    def fork(self, stream: Stream) -> None:
+        """What is queued on a stream from now on waits for `main`."""
+        stream.wait_for(self.main)
+        self._forked[stream] = None
+
+    def join(self, stream: Stream | None = None) -> None:
+        """What is queued on `main` from now on waits for a stream, or for all that were forked."""
+        for forked in [stream] if stream else list(self._forked):
+            if forked in self._forked:
+                self.main.wait_for(forked)
+                del self._forked[forked]
+
+
+class _Only(Stream):
+    def running(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def wait_for(self, other: Any) -> None:
+        pass
+
+
+class Plain(Accelerator):
+    """One queue, and nothing recorded: a CPU, or epochs too short to pay for it."""
+
+    main = _Only()
+
+    def stream(self) -> Stream:
+        return self.main
+
+
+class CudaStream(Stream):
+    """A stream of a CUDA device."""
+
+    def __init__(self, stream: torch.cuda.Stream) -> None:
+        self.cuda = stream
+
+    def running(self) -> AbstractContextManager[Any]:
+        return torch.cuda.stream(self.cuda)
+
+    def wait_for(self, other: CudaStream) -> None:
+        self.cuda.wait_stream(other.cuda)
+
+
+class Cuda(Accelerator):
+    """A CUDA device. One object serves the whole process, see `accelerator`."""
+
+    can_record = True
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.device = device
+        self.main = CudaStream(torch.cuda.default_stream(device))
+        self.shares_default_generator = torch_version() < OWN_OFFSETS
+
+    def stream(self) -> CudaStream:
+        return CudaStream(torch.cuda.Stream(self.device))
+
+    def record(
+        self, stream: Stream, work: Callable[[], object], generator: torch.Generator | None
+    ) -> Callable[[], None]:
+        assert isinstance(stream, CudaStream)
         graph = torch.cuda.CUDAGraph()
-        if generator is not None:
-            graph.register_generator_state(generator)
-        try:
-            with torch.cuda.graph(graph, stream=self.stream):
-                result = self.function(*arguments)
-        except Exception as error:
-            message = (str(error).splitlines() or [""])[0]
-            log.warning("%s runs without a CUDA graph: %s: %s", self.name, type(error).__name__, message)
-            return
+        register = getattr(graph, "register_generator_state", None)  # deprecated, where generators register themselves
+        if generator is not None and register is not None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                register(generator)
+        with _no_collection(), torch.cuda.graph(graph, stream=stream.cuda):
+            work()
+        return graph.replay
 
-        def replay() -> T:
-            graph.replay()
-            return result
+    def recording_failed(self) -> None:
+        self.can_record = torch_version() >= REPAIRED
 
-        self._replay = replay
+    def default_generator_state(self) -> torch.Tensor:
+        return torch.cuda.default_generators[self.device.index or 0].get_state()
+
+    @contextmanager
+    def synchronizations(self) -> Iterator[list[str]]:
+        found: list[str] = []
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            mode = torch.cuda.get_sync_debug_mode()
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                yield found
+            finally:
+                torch.cuda.set_sync_debug_mode(mode)
+        for warning in caught:
+            if "synchroniz" in str(warning.message):
+                found.append(f"{warning.filename}, line {warning.lineno}")
+            else:
+                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """No garbage is collected within: a graph that is destroyed while another is recorded breaks that one
+    (pytorch#161037).
+    """
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def torch_version() -> tuple[int, int]:
+    """Of the running torch: (2, 11)."""
+    major, minor, *_ = torch.__version__.split(".")
+    return int(major), int(minor)
+
+
+def accelerator(device: torch.device, steps: int) -> Accelerator:
+    """For epochs of so many steps on a device."""
+    return _cuda(device) if device.type == "cuda" and steps >= SHORTEST else Plain()
+
+
+@cache
+def _cuda(device: torch.device) -> Cuda:
+    return Cuda(device)

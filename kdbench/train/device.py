@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import re
 import subprocess
 import sys
 from contextlib import suppress
@@ -17,6 +19,10 @@ from torch import nn
 from kdbench import __version__
 from kdbench.core.errors import UserError
 from kdbench.core.trial import Value
+
+os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
+"""Queues of the hardware, which are made when CUDA starts: with fewer than there are streams, students wait for each
+other although nothing asks them to."""
 
 
 def resolve_device(text: str) -> torch.device:
@@ -89,9 +95,11 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_mib(device: torch.device) -> float | None:
-    """Most memory held at once: tensors on a CUDA device, else the resident set of this process, where it is known."""
+    """Most memory held at once: on a CUDA device by torch, which counts that of CUDA graphs as reserved alone; else the
+    resident set of this process, where it is known.
+    """
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
+        return torch.cuda.max_memory_reserved(device) / 2**20
     try:
         import resource
     except ImportError:  # Windows
@@ -104,7 +112,25 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether there was no memory left, on the device or on the host."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    return isinstance(error, RuntimeError) and _MEMORY_ENDED.search(str(error)) is not None
+
+
+_MEMORY_ENDED = re.compile(r"DefaultCPUAllocator|out of memory|(CUBLAS|CUDNN|CUSOLVER|CUFFT)_STATUS_\w*ALLOC\w*_FAILED")
+"""In the messages of plain RuntimeErrors."""
+
+
+def answers(device: torch.device) -> bool:
+    """Whether the device still computes: after an assertion that failed on it, say, a CUDA device never does again."""
+    try:
+        return bool(torch.ones((), device=device).item() == 1)
+    except RuntimeError:
+        return False
+
+
+def lost_message(device: torch.device, error: BaseException) -> str:
+    """The one sentence with which a command ends when its device fails."""
+    cause = (str(error).splitlines() or [""])[0]
+    return f"{device} has failed and computes no longer in this process ({cause}); the same command goes on from here"
 
 
 Network = TypeVar("Network", bound=nn.Module)

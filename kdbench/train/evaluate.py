@@ -15,7 +15,11 @@ from kdbench.data.dataset import Batch
 
 K = TypeVar("K")
 
-EVALUATION_BATCH = 500
+
+def evaluation_batch(device: torch.device, size: int) -> int:
+    """Images of a batch in evaluation: on a GPU as many as keep it busy at this size in pixels."""
+    return min(2000, max(100, 2000 * 32**2 // size**2)) if device.type == "cuda" else 500
+
 
 BINS = 15
 """Confidence bins of the calibration error: Guo et al., arXiv:1706.04599."""
@@ -73,8 +77,8 @@ def evaluate(
         count += len(batch.labels)
         after_batch()
     results: dict[K, Accuracy | Exception] = {}
-    for key in networks:
-        top1, top5 = (100 * hits[key].double() / count).tolist()
+    shares = (100 * torch.stack(list(hits.values())).double() / count).tolist() if hits else []  # read back once
+    for key, (top1, top5) in zip(networks, shares, strict=True):
         more = sums[key].means(count) if metrics and key not in errors else {}
         results[key] = errors.get(key) or Accuracy(top1, top5, more)
     return results

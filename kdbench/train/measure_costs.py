@@ -78,6 +78,30 @@ def _method_costs(
 
     A random teacher costs what a trained one does. Only the last of the epochs is counted.
     """
+    job = untrained(cohort, epochs)
+    outcomes: list[Outcome] = []
+    sizes: dict[str, int] = {}  # of checkpoints, by trial id
+
+    def collect(event: Event) -> None:
+        if isinstance(event, Checkpoint):
+            sizes[event.id] = len(event.content)
+        elif isinstance(event, TrialEnd) and isinstance(event.outcome, Outcome) and event.outcome.epochs:
+            outcomes.append(event.outcome)
+
+    CohortTrainer(job, dataset, device, collect, limit=steps).train()
+    images = steps * cohort.recipe.batch_size
+    return {
+        outcome.trial.method: (
+            outcome.epochs[-1].student_seconds / images,
+            "pretraining_epochs" in outcome.extra_info,
+            sizes[outcome.trial.id],
+        )
+        for outcome in outcomes
+    }
+
+
+def untrained(cohort: Cohort, epochs: int) -> CohortJob:
+    """A cohort's job under random teachers, at a learning rate that harms no method."""
     data, recipe = cohort.data, replace(cohort.recipe, epochs=epochs)
     sources = {key: _untrained(source) for key, source in cohort.sources.items()}
     teachers = tuple(sources[source.key] for source in cohort.teachers)
@@ -92,28 +116,9 @@ def _method_costs(
         )
         for trial in cohort.trials
     )
-    short = replace(cohort, recipe=recipe, teachers=teachers, trials=trials)
     with torch.random.fork_rng(devices=[]):
         weights = {s.key: build(s.arch, data.classes, data.size).state_dict() for s in sources.values()}
-    outcomes: list[Outcome] = []
-    sizes: dict[str, int] = {}  # of checkpoints, by trial id
-
-    def collect(event: Event) -> None:
-        if isinstance(event, Checkpoint):
-            sizes[event.id] = len(event.content)
-        elif isinstance(event, TrialEnd) and isinstance(event.outcome, Outcome) and event.outcome.epochs:
-            outcomes.append(event.outcome)
-
-    CohortTrainer(CohortJob(short, weights), dataset, device, collect, limit=steps).train()
-    images = steps * recipe.batch_size
-    return {
-        outcome.trial.method: (
-            outcome.epochs[-1].student_seconds / images,
-            "pretraining_epochs" in outcome.extra_info,
-            sizes[outcome.trial.id],
-        )
-        for outcome in outcomes
-    }
+    return CohortJob(replace(cohort, recipe=recipe, teachers=teachers, trials=trials), weights)
 
 
 def _untrained(source: TeacherSource) -> TeacherSource:

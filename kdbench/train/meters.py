@@ -52,18 +52,23 @@ class Timer:
 
 
 class EpochTimer(Timer):
-    """A student's seconds of one epoch, which may have begun in an earlier process; not every step need be timed."""
+    """A student's seconds of each epoch, which may have begun in an earlier process; not every step need be timed."""
 
-    def __init__(self, device: torch.device, seconds_before: float = 0.0, steps_before: int = 0) -> None:
+    def __init__(self, device: torch.device) -> None:
         super().__init__(device)
+        self._latest = 0.0  # mean seconds of the steps that were timed last
+        self.begin_epoch()
+
+    def begin_epoch(self, seconds_before: float = 0.0, steps_before: int = 0) -> None:
+        """Begin an epoch, of which so much has passed."""
         self._seconds_before, self._steps_before = seconds_before, steps_before
+        if steps_before:
+            self._latest = seconds_before / steps_before
 
     def seconds(self, steps: int) -> float:
         """Of the epoch's first `steps` steps: the mean of the timed ones times their number. Timing starts anew."""
-        mean = self.mean()
-        if not mean and self._steps_before:  # replayed steps are not timed one by one
-            mean = self._seconds_before / self._steps_before
-        self._seconds_before += mean * (steps - self._steps_before)
+        self._latest = self.mean() or self._latest  # few of the replayed steps are timed
+        self._seconds_before += self._latest * (steps - self._steps_before)
         self._steps_before = steps
         return self._seconds_before
 
@@ -79,6 +84,12 @@ class LossMeter:
         self._sums = torch.zeros((), device=device)
         self._first_nonfinite = torch.zeros((), device=device)
         self._step = torch.zeros((), dtype=torch.int64, device=device)  # on the device, where CUDA graphs can read it
+
+    def reset(self) -> None:
+        """Begin an epoch; in place, for the sake of recorded steps."""
+        self._sums.zero_()
+        self._first_nonfinite.fill_(_NEVER)
+        self._step.zero_()
 
     def update(self, terms: Mapping[str, Tensor], gradient_norm: Tensor) -> None:
         values = torch.stack([*terms.values(), gradient_norm]).detach().double()  # [terms + 1]

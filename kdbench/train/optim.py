@@ -36,7 +36,8 @@ def _sgd(recipe: Recipe, parameters: list[torch.Tensor], lr: float) -> torch.opt
 
 
 def _adamw(recipe: Recipe, parameters: list[torch.Tensor], lr: float) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, lr=lr, weight_decay=recipe.weight_decay, fused=True)
+    capturable = parameters[0].is_cuda  # else it refuses to be recorded in a CUDA graph
+    return torch.optim.AdamW(parameters, lr=lr, weight_decay=recipe.weight_decay, fused=True, capturable=capturable)
 
 
 SCHEDULES: Mapping[str, Callable[[Recipe, int], float]] = {"step": _step, "cosine": _cosine}

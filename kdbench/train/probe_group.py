@@ -17,7 +17,7 @@ from kdbench.data.augment import views
 from kdbench.data.dataset import Dataset
 from kdbench.models import features, info
 from kdbench.train.checkpoint import log, serialize
-from kdbench.train.evaluate import EVALUATION_BATCH
+from kdbench.train.evaluate import evaluation_batch
 from kdbench.train.failures import Diverged, status_and_reason
 from kdbench.train.linear_probe import ProbeTrainer, StackedProbes
 
@@ -43,6 +43,7 @@ class ProbeGroupTrainer:
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.job, self.dataset, self.device, self.emit, self.load, self.stop = job, dataset, device, emit, load, stop
+        self.evaluation_batch = evaluation_batch(device, dataset.info.size)
         normalizations = (info(probe.source.arch).normalization for probe in job.items)
         first = job.items[0]
         self.loader = dataset.loader(
@@ -79,7 +80,7 @@ class ProbeGroupTrainer:
     def _end(self, probe: LinearProbe, trainer: ProbeTrainer | None, error: Exception | None) -> None:
         if trainer and not error:
             try:
-                top1, top5 = trainer.accuracy(self.loader.evaluation(EVALUATION_BATCH))
+                top1, top5 = trainer.accuracy(self.loader.evaluation(self.evaluation_batch))
             except Exception as failure:
                 error = failure
             else:
@@ -112,7 +113,7 @@ class ProbeGroupTrainer:
         """Compute the features of every view, then train all classifiers at once."""
         probe, stack = trainers[0].probe, StackedProbes(trainers)
         for index, augmentation in enumerate(views(probe.views, probe.recipe.pad, self.dataset.info.flip)):
-            for batch in self.loader.training_images(EVALUATION_BATCH, augmentation):
+            for batch in self.loader.training_images(self.evaluation_batch, augmentation):
                 stack.embed(index, batch)
                 self._stop_if_asked()
         stack.fit(self.dataset.labels, self._end_epoch)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,8 +16,9 @@ from kdbench.data.dataset import Batch, Loader, ViewBatch
 from kdbench.data.views import View
 from kdbench.distill.step import Requires
 from kdbench.models.output import Output
-from kdbench.train.cuda_graph import CudaGraphStep, StaticBuffers
+from kdbench.train.cuda_graph import Accelerator
 from kdbench.train.meters import Timer
+from kdbench.train.recorded_step import RecordedStep
 from kdbench.train.teacher import Teacher, Teachers
 
 BATCH = "batch"
@@ -29,35 +33,39 @@ class SharedView:
     teachers: tuple[Output, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StepInputs:
-    """All that a student's step reads and must not change."""
+    """All that a student's step reads and must not change. Where steps are recorded, the same object serves them all,
+    and each step's values are copied into its tensors.
+    """
 
     batch: Batch
     teachers: tuple[Output, ...]
     views: Mapping[View, SharedView]
     extra: Mapping[str, Output]
 
-    def tensors(self) -> list[Tensor]:
-        outputs = [
-            *self.teachers,
-            *self.extra.values(),
-            *(out for view in self.views.values() for out in view.teachers),
-        ]
-        tensors = [*self.batch.tensors(), *(tensor for view in self.views.values() for tensor in view.view.tensors())]
-        return tensors + [tensor for output in outputs for tensor in output.tensors()]
+    def images(self) -> list[Tensor]:
+        """All tensors of the batch and its views, in a fixed order."""
+        return [*self.batch.tensors(), *(tensor for view in self.views.values() for tensor in view.view.tensors())]
+
+    def outputs(self) -> list[Tensor]:
+        """All tensors of the teachers' outputs, in a fixed order."""
+        views = (output for view in self.views.values() for output in view.teachers)
+        return [tensor for output in (*self.teachers, *self.extra.values(), *views) for tensor in output.tensors()]
 
 
 class SharedInputs:
     """Compute each step's inputs once for all students; recompute them if a student modified them in place."""
 
-    def __init__(self, loader: Loader, teachers: Teachers, device: torch.device) -> None:
-        self.loader, self.teachers, self.device = loader, teachers, device
+    def __init__(self, loader: Loader, teachers: Teachers, device: torch.device, accelerator: Accelerator) -> None:
+        self.loader, self.teachers, self.device, self.accelerator = loader, teachers, device, accelerator
+        self.recorded = RecordedStep("the teacher", accelerator)
+        self._static: tuple[object, StepInputs] | None = None  # with what it was made for
         self._timers: dict[View | str, Timer] = {}  # by what they time
         self._timed_steps = 0
         self.current: StepInputs
 
-    def begin_epoch(self, epoch: int, requires: Collection[Requires], use_graph: bool, start: int = 0) -> None:
+    def begin_epoch(self, epoch: int, requires: Collection[Requires], start: int = 0) -> None:
         """Prepare for an epoch from step `start` on, for students that require this."""
         self._epoch, self._step = epoch, start - 1
         self._views = tuple(dict.fromkeys(view for require in requires for view in require.views))
@@ -67,9 +75,6 @@ class SharedInputs:
             for name in ("pre_activations", "classifier", "last_map")
         }
         self._batches = self.loader.epoch(epoch, start)
-        self._static_batch = StaticBuffers[Batch]() if use_graph else None
-        self._static_views = {view: StaticBuffers[ViewBatch]() for view in self._views} if use_graph else {}
-        self._graph = CudaGraphStep("the teacher", self._inputs, self.device) if use_graph else None
 
     def advance(self) -> StepInputs:
         """The next step's inputs."""
@@ -102,20 +107,39 @@ class SharedInputs:
         for view in self._views:
             with self._timing(view):
                 views[view] = self.loader.view(view, self._epoch, self._step, batch)
-        if self._static_batch and self._graph:
+        if self.accelerator.can_record:
             with self._timing(BATCH):
-                batch = self._static_batch.fill(batch)
-                views = {view: self._static_views[view].fill(content) for view, content in views.items()}
-                self.current = self._graph(None, batch, views)
-                self._graph.join()
+                self.current = self._static_inputs(batch, views)
         else:
-            self.current = self._inputs(batch, views)
+            self.current = self._inputs(batch, views, self._timing)
         self._unmodified = self._versions()
         return self.current
 
-    def _inputs(self, batch: Batch, views: Mapping[View, ViewBatch]) -> StepInputs:
+    def _static_inputs(self, batch: Batch, views: Mapping[View, ViewBatch]) -> StepInputs:
+        """The inputs in the tensors that recorded steps read; made anew if something else is required."""
+        key = self._views, self._extra, tuple(self._requested.items())
+        if self._static is None or self._static[0] != key:
+            self.recorded.restart()
+            self._static = key, deepcopy(self._inputs(batch, views))  # a batch may be a view of the whole epoch's
+            return self._static[1]
+        static = self._static[1]
+        copy_all(static.images(), [*batch.tensors(), *(tensor for view in views.values() for tensor in view.tensors())])
+        if static.outputs():
+            self.recorded(static, partial(self._update_outputs, static))
+            self.recorded.join()
+        return static
+
+    def _update_outputs(self, static: StepInputs) -> None:
+        views = {view: shared.view for view, shared in static.views.items()}
+        copy_all(static.outputs(), self._inputs(static.batch, views).outputs())
+
+    def _inputs(
+        self,
+        batch: Batch,
+        views: Mapping[View, ViewBatch],
+        timing: Callable[[View | str], AbstractContextManager[Any]] = nullcontext,
+    ) -> StepInputs:
         """The teachers' outputs for the batch and its views."""
-        timing = nullcontext if self._graph else self._timing  # within a graph there is no time of a part
         shared, extra = dict[View, SharedView](), dict[str, Output]()
         with timing(BATCH):
             teachers = self._outputs(batch)
@@ -134,4 +158,10 @@ class SharedInputs:
         return teacher(batch, **self._requested)
 
     def _versions(self) -> list[int]:
-        return [tensor._version for tensor in self.current.tensors()]
+        return [tensor._version for tensor in (*self.current.images(), *self.current.outputs())]
+
+
+def copy_all(into: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Copy each value into its tensor."""
+    for static, value in zip(into, values, strict=True):
+        static.copy_(value)

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from kdbench.train.cuda_graph import CudaGraphStep
 from kdbench.train.meters import EpochTimer, LossMeter
 
 
@@ -27,12 +26,13 @@ class PretrainingStage:
 
 
 class EpochState:
-    """An epoch under way. Pretraining epochs are -1, -2, ..."""
+    """An epoch under way, with the student's meters for it. Pretraining epochs are -1, -2, ..."""
 
-    def __init__(self, epoch: int, lr: float, dropout_seed: int, device: torch.device) -> None:
+    def __init__(self, epoch: int, lr: float, dropout_seed: int, meter: LossMeter, timer: EpochTimer) -> None:
         self.epoch, self.lr, self.dropout_seed, self.steps = epoch, lr, dropout_seed, 0
-        self.meter, self.timer = LossMeter(device), EpochTimer(device)
-        self.graph: CudaGraphStep[None] | None = None
+        self.meter, self.timer = meter, timer
+        meter.reset()
+        timer.begin_epoch()
 
     def state(self, generator: torch.Generator) -> dict[str, Any]:
         """How far the epoch is, with the student's generator; waits for the device."""
@@ -47,6 +47,6 @@ class EpochState:
     def load_state(self, state: dict[str, Any], generator: torch.Generator) -> None:
         """Go on from `state()`."""
         self.steps = state["steps"]
-        self.timer = EpochTimer(self.timer.device, state["seconds"], state["steps"])
+        self.timer.begin_epoch(state["seconds"], state["steps"])
         self.meter.load_state(state["meter"])
         generator.set_state(state["generator"])

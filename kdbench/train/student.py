@@ -22,16 +22,15 @@ from kdbench.distill.step import Context, Required, Shapes, Step, ViewStep
 from kdbench.models import build, classifier_of, info
 from kdbench.models.output import Output
 from kdbench.train.backbone import backbone_modules
-from kdbench.train.cuda_graph import CudaGraphStep
+from kdbench.train.cuda_graph import Accelerator, Plain
 from kdbench.train.device import on_device, seed_default_generator
 from kdbench.train.evaluate import autocast
 from kdbench.train.failures import Diverged, NonfiniteGradient, epoch_name
+from kdbench.train.meters import EpochTimer, LossMeter
 from kdbench.train.optim import build_optimizer, learning_rate
+from kdbench.train.recorded_step import RecordedStep
 from kdbench.train.shared_inputs import StepInputs
 from kdbench.train.stages import EpochState, PretrainingStage
-
-TIMED_STEPS = 24
-"""Steps of an epoch with CUDA graphs in which students take turns and are timed; after these they run concurrently."""
 
 
 def to_float32(tensor: Tensor) -> Tensor:
@@ -42,16 +41,32 @@ def to_float32(tensor: Tensor) -> Tensor:
     return converted
 
 
+class ObservedStep(Step):
+    """A step that notes whether a method reads its epoch: a recording of it then holds for that epoch alone."""
+
+    epoch_was_read = False
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "epoch":
+            vars(self)["epoch_was_read"] = True  # around the frozen dataclass
+        return super().__getattribute__(name)
+
+
 class Student:
     """Nothing here depends on other students: every random stream is keyed by what it is for (see `derive_seed`)."""
 
-    def __init__(self, trial: Trial, shapes: Shapes, device: torch.device, **teacher_info: Any) -> None:
-        """`teacher_info` are the fields of `Context` that the method requires."""
+    def __init__(
+        self, trial: Trial, shapes: Shapes, device: torch.device, accelerator: Accelerator | None = None, **known: Any
+    ) -> None:
+        """`accelerator` is where its steps run, `known` are the fields of `Context` that the method requires."""
         self.trial, self.device = trial, device
         self.normalization = info(trial.arch).normalization
         self.epochs: list[EpochMetrics] = []  # finished ones
         self.metrics: dict[str, float] = {}  # after the last epoch, see `evaluate`
         self.current: EpochState | None = None
+        self.timer = EpochTimer(device)
+        self.recorded = RecordedStep(trial.method, accelerator or Plain(), self.timer)
+        self.reads_epoch = False
         self._saved_epoch: dict[str, Any] | None = None  # an epoch under way, from a checkpoint
         self._seed_key = (trial.stream or trial.method, trial.teacher, trial.arch, trial.seed)
         method, hyper = registry.distiller(trial.base), registry.hyper_of(trial.base, trial.settings)
@@ -62,7 +77,7 @@ class Student:
             torch.manual_seed(derive_seed("weights", trial.arch, trial.seed))
             network = build(trial.arch, trial.data.classes, trial.data.size)
             torch.manual_seed(derive_seed("helpers", *self._seed_key))  # the modules of the method
-            context = Context(**vars(shapes), generator=torch.Generator(device), **teacher_info)
+            context = Context(**vars(shapes), generator=torch.Generator(device), **known)
             self.distiller: Distiller[Any] = method(hyper, context)
         self.network = on_device(network, device)
         self.distiller = self.distiller.to(device)
@@ -88,12 +103,16 @@ class Student:
             return len(self.epochs) == epoch - 1
         return self.pretraining is not None and len(self.pretraining.losses) == -epoch - 1
 
-    def begin_epoch(self, epoch: int, use_graph: bool) -> None:
+    def begin_epoch(self, epoch: int) -> None:
         """Prepare mode, learning rate, random streams and meters."""
         lr = learning_rate(self.trial.recipe, self.trial.lr, epoch)
-        self.current = EpochState(epoch, lr, derive_seed("dropout", *self._seed_key, epoch), self.device)
-        if use_graph:
-            self.current.graph = CudaGraphStep(self.trial.method, self._train_step, self.device)
+        if self.current and self.current.epoch * epoch > 0:
+            meter = self.current.meter
+        else:  # another stage has other terms, and another optimizer
+            meter, self.reads_epoch = LossMeter(self.device), False
+            self.recorded.restart()
+        dropout_seed = derive_seed("dropout", *self._seed_key, epoch)
+        self.current = EpochState(epoch, lr, dropout_seed, meter, self.timer)
         self.distiller.generator.manual_seed(derive_seed("draws", *self._seed_key, epoch))
         if self._saved_epoch and self._saved_epoch["epoch"] == epoch:
             self.current.load_state(self._saved_epoch, self.distiller.generator)
@@ -119,20 +138,21 @@ class Student:
         state = self._epoch_state()
         seed_default_generator(self.device, state.dropout_seed + state.steps)
         state.steps += 1
-        if state.graph is None:
-            with state.timer.running():
-                self._train_step(inputs)
-        elif state.graph.warming_up or state.graph.calls >= TIMED_STEPS:
-            state.graph(self.distiller.generator, inputs)
-        else:  # alone, so that its time is its own
-            with state.timer.running():
-                state.graph(self.distiller.generator, inputs)
-                state.graph.join()
+        self.recorded(
+            (inputs, state.lr, state.epoch if self.reads_epoch else None),
+            partial(self._train_step, inputs),
+            discard=self._zero_grad,
+            modules=(("network", self.network), ("self", self.distiller)),
+            generator=self.distiller.generator,
+        )
 
     def join(self) -> None:
         """What is launched after this waits for the step."""
-        if self.current and self.current.graph:
-            self.current.graph.join()
+        self.recorded.join()
+
+    def close(self) -> None:
+        """Leave: wait for the last step, and give back what was recorded."""
+        self.recorded.close()
 
     def _train_step(self, inputs: StepInputs) -> None:
         """A step's work on the device: forward, loss, backward, update."""
@@ -145,10 +165,14 @@ class Student:
                 self.distiller.after_backward(step)
             state.meter.update(terms, self._clip(optimizer))
         optimizer.step()
+        self._zero_grad()
+        self.reads_epoch |= step.epoch_was_read
+
+    def _zero_grad(self) -> None:
         self.network.zero_grad(set_to_none=True)
         self.distiller.zero_grad(set_to_none=True)
 
-    def _forward_step(self, inputs: StepInputs) -> Step:
+    def _forward_step(self, inputs: StepInputs) -> ObservedStep:
         """The network on the batch, then on each view that the method requires."""
         state = self._epoch_state()
         student = self._forward(inputs.batch)
@@ -159,7 +183,8 @@ class Student:
             output = self._forward(content.batch)
             views[view.name] = ViewStep(content.batch, output, shared.teachers, content.partner, content.lam)
         epochs = self.trial.recipe.epochs if state.epoch > 0 else self.trial.recipe.pretraining_epochs
-        return Step(inputs.batch, student, inputs.teachers, abs(state.epoch), epochs, views, Required(inputs.extra))
+        extra = Required(inputs.extra)
+        return ObservedStep(inputs.batch, student, inputs.teachers, abs(state.epoch), epochs, views, extra)
 
     def _forward(self, batch: Batch) -> Output:
         with autocast(self.device, self.trial.precision):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from kdbench.models import build, classifier_of, info, load_checkpoint, restore,
 from kdbench.models.folding import fold
 from kdbench.models.output import Classifier, Output
 from kdbench.train.device import on_device
-from kdbench.train.evaluate import EVALUATION_BATCH, autocast, evaluate
+from kdbench.train.evaluate import autocast, evaluate, evaluation_batch
 
 PRUNED_SHARE = 0.1
 """Of the weights that the extra teacher `pruned` lacks: R2KD."""
@@ -45,7 +46,7 @@ class Teacher:
         self.network = on_device(network, device).eval().requires_grad_(False)
         self.arch, self.device, self.precision = arch, device, precision
         self.normalization = info(arch).normalization
-        self._folded = fold(self.network)
+        self._folded = cast_weights(fold(self.network)) if precision == "bf16" else fold(self.network)
 
     @torch.no_grad()
     def __call__(
@@ -72,6 +73,15 @@ class Teacher:
         return None if norms is None else tuple((norm.weight.detach(), norm.bias.detach()) for norm in norms)
 
 
+def cast_weights(network: nn.Module) -> nn.Module:
+    """A copy whose convolutions and linear layers hold what autocast would make of their weights in every step."""
+    copy = deepcopy(network)
+    for module in copy.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.to(torch.bfloat16)
+    return copy
+
+
 class Teachers:
     """A cohort's teachers, and the extra teachers that its methods require. Vanilla cohorts have none.
 
@@ -80,7 +90,7 @@ class Teachers:
     """
 
     def __init__(self, cohort: Cohort, weights: Weights, device: torch.device, extra: Iterable[str] = ()) -> None:
-        self.device = device
+        self.device, self._size = device, cohort.data.size
         self.teachers = tuple(self._load(cohort, source, weights, device) for source in cohort.teachers)
         self.extra = {name: teacher for name in extra if (teacher := self._extra(name, cohort, weights)) is not None}
         self._embeddings: Tensor | None = None
@@ -131,7 +141,7 @@ class Teachers:
         A loader that is shortened for measurements gives the first images, which then stand for the others too.
         """
         if self._embeddings is None:
-            batches = loader.training_images(EVALUATION_BATCH)
+            batches = loader.training_images(evaluation_batch(self.device, self._size))
             found = torch.cat([self.teachers[0](batch).embedding for batch in batches])
             self._embeddings = found if len(found) == count else found[torch.arange(count) % len(found)]
         return self._embeddings

@@ -228,6 +228,7 @@ def test_largest_gradients_are_part_of_the_recipe_only_where_asked_for() -> None
 
 
 def test_intervals() -> None:
+    assert parse_interval("auto") is None
     assert parse_interval("5") == CheckpointInterval(epochs=5)
     assert parse_interval(" 10min") == CheckpointInterval(minutes=10)
     assert parse_interval("0.5 m") == CheckpointInterval(minutes=0.5)

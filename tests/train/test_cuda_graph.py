@@ -1,67 +1,275 @@
-"""Static buffers and CUDA graphs: without a graph, on the CPU, they must train exactly as eager steps do."""
+"""What is said to CUDA, shown on fakes of it: no device is needed."""
 
 from __future__ import annotations
 
+import gc
+import os
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from kdbench.data.dataset import Batch
-from kdbench.train import cohort
-from kdbench.train.cuda_graph import WARM_UP, CudaGraphStep, StaticBuffers, use_cuda_graph
+from kdbench.core.checkpoint import CheckpointInterval
+from kdbench.core.errors import DeviceLost
+from kdbench.models import build
+from kdbench.models.folding import fold
+from kdbench.runner.executors import local
+from kdbench.train import cohort, cuda_graph, device
+from kdbench.train.checkpoint import CheckpointSchedule
+from kdbench.train.cuda_graph import Cuda
+from kdbench.train.device import is_out_of_memory, peak_mib
+from kdbench.train.evaluate import autocast, evaluation_batch
+from kdbench.train.optim import build_optimizer
+from kdbench.train.shared_inputs import SharedInputs
+from kdbench.train.student import Student
+from kdbench.train.teacher import Teacher
 from tests.train import tiny_study
 
-METHODS = ["kd", "crd", "rrd", "rrd_momentum", "vid", "ab", "ft", "icd"]
+GPU = torch.device("cuda:0")
 
 
-def test_static_buffers_train_as_eager_steps_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A replayed step keeps the tensors that it was captured with, so a step that reads others would show."""
-    trials = [tiny_study.trial(method) for method in METHODS]
-    eager = tiny_study.train(tmp_path / "eager", *trials)
-    monkeypatch.setattr(cohort, "use_cuda_graph", lambda _device, steps: steps > WARM_UP)
-    replayed = tiny_study.train(tmp_path / "replayed", *trials)
-    assert list(eager) == list(replayed)
-    for name in eager:
-        assert eager[name].status == "done"
-        assert tiny_study.equal(eager[name], replayed[name]), name
+class _Stream:
+    def __init__(self, *_: Any) -> None:
+        self.waited: list[Any] = []
+
+    def wait_stream(self, other: Any) -> None:
+        self.waited.append(other)
 
 
-def test_a_replayed_step_keeps_its_arguments() -> None:
-    arguments: list[torch.Tensor] = []
+class _Graph:
+    """Of torch from 2.14 on: generators register themselves."""
 
-    def function(tensor: torch.Tensor) -> torch.Tensor:
-        arguments.append(tensor)
-        return tensor
+    def __init__(self) -> None:
+        self.replays = 0
 
-    step = CudaGraphStep("function", function, tiny_study.CPU)
-    tensors = [torch.zeros(1) for _ in range(WARM_UP + 3)]
-    for tensor in tensors:
-        step(None, tensor)
-    captured = tensors[WARM_UP]
-    assert [argument is tensor for argument, tensor in zip(arguments[:WARM_UP], tensors, strict=False)] == [
-        True
-    ] * WARM_UP
-    assert all(argument is captured for argument in arguments[WARM_UP:])
+    def replay(self) -> None:
+        self.replays += 1
 
 
-def test_static_buffers_hold_every_tensor_of_a_batch() -> None:
-    normalization = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
-    loader = tiny_study.DATASET.loader(
-        batch_size=8, pad=1, device=tiny_study.CPU, seed=0, normalizations=[normalization]
-    )
-    buffers = StaticBuffers[Batch]()
-    first: Batch | None = None
-    for batch in loader.epoch(1):
-        expected = [tensor.clone() for tensor in batch.tensors()]
-        filled = buffers.fill(batch)
-        first = first or filled
-        assert filled is first
-        assert all(map(torch.equal, filled.tensors(), expected))
-    assert len(expected) == 4
+class _OlderGraph(_Graph):
+    registered: Any = None
+
+    def register_generator_state(self, generator: Any) -> None:
+        warnings.warn("deprecated", FutureWarning, stacklevel=2)
+        _OlderGraph.registered = generator
 
 
-def test_only_long_epochs_on_cuda_are_captured() -> None:
-    assert use_cuda_graph(torch.device("cuda"), 781)
-    assert not use_cuda_graph(torch.device("cuda"), 10)
-    assert not use_cuda_graph(torch.device("cpu"), 781)
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
+    monkeypatch.setattr(torch.cuda, "default_stream", _Stream)
+    monkeypatch.setattr(torch.cuda, "Stream", _Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", _Graph)
+    return Cuda(GPU)
+
+
+@pytest.mark.parametrize("graph", [_Graph, _OlderGraph])
+@pytest.mark.filterwarnings("error")
+def test_generators_are_registered_where_that_is_needed(
+    cuda: Cuda, monkeypatch: pytest.MonkeyPatch, graph: type[_Graph]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", graph)
+    _OlderGraph.registered, generator = None, torch.Generator()
+    replay = cuda.record(cuda.stream(), lambda: None, generator)
+    replay()
+    assert _OlderGraph.registered is (generator if graph is _OlderGraph else None)
+
+
+def test_nothing_is_collected_while_recording(cuda: Cuda) -> None:
+    enabled: list[bool] = []
+    cuda.record(cuda.stream(), lambda: enabled.append(gc.isenabled()), None)
+    assert enabled == [False]
+    assert gc.isenabled()
+    with pytest.raises(ZeroDivisionError):
+        cuda.record(cuda.stream(), lambda: 1 / 0, None)
+    assert gc.isenabled()
+
+
+@pytest.mark.parametrize(("version", "goes_on"), [("2.11.0+cu130", False), ("2.12.1", False), ("2.13.0", True)])
+def test_after_a_recording_that_failed_older_torch_records_nothing(
+    cuda: Cuda, monkeypatch: pytest.MonkeyPatch, version: str, goes_on: bool
+) -> None:
+    monkeypatch.setattr(torch, "__version__", version)
+    assert cuda.can_record
+    cuda.recording_failed()
+    assert cuda.can_record == goes_on
+
+
+@pytest.mark.parametrize(("version", "shares"), [("2.6.0", True), ("2.11.0+cu130", True), ("2.12.0", False)])
+def test_older_graphs_share_the_default_generator(
+    cuda: Cuda, monkeypatch: pytest.MonkeyPatch, version: str, shares: bool
+) -> None:
+    monkeypatch.setattr(torch, "__version__", version)
+    assert Cuda(GPU).shares_default_generator == shares
+
+
+def test_synchronizations_are_found_and_other_warnings_kept(cuda: Cuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    with warnings.catch_warnings(record=True) as kept:
+        warnings.simplefilter("always")
+        with cuda.synchronizations() as found:
+            warnings.warn("called a synchronizing CUDA operation", UserWarning, stacklevel=1)
+            warnings.warn("of another kind", UserWarning, stacklevel=1)
+    (place,) = found
+    assert [str(warning.message) for warning in kept] == ["of another kind"]
+    assert place.startswith(__file__)
+    assert modes == ["warn", 0]
+
+
+def test_streams_wait_where_they_are_forked_and_joined(cuda: Cuda) -> None:
+    first: Any = cuda.stream()
+    second: Any = cuda.stream()
+    main: Any = cuda.main
+    cuda.fork(first)
+    cuda.fork(second)
+    assert first.cuda.waited == second.cuda.waited == [main.cuda]
+    cuda.join(first)
+    cuda.join()
+    cuda.join()  # nothing is left to wait for
+    assert main.cuda.waited == [first.cuda, second.cuda]
+
+
+def test_short_epochs_are_not_recorded(cuda: Cuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda_graph._cuda.cache_clear()
+    assert isinstance(cuda_graph.accelerator(GPU, 781), Cuda)
+    assert cuda_graph.accelerator(GPU, 781) is cuda_graph.accelerator(GPU, 781)  # what it learned is the process's
+    assert isinstance(cuda_graph.accelerator(GPU, 49), cuda_graph.Plain)
+    cuda_graph._cuda.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+        RuntimeError("cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate(handle)`"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+)
+def test_memory_that_ended_is_known_in_all_its_words(error: Exception) -> None:
+    assert is_out_of_memory(error)
+
+
+def test_other_errors_are_not_about_memory() -> None:
+    assert not is_out_of_memory(RuntimeError("CUDA error: device-side assert triggered"))
+    assert not is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"))
+    assert not is_out_of_memory(ValueError("out of memory"))
+
+
+def test_the_memory_of_graphs_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 2**20)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 3 * 2**20)
+    assert peak_mib(GPU) == 3.0
+
+
+def test_adamw_can_be_recorded_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: dict[str, Any] = {}
+
+    class Parameter:
+        is_cuda = True
+
+    monkeypatch.setattr(torch.optim, "AdamW", lambda parameters, **options: made.update(options))
+    build_optimizer(replace(tiny_study.RECIPE, optimizer="adamw"), [Parameter()], 0.1)  # type: ignore[list-item]
+    assert made["capturable"]
+
+
+def test_batches_of_evaluation_fit_the_device() -> None:
+    assert evaluation_batch(torch.device("cpu"), 32) == 500
+    assert [evaluation_batch(GPU, size) for size in (8, 32, 64, 224)] == [2000, 2000, 500, 100]
+
+
+def test_there_are_queues_for_all_students() -> None:
+    """Set when `device` is imported, which is before CUDA starts; who sets it otherwise knows why."""
+    assert int(os.environ["CUDA_DEVICE_MAX_CONNECTIONS"]) >= 1
+
+
+def test_a_teacher_cast_once_answers_as_under_autocast() -> None:
+    """Its weights are cast when it is made, not in every step; the bits are the same."""
+    network = build("wrn_16_1", 4, 8)
+    batches = tiny_study.DATASET.loader(batch_size=64, pad=0, device=tiny_study.CPU, seed=0).epoch(1)
+    images = next(batches)
+    teacher = Teacher(network, "wrn_16_1", tiny_study.CPU, "bf16")
+    output = teacher(images)
+    assert {parameter.dtype for parameter in teacher.network.parameters()} == {torch.float32}
+    with torch.no_grad(), autocast(tiny_study.CPU, "bf16"):
+        expected = fold(teacher.network)(images.images)
+    assert torch.equal(output.logits, expected.logits.float())
+    for ours, theirs in zip(output.feature_maps, expected.feature_maps, strict=True):
+        assert torch.equal(ours, theirs.float())
+
+
+@contextmanager
+def _device_that_fails(monkeypatch: pytest.MonkeyPatch, at: str) -> Iterator[None]:
+    """From the second epoch on nothing works; where that shows is another matter."""
+    broken = False
+    original = Student.begin_epoch
+
+    def begin_epoch(self: Student, epoch: int) -> None:
+        nonlocal broken
+        original(self, epoch)
+        broken = epoch == 2
+
+    def fails(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("CUDA error: device-side assert triggered\nCompile with ...")
+
+    def breaking(function: Any) -> Any:
+        return lambda *args, **options: fails() if broken else function(*args, **options)
+
+    monkeypatch.setattr(Student, "begin_epoch", begin_epoch)
+    owner, name = {"student": (Student, "step"), "shared": (SharedInputs, "advance")}[at]
+    monkeypatch.setattr(owner, name, breaking(getattr(owner, name)))
+    for module in (cohort, local):
+        monkeypatch.setattr(module, "answers", lambda device: not broken)
+    yield
+
+
+@pytest.mark.parametrize(("at", "blamed"), [("student", ["kd"]), ("shared", [])])
+def test_a_device_that_failed_ends_the_run_and_blames_one_student_at_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str, blamed: list[str]
+) -> None:
+    observer = tiny_study.Quiet()
+    trials = [tiny_study.trial(method) for method in ("kd", "icd", "crd")]
+    with _device_that_fails(monkeypatch, at), pytest.raises(DeviceLost, match="has failed and computes no longer"):
+        tiny_study.run_cohort(tmp_path, tiny_study.cohort(*trials), observer=observer)
+    assert [outcome.trial.method for outcome in observer.outcomes] == blamed
+    assert {outcome.status for outcome in observer.outcomes} <= {"failed"}
+    for outcome in observer.outcomes:
+        assert outcome.reason is not None
+        assert outcome.reason.startswith("the device failed, maybe at another student's work: RuntimeError: CUDA error")
+
+
+def test_a_device_answers_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert device.answers(tiny_study.CPU)
+
+    def ones(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(torch, "ones", ones)
+    assert not device.answers(GPU)
+
+
+def test_checkpoints_on_a_gpu_wait_for_five_minutes_and_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    on_gpu, on_cpu = CheckpointSchedule(None, GPU), CheckpointSchedule(None, tiny_study.CPU)
+    asked = CheckpointSchedule(CheckpointInterval(2), GPU)
+    now = 299.0
+    assert [schedule.due(2) for schedule in (on_gpu, on_cpu, asked)] == [False, True, True]
+    now = 300.0
+    assert [schedule.due() for schedule in (on_gpu, on_cpu, asked)] == [False, False, False]  # within an epoch
+    assert on_gpu.due(3)
+    on_gpu.saved()
+    assert not on_gpu.due(4)

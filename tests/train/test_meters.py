@@ -62,11 +62,15 @@ def test_an_epoch_timer_extrapolates_untimed_steps_and_resumes() -> None:
     timer._seconds = [1.0, 3.0]
     assert timer.seconds(4) == pytest.approx(8.0)  # two of four steps were timed, 2 s on average
     assert timer.seconds(4) == pytest.approx(8.0)
-    resumed = EpochTimer(CPU, seconds_before=8.0, steps_before=4)
+    resumed = EpochTimer(CPU)
+    resumed.begin_epoch(seconds_before=8.0, steps_before=4)
     resumed._seconds = [1.0]
     assert resumed.seconds(6) == pytest.approx(10.0)
-    untimed = EpochTimer(CPU, seconds_before=8.0, steps_before=4)
+    untimed = EpochTimer(CPU)
+    untimed.begin_epoch(seconds_before=8.0, steps_before=4)
     assert untimed.seconds(6) == pytest.approx(12.0)
+    untimed.begin_epoch()
+    assert untimed.seconds(3) == pytest.approx(6.0)  # no step of this epoch was timed
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

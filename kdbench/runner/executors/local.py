@@ -5,12 +5,14 @@ from __future__ import annotations
 import gc
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 
 from kdbench.core.checkpoint import CheckpointInterval
+from kdbench.core.errors import DeviceLost
 from kdbench.core.events import Emit, Event, JobEnd, TrialEnd
 from kdbench.core.files import DiskError
 from kdbench.core.jobs import CohortJob, Item, Job
@@ -18,7 +20,7 @@ from kdbench.core.record import Outcome, failed
 from kdbench.data.dataset import Dataset
 from kdbench.train.checkpoint import CheckpointSchedule, log
 from kdbench.train.cohort import CohortTrainer
-from kdbench.train.device import is_out_of_memory
+from kdbench.train.device import answers, is_out_of_memory, lost_message
 from kdbench.train.probe_group import ProbeGroupTrainer
 
 
@@ -45,7 +47,7 @@ class LocalExecutor:
     ) -> None:
         """`datasets` are those of the jobs, by their content; checkpoints are only read here."""
         self.datasets, self.device, self.checkpoints, self.stop = datasets, device, checkpoints, stop
-        self.schedule = CheckpointSchedule(interval)
+        self.schedule = CheckpointSchedule(interval, device)
 
     def run(self, jobs: Iterator[Job | None], emit: Emit) -> None:
         """See `kdbench.core.events.Executor`."""
@@ -60,9 +62,11 @@ class LocalExecutor:
                     continue
                 except _EmitError as failure:
                     raise failure.error from failure.error
-                except DiskError:
+                except (DiskError, DeviceLost):
                     raise
                 except Exception as error:
+                    if not answers(self.device):
+                        raise DeviceLost(lost_message(self.device, error)) from error
                     out_of_memory = is_out_of_memory(error)
                     reason = f"its cohort could not be trained: {type(error).__name__}: {error}".splitlines()[0]
                 # Outside the except block, because the exception's frames hold the memory that is to be freed.
@@ -119,4 +123,5 @@ class _Items:
 def _free_memory(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
-        torch.cuda.empty_cache()
+        with suppress(RuntimeError):  # torch before 2.13 does not recover from a recording that failed (pytorch#180395)
+            torch.cuda.empty_cache()

@@ -1,0 +1,221 @@
+"""One step's work, recorded when it is safe and replayed from then on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import nullcontext
+from types import MethodType
+
+import torch
+from torch import Tensor, nn
+
+from kdbench.train.cuda_graph import Accelerator
+from kdbench.train.device import is_out_of_memory
+from kdbench.train.meters import Timer
+
+log = logging.getLogger("kdbench")
+
+WARM_UP = 2
+"""Steps before the first recording, so that cuDNN's autotuning, momentum buffers and memories are settled. The last of
+them is watched for what a recording would freeze."""
+
+TIMED_STEPS = 21
+"""Replayed steps after a recording that run alone and are timed; after these, students run concurrently."""
+
+
+class RecordedStep:
+    """The work of the teachers' or a student's step, on a stream of its own for as long as it trains.
+
+    Where the device records nothing, it runs plainly. So it does if its work waits for the device or keeps state in
+    Python, which a recording would freeze; then one line in the log says why.
+    """
+
+    def __init__(self, name: str, accelerator: Accelerator, timer: Timer | None = None) -> None:
+        self.name, self.accelerator, self.timer = name, accelerator, timer
+        self.stream = accelerator.stream()
+        self.recordings = 0
+        self.restart()
+
+    def restart(self) -> None:
+        """The work is another from now on, and warms up again."""
+        self.close()
+        self.refusal: str | None = None  # why it runs plainly
+        self._warm_ups = self._timed = 0
+        self._before: dict[str, object] = {}
+        self._draws = False
+
+    def close(self) -> None:
+        """Forget the recording, after waiting for it: others may use its memory next."""
+        self.join()
+        self._replay: Callable[[], None] | None = None
+        self._key: Hashable = None
+
+    def join(self) -> None:
+        """What is launched after this waits for the step."""
+        self.accelerator.join(self.stream)
+
+    def __call__(
+        self,
+        key: Hashable,
+        work: Callable[[], object],
+        discard: Callable[[], None] = lambda: None,
+        modules: Iterable[tuple[str, nn.Module]] = (),
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """Run the work once. `join` must follow before its results are used, and before what it reads is changed.
+
+        A recording holds for its `key`, which says what the work is made from: another records it again. `modules` may
+        hold state in Python, `generator` is what it draws from beside torch's own, and `discard` undoes what a
+        recording that failed has left behind. Raises what the work raises, and that memory ended.
+        """
+        if self.refusal or not self.accelerator.can_record:
+            self._plain(work, timed=True)
+        elif self._warm_ups < WARM_UP:
+            self._warm_up(work, list(modules))
+        else:
+            if self._replay is None or self._key != key:
+                self.close()
+                self._record(key, work, discard, generator)
+            if self._replay:
+                self._launch(self._replay)
+            else:
+                self._plain(work, timed=False)
+
+    def _plain(self, work: Callable[[], object], timed: bool) -> None:
+        """Run it eagerly and alone: it may spoil what others read, which is found out after it."""
+        self.accelerator.join()
+        with self.timer.running() if timed and self.timer else nullcontext():
+            self.accelerator.fork(self.stream)
+            try:
+                with self.stream.running():
+                    work()
+            finally:
+                self.join()
+
+    def _warm_up(self, work: Callable[[], object], modules: list[tuple[str, nn.Module]]) -> None:
+        self._warm_ups += 1
+        if self._warm_ups < WARM_UP:
+            self._plain(work, timed=False)
+            self._before = python_state(modules)
+            return
+        generator_state = self.accelerator.default_generator_state()
+        with self.accelerator.synchronizations() as waits:
+            self._plain(work, timed=False)
+        self._draws = not torch.equal(generator_state, self.accelerator.default_generator_state())
+        changed = changes(self._before, python_state(modules))
+        self._before = {}
+        if waits:
+            self._refuse(f"its step waits for the device ({waits[0]})")
+        elif changed:
+            self._refuse(f"its step changes {changed[0]} in Python, and not a tensor in place")
+
+    def _record(
+        self,
+        key: Hashable,
+        work: Callable[[], object],
+        discard: Callable[[], None],
+        generator: torch.Generator | None,
+    ) -> None:
+        self.accelerator.join()
+        try:
+            self._replay = self.accelerator.record(self.stream, work, generator)
+        except Exception as error:
+            discard()
+            if (memory := _memory_error(error)) is not None:
+                raise memory from error
+            self.accelerator.recording_failed()
+            self._refuse(_first_cause(error))
+            return
+        self._key, self._timed = key, 0
+        self.recordings += 1
+
+    def _launch(self, replay: Callable[[], None]) -> None:
+        timed = self._timed < TIMED_STEPS and self.timer is not None
+        alone = timed or (self._draws and self.accelerator.shares_default_generator)
+        if alone:
+            self.accelerator.join()
+        with self.timer.running() if timed and self.timer else nullcontext():
+            self.accelerator.fork(self.stream)
+            with self.stream.running():
+                replay()
+            if alone:
+                self.join()
+        self._timed += timed
+
+    def _refuse(self, reason: str) -> None:
+        self.refusal = reason
+        log.warning("%s runs without a CUDA graph: %s", self.name, reason)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and those that it arose from, the first one last."""
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        current = current.__cause__ or current.__context__
+
+
+def _memory_error(error: BaseException) -> BaseException | None:
+    """The cause that tells that memory ended, if one does."""
+    return next(filter(is_out_of_memory, _causes(error)), None)
+
+
+def _first_cause(error: BaseException) -> str:
+    """In one line. Where it is asked for, no name may keep the cause: it keeps the frames, and they the student."""
+    *_, first = _causes(error)
+    return f"{type(first).__name__}: {(str(first).splitlines() or [''])[0]}"
+
+
+def python_state(modules: Iterable[tuple[str, nn.Module]]) -> dict[str, object]:
+    """What a recording would freeze, by name: numbers and words that modules and the objects in them hold, and which
+    tensors their names stand for. The tensors are kept, so that no other takes their place.
+    """
+    found: dict[str, object] = {}
+    seen: set[int] = set()
+
+    def visit(name: str, value: object) -> None:
+        if isinstance(value, Tensor):
+            found[name] = (value, value.data_ptr())
+        elif value is None or isinstance(value, bool | int | float | complex | str | bytes):
+            found[name] = value
+        elif id(value) in seen or isinstance(value, torch.Generator | type | MethodType):
+            return
+        elif isinstance(value, dict):
+            seen.add(id(value))
+            found[f"{name}, its size"] = len(value)
+            for key, content in value.items():
+                visit(f"{name}[{key!r}]", content)
+        elif isinstance(value, list | tuple | set | frozenset):
+            seen.add(id(value))
+            found[f"{name}, its size"] = len(value)
+            for number, content in enumerate(value):
+                visit(f"{name}[{number}]", content)
+        elif hasattr(value, "__dict__") and not isinstance(value, nn.Module):
+            seen.add(id(value))
+            for key, content in vars(value).items():
+                visit(f"{name}.{key}", content)
+
+    for root, module in modules:
+        for path, part in module.named_modules(prefix=root):
+            for key, value in vars(part).items():
+                if key in ("_parameters", "_buffers"):
+                    for tensor_name, tensor in value.items():
+                        visit(f"{path}.{tensor_name}", tensor)
+                elif key != "_modules":
+                    visit(f"{path}.{key}", value)
+    return found
+
+
+def changes(before: dict[str, object], after: dict[str, object]) -> list[str]:
+    """Names whose state differs."""
+
+    def same(left: object, right: object) -> bool:
+        if isinstance(left, tuple) and isinstance(right, tuple):  # a tensor and its address
+            return left[0] is right[0] and left[1] == right[1]
+        return type(left) is type(right) and (left == right or (left != left and right != right))  # NaN
+
+    missing = object()
+    return [name for name in {**before, **after} if not same(before.get(name, missing), after.get(name, missing))]
