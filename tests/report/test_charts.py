@@ -101,9 +101,7 @@ def test_points_bars_and_references() -> None:
         (bar,) = [
             c.lines[2][0].get_segments() for c in axes.containers if isinstance(c, ErrorbarContainer) and c.has_xerr
         ]
-        assert numbers(np.asarray(bar)[0, :, 0]) == pytest.approx(
-            [71 - 2**0.5, 71 + 2**0.5]
-        )  # sd of 70 and 72 is sqrt(2)
+        assert numbers(bar[0][:, 0]) == pytest.approx([71 - 2**0.5, 71 + 2**0.5])  # sd of 70 and 72 is sqrt(2)
         words = [text.get_text() for text in figure.legends[0].get_texts()]
         assert words == ["method: mean ± sd", "one seed", "vanilla student", "teacher"]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from math import isnan, nan
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -13,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from kdbench.core.trial import VANILLA
 from kdbench.report.charts import style
-from kdbench.report.charts.panels import TOP1, groups_of, legend_below, make_panels
+from kdbench.report.charts.panels import TOP1, groups_of, make_panels
 from kdbench.report.epoch_rules import RULES
 from kdbench.report.groups import PLUS, TEACHER
 from kdbench.report.model import Place, chart
@@ -33,47 +35,54 @@ def accuracy(results: StudyResults, place: Place) -> Figure | None:
     seeds = {(group.teacher, group.student, group.method): group.top1 for group in groups_of(results, place)}
     pairs = list(dict.fromkeys((row["teacher"], row["student"]) for row in rows))
     labels = max(style.text_width(method) for method in methods)
-    height = 0.75 + _ROW * (len(methods) + 0.6)
     title = f"{', '.join(place)}: accuracy, {RULES[results.rule][1]}"
-    figure, panels = make_panels(pairs, title, labels, height, legend_width=0.0, legend_height=0.5, xlabel=TOP1)
+    keys = _keys(rows, methods)
+    figure, panels = make_panels(pairs, keys, title, labels, _ROW * (len(methods) + 0.2), TOP1)
     for pair, axes in panels:
+        axes.grid(visible=False, axis="y")  # a collection is drawn much faster than as many ticks' lines
+        axes.hlines(range(len(methods)), 0, 1, transform=axes.get_yaxis_transform(), zorder=0.5, **style.GRID)
         mine = {row["method"]: row for row in rows if (row["teacher"], row["student"]) == pair}
         _references(axes, mine)
-        for line, method in enumerate(methods):
-            _point(axes, line, mine.get(method), seeds.get((*pair, method), ()))
+        _points(axes, [mine.get(method) for method in methods], [seeds.get((*pair, method), ()) for method in methods])
         axes.margins(x=0.08)
         axes.xaxis.set_major_locator(MaxNLocator(4))
-        axes.set_yticks(range(len(methods)), methods)
-        axes.set_ylim(len(methods) - 0.4, -0.6)  # the first method on top
+    first = figure.axes[0]  # the others share its vertical axis
+    first.set_yticks(range(len(methods)), methods)
+    first.set_ylim(len(methods) - 0.4, -0.6)  # the first method on top
+    for axes in figure.axes:
         axes.tick_params(axis="y", length=0)
-    legend_below(figure, _accuracy_keys(rows, methods))
     return figure
 
 
-def _point(axes: Axes, place: int, row: Mapping[str, Any] | None, seeds: Sequence[float]) -> None:
-    if row is None:
-        return
-    if row["top1_mean"] is None:  # a word where there is no number
-        box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
-        where = axes.get_yaxis_transform()
-        axes.text(0.03, place, row["status"], transform=where, va="center", color=style.GRAY, style="italic", bbox=box)
-        return
-    color, marker = _kind(row["method"])
-    if len(seeds) > 1:
-        axes.plot(seeds, [place] * len(seeds), ".", color=style.GRAY, markersize=3.5, zorder=4)
-    face = color if row["status"] == "done" else "white"  # hollow: some seeds did not get this far
-    axes.errorbar(
-        row["top1_mean"],
-        place,
-        xerr=row["top1_sd"],
-        fmt=marker,
-        color=color,
-        markerfacecolor=face,
-        markersize=5,
-        capsize=2.5,
-        elinewidth=1.1,
-        zorder=3,
-    )
+def _points(axes: Axes, rows: Sequence[Mapping[str, Any] | None], seeds: Sequence[Sequence[float]]) -> None:
+    """A line a row; what looks alike is drawn at once."""
+    alike: defaultdict[tuple[str, str, str], list[tuple[int, Mapping[str, Any]]]] = defaultdict(list)
+    for place, row in enumerate(rows):
+        if row is not None and row["top1_mean"] is not None:
+            color, marker = _kind(row["method"])
+            face = color if row["status"] == "done" else "white"  # hollow: some seeds did not get this far
+            alike[color, marker, face].append((place, row))
+        elif row is not None:  # a word where there is no number
+            box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
+            look: dict[str, Any] = {"va": "center", "color": style.GRAY, "style": "italic", "bbox": box}
+            axes.text(0.03, place, row["status"], transform=axes.get_yaxis_transform(), **look)
+    dots = [(score, place) for place, scores in enumerate(seeds) if len(scores) > 1 for score in scores]
+    if dots:
+        axes.plot(*zip(*dots, strict=True), ".", color=style.GRAY, markersize=3.5, zorder=4)
+    for (color, marker, face), of in alike.items():
+        spreads = [nan if row["top1_sd"] is None else row["top1_sd"] for _, row in of]
+        axes.errorbar(
+            [row["top1_mean"] for _, row in of],
+            [place for place, _ in of],
+            xerr=None if all(map(isnan, spreads)) else spreads,
+            fmt=marker,
+            color=color,
+            markerfacecolor=face,
+            markersize=5,
+            capsize=2.5,
+            elinewidth=1.1,
+            zorder=3,
+        )
 
 
 def _kind(method: str) -> tuple[str, str]:
@@ -93,7 +102,7 @@ def _references(axes: Axes, rows: Mapping[str, Mapping[str, Any]]) -> None:
         axes.axvline(teacher["top1_mean"], color="black", linestyle=":", linewidth=1.4)
 
 
-def _accuracy_keys(rows: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> list[Line2D | Patch]:
+def _keys(rows: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> list[Line2D | Patch]:
     """The legend, without keys for what the chart does not show."""
     shown = [row for row in rows if row["top1_mean"] is not None]
     kinds = {row["method"] for row in shown}

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import ceil
 
+import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
 from kdbench.core.record import EpochMetrics
 from kdbench.core.trial import VANILLA
@@ -18,6 +22,8 @@ from kdbench.report.model import Place, chart
 from kdbench.report.results import StudyResults
 from kdbench.report.scores import method_order, rows_of
 from kdbench.report.statistics import Pair
+
+_CORNERS = 60  # of a band's edge: more are not seen at its width, and make large files
 
 
 @chart("curves", order=20)
@@ -42,13 +48,8 @@ def curves(results: StudyResults, place: Place) -> Figure | None:
         keys.insert(0, Line2D([], [], color="black", linewidth=2, label=f"{VANILLA} student"))
     if any(teachers.get(pair) is not None for pair in lines):
         keys.insert(0, Line2D([], [], color="black", linestyle=":", linewidth=1.4, label=f"{TEACHER} (last epoch)"))
-    words = [str(key.get_label()) for key in keys]
-    legend_width = max(style.text_width(word) for word in words) + 0.7
-    legend_height = 0.3 + 0.17 * len(words)
     title = f"{', '.join(place)}: test accuracy by epoch"
-    figure, panels = make_panels(
-        list(lines), title, 0.45, 2.3, legend_width, legend_height, xlabel="epoch", ylabel=TOP1
-    )
+    figure, panels = make_panels(list(lines), keys, title, 0.45, 1.7, xlabel="epoch", ylabel=TOP1)
     for pair, axes in panels:
         _draw_lines(axes, lines[pair], methods)
         height = teachers.get(pair)
@@ -57,7 +58,6 @@ def curves(results: StudyResults, place: Place) -> Figure | None:
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         floor = _floor(lines[pair].values())
         axes.set_ylim(bottom=floor if floor is None or height is None else min(floor, height - 0.5))
-    figure.legend(handles=keys, loc="outside right upper", handlelength=3.2)
     return figure
 
 
@@ -85,6 +85,8 @@ def _line_key(method: str, index: int) -> Line2D:
 
 
 def _draw_lines(axes: Axes, lines: Mapping[str, Sequence[Sequence[EpochMetrics]]], methods: Sequence[str]) -> None:
+    bands: list[NDArray[np.float64]] = []
+    colors: list[str] = []
     for method, seeds in lines.items():
         values = [{epoch.epoch: epoch.top1 for epoch in epochs} for epochs in seeds]
         epochs = sorted(set.intersection(*(set(of_seed) for of_seed in values)))
@@ -110,5 +112,16 @@ def _draw_lines(axes: Axes, lines: Mapping[str, Sequence[Sequence[EpochMetrics]]
                 zorder=3,
             )
         if len(values) > 1:
-            low, high = [min(column) for column in columns], [max(column) for column in columns]
-            axes.fill_between(epochs, low, high, color=color, alpha=0.12, linewidth=0, zorder=2, rasterized=True)
+            bands.append(_band(epochs, [min(column) for column in columns], [max(column) for column in columns]))
+            colors.append(color)
+    axes.add_collection(PolyCollection(bands, facecolors=colors, alpha=0.12, linewidths=0, zorder=2))
+
+
+def _band(epochs: Sequence[int], low: Sequence[float], high: Sequence[float]) -> NDArray[np.float64]:
+    """An outline [N, 2] around all points, of at most about 2 _CORNERS corners however many epochs there are."""
+    step = ceil(len(epochs) / _CORNERS)
+    corners = [*range(0, len(epochs) - 1, step), len(epochs) - 1]
+    near = [slice(max(0, corner - step // 2), corner + step // 2 + 1) for corner in corners]
+    upper = [(epochs[corner], max(high[of])) for corner, of in zip(corners, near, strict=True)]
+    lower = [(epochs[corner], min(low[of])) for corner, of in zip(corners, near, strict=True)]
+    return np.array([*upper, *reversed(lower)], dtype=np.float64)

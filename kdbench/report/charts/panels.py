@@ -17,7 +17,16 @@ from kdbench.report.results import StudyResults
 from kdbench.report.statistics import Pair
 
 TOP1 = "top-1 accuracy (%)"
-_PANEL = 2.6  # inches a panel, at least
+# Inches. Room is reckoned rather than measured: constrained layout would cost as much as drawing.
+_PANEL = 2.6  # a panel's width, at least
+_TITLE = 0.35  # the figure's title
+_HEAD = 0.4  # a panel's title of two lines
+_NUMBERS = 0.22  # those of a horizontal axis
+_FOOT = 0.42  # and its label
+_EDGE = 0.15
+_KEY = 0.165  # a line of the legend
+_HANDLE = 0.7  # a legend's line, beside its words
+_LONGEST = 28  # lines of a legend beside the panels, before it has another column
 
 
 def groups_of(results: StudyResults, place: Place) -> list[Group]:
@@ -27,25 +36,44 @@ def groups_of(results: StudyResults, place: Place) -> list[Group]:
 
 def make_panels(
     pairs: Sequence[Pair],
+    keys: Sequence[Line2D | Patch],
     title: str,
     labels: float,
     height: float,
-    legend_width: float,
-    legend_height: float,
     xlabel: str,
     ylabel: str = "",
 ) -> tuple[Figure, Iterator[tuple[Pair, Axes]]]:
-    """A grid of titled panels, wide enough for their titles; `labels`: room in inches for tick labels at the left."""
+    """A grid of titled panels, wide enough for their titles, and a legend.
+
+    Panels with a `ylabel` have vertical axes of their own and the legend beside them; the others share theirs, and have
+    it below. `labels`: inches for the tick labels of a vertical axis.
+    """
     count = len(pairs)
     across = count if count <= 3 else 2 if count == 4 else 3 if count <= 9 else 4
     down = ceil(count / across)
-    words = [name for pair in pairs for name in pair]
-    panel = max(_PANEL, max(style.text_width(word, style.TITLE) for word in words) + 0.4)
-    sideways = legend_width > 0
-    size_y = 0.4 + down * (height + 0.3)
-    size_y = max(size_y, legend_height + 0.4) if sideways else size_y + legend_height
-    figure = style.blank(labels + across * panel + legend_width, size_y, title, legend_width)
-    grid = figure.subplots(down, across, squeeze=False, sharey=not ylabel)
+    panel = max(_PANEL, max(style.text_width(name, style.TITLE) for pair in pairs for name in pair) + 0.4)
+    key = max(style.text_width(str(key.get_label())) for key in keys) + _HANDLE
+    beside = ceil(len(keys) / _LONGEST)
+    right = _EDGE + (beside * key if ylabel else 0)
+    left = labels + 0.15
+    width = max(left + across * panel + right, style.title_width(title) + right)
+    columns = beside if ylabel else max(1, min(len(keys), int(width / key)))
+    legend = _KEY * ceil(len(keys) / columns) + _EDGE
+    below = 0 if ylabel else legend
+    between = _HEAD + (_NUMBERS if count % across == 0 else _FOOT)  # some panel above the last row has a label too
+    fixed = _TITLE + _HEAD + (down - 1) * between + _FOOT + below
+    whole = max(fixed + down * height, _TITLE + legend if ylabel else 0)
+    gap = left if ylabel else 0.2
+    room = {
+        "left": left / width,
+        "right": 1 - right / width,
+        "top": 1 - (_TITLE + _HEAD) / whole,
+        "bottom": (below + _FOOT) / whole,
+        "wspace": gap * across / (width - left - right - gap * (across - 1)),
+        "hspace": between * down / (whole - fixed),
+    }
+    figure = style.blank(width, whole, title, layout=None)
+    grid = figure.subplots(down, across, squeeze=False, sharey=not ylabel, gridspec_kw=room)
     for place, axes in enumerate(grid.flat):
         if place >= count:
             axes.remove()
@@ -54,13 +82,12 @@ def make_panels(
         axes.set_title(f"{teacher} →\n{student}" if teacher else student, loc="left")
         if place + across >= count:  # nothing below it
             axes.set_xlabel(xlabel)
-        if ylabel and place % across == 0:
+        if not ylabel:
+            axes.yaxis.set_visible(place % across == 0)
+        elif place % across == 0:
             axes.set_ylabel(ylabel)
+    if ylabel:
+        figure.legend(handles=list(keys), loc="outside right upper", ncols=columns, handlelength=3.2)
+    else:
+        figure.legend(handles=list(keys), loc="outside lower center", ncols=columns)
     return figure, zip(pairs, grid.flat, strict=False)
-
-
-def legend_below(figure: Figure, keys: Sequence[Line2D | Patch]) -> None:
-    """In as many columns as fit."""
-    widest = max(style.text_width(str(key.get_label())) for key in keys) + 0.55
-    columns = max(1, min(len(keys), int(figure.get_figwidth() / widest)))
-    figure.legend(handles=list(keys), loc="outside lower center", ncols=columns)

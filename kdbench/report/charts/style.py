@@ -10,21 +10,27 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import Any, Literal
 
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 GRAY = "#6b6b6b"
+GRID: Any = {"color": "#d9d9d9", "linewidth": 0.6}
+FAMILY = "DejaVu Sans"  # comes with matplotlib: charts are the same everywhere
 FONT = 8.0  # points
 TITLE = 9.0
 DPI = 150
 SETTINGS: Any = {  # rcParams; their type has changed between releases of matplotlib
-    "font.family": "DejaVu Sans",  # comes with matplotlib: charts are the same everywhere
+    "font.family": FAMILY,
     "font.size": FONT,
     "axes.titlesize": TITLE,
     "axes.labelsize": FONT,
@@ -36,8 +42,8 @@ SETTINGS: Any = {  # rcParams; their type has changed between releases of matplo
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "grid.color": "#d9d9d9",
-    "grid.linewidth": 0.6,
+    "grid.color": GRID["color"],
+    "grid.linewidth": GRID["linewidth"],
     "lines.linewidth": 1.2,
     "legend.frameon": False,
     "figure.facecolor": "white",
@@ -70,28 +76,38 @@ def house_style() -> Iterator[None]:
         yield
 
 
-def blank(width: float, height: float, title: str, legend: float = 0.0) -> Figure:
-    """A figure in inches with a title at the left, widened where the title needs it beside a legend on the right."""
-    needed = text_width(title, TITLE + 2) * 1.08 + 0.3 + legend  # bold letters are wider
-    figure = Figure(figsize=(max(width, needed), height), layout="constrained")
+def blank(
+    width: float, height: float, title: str, legend: float = 0.0, layout: Literal["constrained"] | None = "constrained"
+) -> Figure:
+    """A figure in inches with a title at the left, widened where the title needs it beside a legend on the right.
+
+    Without a `layout` everything stays where it is put.
+    """
+    figure = Figure(figsize=(max(width, title_width(title) + legend), height), dpi=DPI, layout=layout)
     FigureCanvasAgg(figure)
-    figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+    figure.suptitle(title, x=0.01, y=1 - 0.06 / height, ha="left", va="top", fontweight="bold")
     return figure
 
 
+def title_width(title: str) -> float:
+    """Inches that a figure with this title has at least."""
+    return text_width(title, TITLE + 2) * 1.15 + 0.3  # bold letters are wider
+
+
+@cache
 def text_width(text: str, size: float = FONT) -> float:
-    """About how wide a line of text is, in inches; a little too wide rather than too narrow."""
-    return len(text) * size * 0.62 / 72
+    """How wide a line of text is, in inches."""
+    width, _, _ = text_to_path.get_text_width_height_descent(text, FontProperties(family=FAMILY, size=size), False)
+    return float(width) / 72
 
 
 def save(figure: Figure) -> dict[str, bytes]:
-    """The figure as PNG and as SVG, without dates. It is laid out once."""
-    files: dict[str, bytes] = {}
-    if engine := figure.get_layout_engine():
-        engine.execute(figure)
+    """The figure as PNG and as SVG, without dates.
+
+    It is laid out once, and drawn once for each: `savefig` would draw it once more before, for the layout.
+    """
+    png, svg = io.BytesIO(), io.BytesIO()
+    FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
     figure.set_layout_engine("none")
-    for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=kind, dpi=DPI, metadata=metadata)
-        files[kind] = buffer.getvalue()
-    return files
+    FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None})
+    return {"png": png.getvalue(), "svg": svg.getvalue()}
