@@ -47,7 +47,8 @@ class PairFigures:
         for record in records:
             predictions = models.student(record)
             values = metrics.measures(predictions, self.teacher, self.labels)
-            self.measured.append(Measured(*pair, record.trial.method, record.trial.seed, values))
+            weights = record.weights_sha256 or ""
+            self.measured.append(Measured(*pair, record.trial.method, record.trial.seed, values, weights))
             if record.trial.seed == seed:
                 self.students[record.trial.method] = predictions
 

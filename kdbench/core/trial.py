@@ -97,6 +97,10 @@ class Trial:
     """Further trained networks that the method requires, by the name it gives them."""
     stream: str = ""
     """The expression that names the method's random streams, if that is not `method`: equal settings draw alike."""
+    kind: str = ""
+    """What the method distills, one of `catalog.KINDS`, for reports; empty in older records."""
+    changed: tuple[str, ...] | None = None
+    """Settings that differ from the method's defaults, for reports; None in older records."""
 
     @property
     def teacher(self) -> str:

@@ -105,6 +105,8 @@ class _Maker:
     def trial(self, method: Method, arch: str, teachers: tuple[TeacherSource, ...], seed: int) -> Trial:
         recipe = self.study.recipe
         vanilla, *_ = self.study.methods
+        info = self.catalog.methods[method.name]
+        defaults = {setting.name: setting.default for setting in info.settings}
         extra = {SELF: self.source(vanilla, arch)} if teachers and self._needs_itself(method) else {}
         return Trial(
             data=self.data,
@@ -115,9 +117,11 @@ class _Maker:
             method=method.expression,
             base=method.name,
             settings=method.settings,
-            code=self.catalog.methods[method.name].code,
+            code=info.code,
             seed=seed,
             precision=self.study.precision,
             extra_teachers=extra,
             stream=method.stream,
+            kind=info.kind,
+            changed=tuple(name for name, value in method.settings.items() if value != defaults.get(name)),
         )

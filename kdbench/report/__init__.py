@@ -55,7 +55,7 @@ def write_report(results: StudyResults, out: Path) -> list[Path]:
     from kdbench.report.model import registered_tables
     from kdbench.report.renderers.page import page
 
-    made = {item.name: sheet for item in registered_tables() if (sheet := item.make(results)) is not None}
+    made = {item.name: sheet for item in registered_tables() if (sheet := results.sheet(item)) is not None}
     paths = [path for name, sheet in made.items() for path in write_sheet(sheet, name, out)]
     drawn: dict[Place, dict[str, bytes]] = {}
     for place, name, files in _charts(results):
@@ -72,7 +72,7 @@ def printed_sheets(results: StudyResults) -> list[Sheet]:
     from kdbench.report.model import registered_tables
 
     shown = [item for item in reversed(registered_tables()) if item.terminal]
-    return [sheet for item in shown if (sheet := item.make(results)) is not None]
+    return [sheet for item in shown if (sheet := results.sheet(item)) is not None]
 
 
 def write_sheet(sheet: Sheet, name: str, out: Path) -> list[Path]:

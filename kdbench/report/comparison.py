@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from kdbench.core.trial import VANILLA
 from kdbench.report import statistics
 from kdbench.report.groups import Group, method_key
+from kdbench.report.scores import listed, pair_label
 from kdbench.report.statistics import MIN_PAIRS, Difference, Pair, Ranking
 
 if TYPE_CHECKING:
@@ -38,6 +41,22 @@ class Comparison:
     def methods(self) -> list[str]:
         return list(self.values)
 
+    @cached_property
+    def pairs(self) -> list[Pair]:
+        return list(dict.fromkeys(pair for of in self.values.values() for pair in of))
+
+    @cached_property
+    def complete(self) -> list[str]:
+        """Methods whose means over pairs can be compared: all seeds of every pair are there."""
+        partial = {method for method, _ in self.partial}
+        return [method for method, of in self.values.items() if len(of) == len(self.pairs) and method not in partial]
+
+    @property
+    def untested(self) -> str:
+        """Why no difference over pairs is tested; empty where some are."""
+        reasons = [difference.untested for difference in self.over_pairs.values()]
+        return reasons[0] if reasons and all(reasons) else ""
+
     def means(self, method: str) -> dict[str, float]:
         """Pair -> mean over seeds."""
         return {f"{t}:{s}": sum(of.values()) / len(of) for (t, s), of in self.values[method].items()}
@@ -62,6 +81,22 @@ class Comparison:
         ranks = self.ranking.ranks if self.ranking else {}
         fits = not {method, self.baseline} <= set(ranks) or (ranks[self.baseline] - ranks[method]) * mean > 0
         return True if abs(mean) >= self.step and fits and not any(opposite) else None
+
+    def not_below(self, first: str, others: Sequence[str]) -> list[str]:
+        """Of `others`, those that are not significantly below `first` over pairs.
+
+        The first was chosen by the same numbers, so that p is corrected (Bonferroni) for all pairs of methods.
+        """
+        tests = len(self.complete) * (len(self.complete) - 1) / 2
+        found = []
+        for method in others:
+            gaps = {
+                pair: statistics.gaps(scores, self.values[method][pair]) for pair, scores in self.values[first].items()
+            }
+            test = statistics.over_pairs({pair: gap for pair, gap in gaps.items() if gap})
+            below = test is not None and test.p is not None and _below(test.p * tests) and test.mean >= self.step
+            found += [] if below else [method]
+        return found
 
     def ties(self) -> set[tuple[Pair, str]]:
         """Cells that cannot be told apart from their column's best distillation method, seeds paired, Holm-corrected.
@@ -123,6 +158,72 @@ def _compare_table(dataset: str, recipe: str, groups: Sequence[Group], wanted: s
     )
 
 
+def answer(comparison: Comparison) -> list[str]:
+    """The outcome in at most two sentences: the highest mean, and how sure that is."""
+    others = [method for method in comparison.methods if method not in (comparison.baseline, VANILLA)]
+    if comparison.baseline is None or not others:
+        return sentences(comparison)[:1]
+    means = {method: fmean(comparison.means(method).values()) for method in comparison.complete}
+    plain = means.pop(VANILLA, None)
+    if not means:
+        return ["No method has all seeds of every pair: means over other pairs cannot be compared."]
+    first, *rest = sorted(means, key=lambda method: -means[method])
+    others = [method for method in rest if method != comparison.baseline]
+    where = f"Over {len(comparison.pairs)} pairs" if comparison.pairs[1:] else pair_label(*comparison.pairs[0])
+    said = f"{where}: {first} has the highest mean accuracy"
+    if first != comparison.baseline:
+        said += f", {_gap(comparison, first)}"
+    elif rest:
+        said += f"; next is {rest[0]}, {_gap(comparison, rest[0])}"
+    if plain is not None and plain >= means[first]:
+        said += "; that of the plain student is as high or higher"
+    return [f"{said}.", *_certainty(comparison, first, others)]
+
+
+def _gap(comparison: Comparison, method: str) -> str:
+    """A difference to the baseline with its interval, and whether it may be claimed."""
+    (pair, *more), baseline = comparison.pairs, comparison.baseline
+    found = comparison.over_pairs.get(method) if more else comparison.over_seeds.get((method, pair))
+    if found is None:
+        return f"without a seed in common with {baseline}"
+    said = f"{found.mean:+.2f} points to {baseline}"
+    if abs(found.mean) < comparison.step:
+        return f"{said}, which is less than one of the {comparison.test_images:,} test images"
+    if found.low is None or found.high is None:
+        return said + (f" (no test: {found.untested})" if found.untested and not comparison.untested else "")
+    claimed = comparison.claimed(method) if more else _below(comparison.corrected[method, pair])
+    words = {True: "significant", False: "not significant", None: "not claimed: the ranks or a pair say the opposite"}
+    return f"{said} (95 % interval {found.low:+.2f} to {found.high:+.2f}; {words[claimed]})"
+
+
+def _certainty(comparison: Comparison, first: str, others: Sequence[str]) -> list[str]:
+    """Which methods cannot be told apart from the first, or why that cannot be said; at most one sentence."""
+    seeds = max((difference.n for difference in comparison.over_seeds.values()), default=0)
+    if not comparison.pairs[1:]:
+        if seeds < 2:
+            return ["With one seed no difference can be told from chance, and one pair says nothing of other pairs."]
+        near = [method for method in others if (comparison.pairs[0], method) in comparison.ties()]
+        said = f"{listed(near)} cannot be told apart from it here, and one pair" if near else "One pair"
+        return [f"{said} says nothing of other pairs."]
+    if comparison.untested:
+        significant, cells = _within_pairs(comparison)
+        within = ", nor within them with one seed"
+        if seeds > 1:
+            within = f"; within them, {significant} of {cells} differences to {comparison.baseline} are significant"
+        return [f"Nothing is claimed over pairs ({comparison.untested}){within}."]
+    near = comparison.not_below(first, others)
+    lower = [method for method in others if method not in near]
+    parts = [f"{listed(near)} cannot be told apart from it"] if near else []
+    parts += [f"{listed(lower)} {'is' if len(lower) == 1 else 'are'} significantly lower"] if lower else []
+    return [f"{'; '.join(parts)} (5 %, corrected for all pairs of methods)."] if parts else []
+
+
+def _within_pairs(comparison: Comparison) -> tuple[int, int]:
+    """Significant differences to the baseline within pairs, and all."""
+    cells = [place for place in comparison.over_seeds if place[0] != VANILLA]
+    return sum(_below(comparison.corrected[place]) for place in cells), len(cells)
+
+
 def sentences(comparison: Comparison) -> list[str]:
     """What the numbers allow to be said, and what they do not, as plain sentences."""
     if comparison.baseline is None:
@@ -130,21 +231,20 @@ def sentences(comparison: Comparison) -> list[str]:
     others = [method for method in comparison.methods if method not in (comparison.baseline, VANILLA)]
     if not others:
         return [f"Nothing to compare with {comparison.baseline}."]
-    pairs = {pair for of in comparison.values.values() for pair in of}
-    said = _over_pairs(comparison, others, len(pairs)) if len(pairs) > 1 else []
-    if len(pairs) == 1:
+    pairs = len(comparison.pairs)
+    said = _over_pairs(comparison, others, pairs) if pairs > 1 else []
+    if pairs == 1:
         said.append("One pair: nothing can be said of other pairs.")
     seeds = max(d.n for d in comparison.over_seeds.values()) if comparison.over_seeds else 0
     if seeds < 2:
         said.append("One seed: differences within a pair have no interval, and no p-value is given.")
     else:
-        cells = [(m, p, d) for (m, p), d in comparison.over_seeds.items() if m in others]
-        apart = sum(_below(comparison.corrected[m, p]) for m, p, _ in cells)
+        significant, cells = _within_pairs(comparison)
         said.append(
-            f"Within pairs, {apart} of {len(cells)} differences to {comparison.baseline} are significant "
+            f"Within pairs, {significant} of {cells} differences to {comparison.baseline} are significant "
             f"(paired by seed, {statistics.LEVEL:.0%}, Holm-corrected)."
         )
-        if untested_cells := sum(test.untestable for _, _, test in cells):
+        if untested_cells := sum(d.untestable for (m, _), d in comparison.over_seeds.items() if m in others):
             said.append(
                 f"{untested_cells} of them {'is' if untested_cells == 1 else 'are'} the same in all seeds: "
                 "without variance there is no test."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kdbench.core.record import Record
@@ -11,7 +11,7 @@ from kdbench.core.trial import PUBLISHED, Trial
 from kdbench.report import published
 from kdbench.report.epoch_rules import RULES
 from kdbench.report.groups import TEACHER, Group, finished, table_of
-from kdbench.report.scores import ROW_LABELS, WORST, by_pair, one_line, pair_label, seed_list
+from kdbench.report.scores import ROW_LABELS, WORST, by_pair, listed, one_line, pair_label, seed_list
 
 if TYPE_CHECKING:
     from kdbench.report.results import StudyResults
@@ -65,13 +65,6 @@ def _spread(counts: set[int]) -> list[str]:
     return notes
 
 
-def _listed(words: Iterable[str], most: int = 3, separator: str = ", ") -> str:
-    distinct = list(dict.fromkeys(words))
-    if len(distinct) > most + 1:
-        distinct = [*distinct[:most], f"{len(distinct) - most} more"]
-    return " and ".join([separator.join(distinct[:-1]), distinct[-1]] if len(distinct) > 1 else distinct)
-
-
 def _mixtures(groups: Sequence[Group]) -> list[str]:
     """Records of one table that were not made alike. n/a records were not made at all."""
     records = [record for group in groups for record in group.records if record.status != "n/a"]
@@ -84,7 +77,7 @@ def _mixtures(groups: Sequence[Group]) -> list[str]:
     mixed = {"torch": values("torch", records), "devices": values("device", records)}
     mixed["thread counts"] = sorted(values("threads", on_cpu), key=lambda count: (len(count), count))
     mixed["Pillow versions"] = values("pillow", [record for record in records if record.trial.data.encoded])
-    notes = [f"This table mixes {what} {_listed(of, 9)}." for what, of in mixed.items() if len(of) > 1]
+    notes = [f"This table mixes {what} {listed(of, 9)}." for what, of in mixed.items() if len(of) > 1]
     contents = {group.records[0].trial.data.content for group in groups}
     if len(contents) > 1:
         notes.append(f"This table mixes {len(contents)} versions of the images under one label.")
@@ -122,7 +115,7 @@ def _ends(groups: Sequence[Group], teachers: Sequence[Record]) -> list[str]:
     notes = []
     for (status, reason), cells in sorted(places.items(), key=lambda item: WORST.index(item[0][0])):
         seeds = {place: "" if status == "n/a" else f", {seed_list(list(of.values()))}" for place, of in cells.items()}
-        notes.append(f"{status}: {reason} ({_listed((place + seeds[place] for place in cells), separator='; ')})")
+        notes.append(f"{status}: {reason} ({listed((place + seeds[place] for place in cells), separator='; ')})")
     return notes
 
 
@@ -137,5 +130,5 @@ def _superseded(records: Sequence[Record]) -> list[str]:
     many = len(records) > 1
     return [
         f"{len(records)} superseded record{'s' if many else ''} left out: made with other code, settings, teacher, "
-        f"data or protocol than the newest ({_listed(map(_described, ordered), separator='; ')})."
+        f"data or protocol than the newest ({listed(map(_described, ordered), separator='; ')})."
     ]

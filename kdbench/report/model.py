@@ -42,7 +42,7 @@ class Cell:
     second_best: bool = False
     tied: bool = False  # cannot be told apart from the best
     tip: str = ""  # what a page says when it is pointed at
-    trials: str = ""  # the key of the trials behind it, see `StudyResults.trials`
+    trials: tuple[str, ...] = ()  # dataset, recipe, teacher, student and method of the trials behind it
 
     @property
     def number(self) -> str:
@@ -79,6 +79,7 @@ class Table:
     place: Place
     columns: Sequence[Heading]
     rows: Sequence[Row]
+    lead: Sequence[str] = ()  # what a reader should know first
     notes: Sequence[str] = ()  # beside those of its sheet
     corner: str = "method"
     parts: Sequence[int] = ()  # columns at which a narrow page begins a new part

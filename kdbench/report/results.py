@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ from kdbench.core.errors import UserError
 from kdbench.core.record import EpochMetrics, ProbeRecord, Record
 from kdbench.report import epoch_rules, footnotes, published
 from kdbench.report.groups import Group, Selection, select
-from kdbench.report.model import Place
+from kdbench.report.model import MakeSheet, Place, Registered, Sheet
 from kdbench.report.scores import Column, Score, accuracy_rows, frame
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class StudyResults:
     """What the command `figures` wrote: the long form of its fidelity table."""
     folder_notes: Sequence[str] = ()
     """Of records that lie in several folders."""
+    _sheets: dict[str, Sheet | None] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
     def records(self) -> Sequence[Record]:
@@ -114,11 +115,12 @@ class StudyResults:
         return list(dict.fromkeys(record.trial.id for group in self.groups for record in group.done))
 
     @cached_property
-    def trials(self) -> Mapping[str, Group]:
-        """What stands behind a cell: the trials of each group, by their key."""
-        return {self.trials_key(g.dataset, g.recipe, g.teacher, g.student, g.method): g for g in self.groups}
+    def kinds(self) -> Mapping[str, str]:
+        """What each method distills, as far as its records say so."""
+        return {group.method: kind for group in self.groups if (kind := group.records[0].trial.kind)}
 
-    @staticmethod
-    def trials_key(*place: str) -> str:
-        """Of dataset, recipe, teacher, student and method."""
-        return "|".join(place)
+    def sheet(self, table: Registered[MakeSheet]) -> Sheet | None:
+        """The sheet of a registered table, made once; None if these results have nothing of it."""
+        if table.name not in self._sheets:
+            self._sheets[table.name] = table.make(self)
+        return self._sheets[table.name]

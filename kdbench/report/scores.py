@@ -138,6 +138,14 @@ def seed_list(records: Sequence[Record]) -> str:
     return f"seed{'s' if len(records) > 1 else ''} {numbers}"
 
 
+def listed(words: Iterable[str], most: int = 3, separator: str = ", ") -> str:
+    """`a, b, c and 4 more`."""
+    distinct = list(dict.fromkeys(words))
+    if len(distinct) > most + 1:
+        distinct = [*distinct[:most], f"{len(distinct) - most} more"]
+    return " and ".join([separator.join(distinct[:-1]), distinct[-1]] if len(distinct) > 1 else distinct)
+
+
 def one_line(reason: str | None) -> str:
     return " ".join((reason or "no reason was recorded").split())
 
@@ -244,7 +252,7 @@ def grid(
         Row(row_label(method), [cell(row) if (row := by_cell.get((of, method))) else Cell() for of in columns])
         for method in method_order(rows)
     ]
-    return Table(title, place, [heading(of) for of in columns], lines, notes, parts=parts)
+    return Table(title, place, [heading(of) for of in columns], lines, notes=notes, parts=parts)
 
 
 def cell_key(row: dict[str, Any]) -> tuple[Column, str]:

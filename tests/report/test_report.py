@@ -40,7 +40,7 @@ def table(out: Path) -> list[dict[str, str]]:
 def test_files(tmp_path: Path) -> None:
     paths = written(study(["kd", "crd+kd"], [("resnet56", "resnet20")]), tmp_path)
     names = {path.relative_to(tmp_path).as_posix() for path in paths}
-    tabled = ("accuracy", "comparison", "cost", "metrics", "published", "ranks", "selection", "wins")
+    tabled = ("accuracy", "comparison", "cost", "metrics", "published", "ranks", "selection", "settings", "wins")
     drawn = ("accuracy", "curves", "cost", "gains")  # ranks need two pairs
     assert names == {
         "report.html",

@@ -22,6 +22,8 @@ def document(sheet: Sheet) -> str:
     for place, tables in by_place(sheet.tables):
         lines += [f"## {escape(', '.join(place))}", ""]
         for table in tables:
+            if table.lead:
+                lines += [escape(" ".join(table.lead)), ""]
             if table.notes:
                 lines += [*(f"- {escape(note)}" for note in table.notes), ""]
             lines += [f"### {escape(table.title)}", ""] if table.title else []
@@ -40,5 +42,5 @@ def _lines(table: Table) -> list[str]:
 
 
 def _cell(cell: Cell) -> str:
-    """Numbers and words of kdbench's own, with nothing to escape."""
-    return (f"**{cell.text}**" if cell.best else cell.text) + (f"<br>{cell.second}" if cell.second else "")
+    text = escape(cell.text) if isinstance(cell.value, str) else cell.text  # numbers have nothing to escape
+    return (f"**{text}**" if cell.best else text) + (f"<br>{cell.second}" if cell.second else "")

@@ -14,13 +14,13 @@ from jinja2 import Environment, StrictUndefined
 
 from kdbench.core.record import Record
 from kdbench.report.commands import command
-from kdbench.report.comparison import sentences
 from kdbench.report.groups import Group, finished
 from kdbench.report.model import Place, Sheet, Table
 from kdbench.report.results import StudyResults
 from kdbench.report.scores import places
 
 TITLE = "Knowledge distillation, compared"
+NOTHING = "No pair of teacher and student has been trained."
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Section:
     """All of one (dataset, recipe)."""
 
     name: str
+    answer: str
     words: Sequence[str]
     tables: Sequence[tuple[str, Table]]  # with their titles
     charts: Sequence[Mapping[str, str]]  # name and drawing
@@ -37,7 +38,7 @@ def page(results: StudyResults, sheets: Sequence[Sheet], charts: Mapping[Place, 
     """The page. `charts` are SVG files by table and name."""
     sections: list[Section] = []
     for place in places(results.accuracy):
-        study, name = results.comparison(place), ", ".join(place)
+        name = ", ".join(place)
         shown = [
             (", ".join(filter(None, (sheet.title, table.title))), table)
             for sheet in sheets
@@ -51,8 +52,10 @@ def page(results: StudyResults, sheets: Sequence[Sheet], charts: Mapping[Place, 
             }
             for kind, content in charts.get(place, {}).items()
         ]
-        words = sentences(study) if study else ["No pair of teacher and student has been trained."]
-        sections.append(Section(name, words, shown, pictures))
+        answers = [table for _, table in shown if table.lead]
+        answer = " ".join(sentence for table in answers for sentence in table.lead) or NOTHING
+        words = [note for table in answers for note in table.notes if note not in answer]
+        sections.append(Section(name, answer, words, shown, pictures))
     records = results.records
     newest = max((finished(record) for record in records), default=None)
     subtitle = f"{len(records)} trials" + (f", the newest of {newest:%Y-%m-%d}" if newest else "")
@@ -65,7 +68,9 @@ def page(results: StudyResults, sheets: Sequence[Sheet], charts: Mapping[Place, 
         failures=_failures(records),
         sheets=sheets,
         environment=_environment(records),
-        details={key: _details(group) for key, group in results.trials.items()},
+        numbers={_place(group): number for number, group in enumerate(results.groups)},
+        details=[_details(group) for group in results.groups],
+        kinds=results.kinds,
     )
 
 
@@ -87,6 +92,11 @@ def inline(svg: str, name: str, prefix: str) -> str:
 
 def _number(value: float | None, decimals: int = 2) -> str:
     return "" if value is None or value != value else f"{value:.{decimals}f}"
+
+
+def _place(group: Group) -> tuple[str, ...]:
+    """As `Cell.trials`."""
+    return group.dataset, group.recipe, group.teacher, group.student, group.method
 
 
 def _details(group: Group) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def _table(
             second_best=key in second,
             tied=key in results.ties,
             tip=_difference(row, study),
-            trials=results.trials_key(*place, row["teacher"], row["student"], row["method"]),
+            trials=(*place, row["teacher"], row["student"], row["method"]),
         )
 
     columns = list(dict.fromkeys(map(column, rows)))

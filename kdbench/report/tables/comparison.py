@@ -8,7 +8,7 @@ import pandas as pd
 
 from kdbench.core.trial import VANILLA
 from kdbench.report import statistics
-from kdbench.report.comparison import Comparison, sentences
+from kdbench.report.comparison import Comparison, answer, sentences
 from kdbench.report.model import Cell, Row, Sheet, Table, table
 from kdbench.report.results import StudyResults
 from kdbench.report.statistics import Difference, Pair
@@ -46,7 +46,7 @@ def _table(study: Comparison) -> Table:
     ]
     columns = [("points",), ("95 % interval",), ("p (Holm)",), ("pairs",)]
     title = f"above {study.baseline}, over pairs" if study.baseline else ""
-    return Table(title, (study.dataset, study.recipe), columns, rows, sentences(study))
+    return Table(title, (study.dataset, study.recipe), columns, rows, answer(study), sentences(study))
 
 
 def _frame(results: StudyResults) -> pd.DataFrame:

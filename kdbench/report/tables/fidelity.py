@@ -50,6 +50,7 @@ class Measured:
     method: str
     seed: int
     values: dict[str, float]
+    weights: str = ""  # SHA-256 of the network, if it is known
 
 
 def fidelity(measured: Sequence[Measured]) -> pd.DataFrame:
@@ -60,12 +61,13 @@ def fidelity(measured: Sequence[Measured]) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for place, of in sorted(groups.items(), key=lambda item: _order(item[0])):
         row: dict[str, Any] = dict(zip(_PLACE, place, strict=True)) | {"n": len(of)}
+        row["weights"] = " ".join(item.weights[:12] for item in of if item.weights)
         for name in MEASURES:
             known = [item.values[name] for item in of if name in item.values]
             row[f"{name}_mean"] = fmean(known) if known else float("nan")
             row[f"{name}_sd"] = stdev(known) if len(known) > 1 else float("nan")
         rows.append(row)
-    columns = [*_PLACE, "n", *(f"{name}_{part}" for name in MEASURES for part in ("mean", "sd"))]
+    columns = [*_PLACE, "n", *(f"{name}_{part}" for name in MEASURES for part in ("mean", "sd")), "weights"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -81,6 +83,7 @@ def from_records(results: StudyResults) -> list[Measured]:
             group.method,
             record.trial.seed,
             {"top1": top1, **{name: record.metrics[name] for name in MEASURES if name in record.metrics}},
+            record.weights_sha256 or "",
         )
         for group in results.groups
         if group.teacher
@@ -96,10 +99,24 @@ def _order(place: tuple[str, ...]) -> tuple[Any, ...]:
 
 @table("metrics", order=50)
 def metrics(results: StudyResults) -> Sheet:
-    """What the records hold, which needs no networks; shown is what the command `figures` measured, if it did."""
+    """What the records hold, which needs no networks; shown is what `figures` measured of the same networks."""
     own = fidelity(from_records(results))
-    shown = own if results.measured is None else results.measured
-    return Sheet(TITLE, own, _tables(shown), NOTES)
+    return Sheet(TITLE, own, _tables(_shown(results, own)), NOTES)
+
+
+def _shown(results: StudyResults, own: pd.DataFrame) -> pd.DataFrame:
+    """What was measured of the pairs whose networks are still the same; for all else what is recorded."""
+    if results.measured is None:
+        return own
+    current = {(record.weights_sha256 or "")[:12] for group in results.groups for record in group.done}
+    pairs: dict[tuple[Any, ...], list[dict[Any, Any]]] = {}
+    for row in results.measured.fillna({"weights": ""}).to_dict("records"):
+        pairs.setdefault(tuple(row[name] for name in _PLACE[:4]), []).append(row)
+    rows = {tuple(row[name] for name in _PLACE): row for row in own.to_dict("records")}
+    for of_pair in pairs.values():
+        if {word for row in of_pair for word in str(row["weights"]).split()} <= current:
+            rows |= {tuple(row[name] for name in _PLACE): row for row in of_pair}
+    return pd.DataFrame([rows[place] for place in sorted(rows, key=_order)], columns=own.columns)
 
 
 def sheet(measured: Sequence[Measured]) -> Sheet:

@@ -44,7 +44,7 @@ def _table(place: tuple[str, str], rows: list[dict[str, Any]]) -> Table:
     columns = [("ours (n)",), ("published",), ("difference",), ("verdict",), ("seeds there",)]
     sources = ", ".join(dict.fromkeys(row["source"] for row in rows))
     note = f"Published: {sources}; the interval is that of our mean over seeds."
-    return Table("", place, columns, lines, [note], corner="pair: method")
+    return Table("", place, columns, lines, notes=[note], corner="pair: method")
 
 
 def versus_published(results: StudyResults) -> pd.DataFrame:
