@@ -186,7 +186,7 @@ def _gap(comparison: Comparison, method: str) -> str:
     found = comparison.over_pairs.get(method) if more else comparison.over_seeds.get((method, pair))
     if found is None:
         return f"without a seed in common with {baseline}"
-    said = f"{found.mean:+.2f} points to {baseline}"
+    said = f"{abs(found.mean):.2f} points {'above' if found.mean >= 0 else 'below'} {baseline}"
     if abs(found.mean) < comparison.step:
         return f"{said}, which is less than one of the {comparison.test_images:,} test images"
     if found.low is None or found.high is None:
@@ -214,6 +214,8 @@ def _certainty(comparison: Comparison, first: str, others: Sequence[str]) -> lis
     near = comparison.not_below(first, others)
     lower = [method for method in others if method not in near]
     parts = [f"{listed(near)} cannot be told apart from it"] if near else []
+    if len(near) == len(others) > 3:
+        parts = [f"None of the {len(near)} others can be told apart from it"]
     parts += [f"{listed(lower)} {'is' if len(lower) == 1 else 'are'} significantly lower"] if lower else []
     return [f"{'; '.join(parts)} (5 %, corrected for all pairs of methods)."] if parts else []
 

@@ -32,7 +32,8 @@ def cost(results: StudyResults, place: Place) -> Figure | None:
     for method, (times, gain) in points.items():
         on = method in front
         axes.plot(times, gain, "o" if on else "s", color=style.PALETTE[0] if on else style.GRAY, markersize=5)
-        axes.annotate(method, (times, gain), textcoords="offset points", xytext=(5, 3), fontsize=style.FONT)
+        if on or method == results.baseline or len(points) <= style.MANY:
+            axes.annotate(method, (times, gain), textcoords="offset points", xytext=(5, 3), fontsize=style.FONT)
     line = [points[method] for method in front]
     axes.step([x for x, _ in line], [y for _, y in line], where="post", color=style.PALETTE[0], linewidth=1)
     axes.axhline(0, color="black", linestyle="--", linewidth=1)

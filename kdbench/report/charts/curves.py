@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from math import ceil
+from statistics import fmean
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -41,9 +43,11 @@ def curves(results: StudyResults, place: Place) -> Figure | None:
         return None
     rows = rows_of(results.accuracy, *place)
     ordered = method_order([{"method": method} for of_pair in lines.values() for method in of_pair])
-    methods = [method for method in ordered if method != VANILLA]
+    methods = _named([method for method in ordered if method != VANILLA], rows, results.baseline)
     teachers = {(r["teacher"], r["student"]): r["top1_mean"] for r in rows if r["method"] == TEACHER}
     keys = [_line_key(method, index) for index, method in enumerate(methods)]
+    if others := len(set(ordered) - {VANILLA, *methods}):
+        keys.append(Line2D([], [], color=style.GRAY, linewidth=0.5, label=f"{others} others, of lower mean"))
     if VANILLA in ordered:
         keys.insert(0, Line2D([], [], color="black", linewidth=2, label=f"{VANILLA} student"))
     if any(teachers.get(pair) is not None for pair in lines):
@@ -59,6 +63,18 @@ def curves(results: StudyResults, place: Place) -> Figure | None:
         floor = _floor(lines[pair].values())
         axes.set_ylim(bottom=floor if floor is None or height is None else min(floor, height - 0.5))
     return figure
+
+
+def _named(methods: Sequence[str], rows: Sequence[Mapping[str, Any]], baseline: str) -> list[str]:
+    """All methods, or of many the best by their mean over pairs, and the baseline: more lines cannot be told apart."""
+    if len(methods) <= style.MANY:
+        return list(methods)
+    means = {
+        method: [row["top1_mean"] for row in rows if row["method"] == method and row["top1_mean"] is not None]
+        for method in methods
+    }
+    best = sorted(methods, key=lambda method: -fmean(means[method] or [0.0]))[: style.MANY // 2]
+    return [method for method in methods if method in best or method == baseline]
 
 
 def _floor(lines: Iterable[Sequence[Sequence[EpochMetrics]]]) -> float | None:
@@ -94,6 +110,9 @@ def _draw_lines(axes: Axes, lines: Mapping[str, Sequence[Sequence[EpochMetrics]]
             continue
         columns = [[of_seed[epoch] for of_seed in values] for epoch in epochs]
         mean = [sum(column) / len(column) for column in columns]
+        if method not in (VANILLA, *methods):
+            axes.plot(epochs, mean, color=style.GRAY, linewidth=0.5, zorder=1.5)
+            continue
         if method == VANILLA:
             color: str = "black"
             axes.plot(epochs, mean, color=color, linewidth=2, zorder=4)

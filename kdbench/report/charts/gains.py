@@ -11,6 +11,9 @@ from kdbench.report.results import StudyResults
 from kdbench.report.scores import pair_label
 
 
+_BOLD = "bold: the 95 % interval leaves out zero (paired by seed, uncorrected)"
+
+
 @chart("gains", order=40)
 def gains(results: StudyResults, place: Place) -> Figure | None:
     """A heat map: points gained over the baseline, a row a method and a column a pair; None without any."""
@@ -26,7 +29,8 @@ def gains(results: StudyResults, place: Place) -> Figure | None:
     names = [pair_label(*pair) for pair in pairs]
     below = max(map(style.text_width, names)) * 0.75
     title = f"{', '.join(place)}: points above {study.baseline}"
-    figure = style.blank(1.2 + left + 0.62 * len(pairs), 1.2 + below + 0.24 * len(methods), title)
+    width = max(1.2 + left + 0.62 * len(pairs), style.text_width(_BOLD) + 0.2)
+    figure = style.blank(width, 1.2 + below + 0.24 * len(methods), title)
     axes = figure.subplots()
     limit = float(np.nanmax(np.abs(table))) or 1.0
     shown = axes.imshow(table, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto")
@@ -43,6 +47,5 @@ def gains(results: StudyResults, place: Place) -> Figure | None:
     axes.grid(visible=False)
     figure.colorbar(shown, ax=axes, label="points")
     if any(difference.significant is not None for difference in study.over_seeds.values()):
-        words = "bold: the 95 % interval leaves out zero (paired by seed, uncorrected)"
-        figure.supxlabel(words, fontsize=style.FONT, x=0.01, ha="left")
+        figure.supxlabel(_BOLD, fontsize=style.FONT, x=0.01, ha="left")
     return figure

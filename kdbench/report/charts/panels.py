@@ -26,7 +26,6 @@ _FOOT = 0.42  # and its label
 _EDGE = 0.15
 _KEY = 0.165  # a line of the legend
 _HANDLE = 0.7  # a legend's line, beside its words
-_LONGEST = 28  # lines of a legend beside the panels, before it has another column
 
 
 def groups_of(results: StudyResults, place: Place) -> list[Group]:
@@ -52,12 +51,11 @@ def make_panels(
     across = count if count <= 3 else 2 if count == 4 else 3 if count <= 9 else 4
     down = ceil(count / across)
     panel = max(_PANEL, max(style.text_width(name, style.TITLE) for pair in pairs for name in pair) + 0.4)
-    key = max(style.text_width(str(key.get_label())) for key in keys) + _HANDLE
-    beside = ceil(len(keys) / _LONGEST)
-    right = _EDGE + (beside * key if ylabel else 0)
+    words = [style.text_width(str(key.get_label())) + _HANDLE for key in keys]
+    right = _EDGE + (max(words) if ylabel else 0)
     left = labels + 0.15
     width = max(left + across * panel + right, style.title_width(title) + right)
-    columns = beside if ylabel else max(1, min(len(keys), int(width / key)))
+    columns = 1 if ylabel else len(keys) if sum(words) <= width else max(1, int(width / max(words)))
     legend = _KEY * ceil(len(keys) / columns) + _EDGE
     below = 0 if ylabel else legend
     between = _HEAD + (_NUMBERS if count % across == 0 else _FOOT)  # some panel above the last row has a label too

@@ -29,6 +29,7 @@ FAMILY = "DejaVu Sans"  # comes with matplotlib: charts are the same everywhere
 FONT = 8.0  # points
 TITLE = 9.0
 DPI = 150
+MANY = 20  # methods, above which a chart names only some of them
 SETTINGS: Any = {  # rcParams; their type has changed between releases of matplotlib
     "font.family": FAMILY,
     "font.size": FONT,
@@ -85,7 +86,8 @@ def blank(
     """
     figure = Figure(figsize=(max(width, title_width(title) + legend), height), dpi=DPI, layout=layout)
     FigureCanvasAgg(figure)
-    figure.suptitle(title, x=0.01, y=1 - 0.06 / height, ha="left", va="top", fontweight="bold")
+    place: dict[str, Any] = {} if layout else {"y": 1 - 0.06 / height, "va": "top"}
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold", **place)
     return figure
 
 
