@@ -10,7 +10,6 @@ from kdbench.report.model import Place, chart
 from kdbench.report.results import StudyResults
 from kdbench.report.scores import pair_label
 
-
 _BOLD = "bold: the 95 % interval leaves out zero (paired by seed, uncorrected)"
 
 
