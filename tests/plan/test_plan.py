@@ -52,6 +52,15 @@ def test_teachers_come_first_with_seed_0_only_and_students_with_every_seed() -> 
     ]
 
 
+def test_trials_say_of_what_kind_their_method_is_and_which_settings_are_no_defaults() -> None:
+    trials = {trial.method: trial for trial in plan(study("kd,one,one(alpha=0.25)+kd")).trials}
+    assert {method: trial.kind for method, trial in trials.items()} == {
+        method: CATALOG.methods[trial.base].kind for method, trial in trials.items()
+    }
+    assert trials["one"].changed == ()
+    assert set(trials["one(alpha=0.25)+kd"].changed or ()) == {"alpha", "kd_weight"}
+
+
 def test_published_settings_are_those_of_the_pair() -> None:
     planned = plan(study("new,new@published", seeds=(0,), pair="big:small,small:small"))
     first, second = (cohort.trials for cohort in planned.cohorts[1:])

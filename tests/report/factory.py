@@ -50,6 +50,9 @@ def trained(
     finished: str = "2026-01-01T00:00:00Z",
     own: float = 1.5,
     cost: dict[str, Value] | None = None,
+    settings: dict[str, Value] | None = None,
+    kind: str = "",
+    changed: tuple[str, ...] | None = None,
 ) -> Record:
     """One record; vanilla ones train the pair's second architecture without its first."""
     sources = teachers or tuple(TeacherSource(arch, trial=f"vanilla-{arch}") for arch in pair[0].split("+"))
@@ -61,10 +64,12 @@ def trained(
         () if method == VANILLA else sources,
         method,
         method.partition("(")[0].removesuffix("+kd"),
-        {"ce_weight": 1.0},
+        settings or {"ce_weight": 1.0},
         code,
         seed,
         precision,
+        kind=kind,
+        changed=changed,
     )
     value = top1 if status == "done" else None
     known = value is not None

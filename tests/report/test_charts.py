@@ -17,7 +17,7 @@ from kdbench.core.trial import VANILLA
 from kdbench.report import published
 from kdbench.report.charts import style
 from kdbench.report.charts.accuracy import accuracy
-from kdbench.report.charts.curves import curves
+from kdbench.report.charts.curves import band, curves
 from kdbench.report.results import StudyResults
 from tests.report.factory import epochs, study, trained
 
@@ -129,6 +129,33 @@ def test_curves_are_means_over_seeds() -> None:
         band = axes.collections[0].get_paths()[0].get_extents()
         assert band.y1 == pytest.approx(80.0)
         assert (axes.get_xlabel(), axes.get_ylabel()) == ("epoch", "top-1 accuracy (%)")
+
+
+def test_of_many_methods_the_curves_of_the_best_have_names_and_the_others_stay() -> None:
+    records = [trained(f"m{number:02}", 60 + number / 10) for number in range(30)] + [trained("kd", 50.0)]
+    with style.house_style():
+        figure = by_epoch(records)
+    assert figure is not None
+    words = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert words == ["teacher (last epoch)", "kd", *(f"m{n}" for n in range(20, 30)), "20 others, of lower mean"]
+    (axes,) = figure.axes
+    assert sum(len(numbers(line.get_xdata())) == 24 for line in axes.lines) == 31
+
+
+def test_a_band_of_few_corners_still_holds_all_points() -> None:
+    stream = np.random.default_rng(0)
+    low, high = stream.uniform(40, 50, 500), stream.uniform(50, 60, 500)
+    outline = band(range(1, 501), list(low), list(high))
+    assert len(outline) <= 2 * 62
+    upper, lower = outline[: len(outline) // 2], outline[len(outline) // 2 :][::-1]
+    assert (upper[0, 0], upper[-1, 0]) == (1, 500)
+    for edge, values, extreme in ((upper, high, max), (lower, low, min)):
+        for epoch, corner in edge:  # as far as half the way to the next corner
+            near = values[max(0, int(epoch) - 1 - 4) : int(epoch) + 4]
+            assert corner == extreme(near)
+    exact = band(range(1, 11), list(low[:10]), list(high[:10]))
+    assert exact[:10, 1].tolist() == high[:10].tolist()
+    assert exact[10:, 1].tolist() == low[:10][::-1].tolist()
 
 
 def test_nothing_to_draw() -> None:

@@ -9,12 +9,13 @@ import pytest
 
 from kdbench.core.record import Record
 from kdbench.core.trial import VANILLA
-from kdbench.report import comparison
+from kdbench.report import comparison, statistics
 from kdbench.report.charts import style
 from kdbench.report.charts.cost import cost, pareto_front
 from kdbench.report.charts.gains import gains
 from kdbench.report.charts.ranks import ranks
 from kdbench.report.results import StudyResults
+from kdbench.report.statistics import Difference
 from kdbench.report.tables.comparison import comparison as comparison_sheet
 from kdbench.report.tables.wins import wins
 from tests.report.factory import texts, trained
@@ -64,6 +65,74 @@ def test_the_right_winner_is_found() -> None:
     assert len(frame) == 3 * 6 + 3
     won = texts(wins(StudyResults(known())).tables[0])
     assert (won.loc["icd", "kd"], won.loc["icd", "icd"]) == ("6/0/0", "–")
+
+
+def answer(records: list[Record], baseline: str = "kd") -> list[str]:
+    (study,) = StudyResults(records, baseline=baseline).comparisons
+    return comparison.answer(study)
+
+
+def test_two_sentences_answer_which_method_is_best_and_how_sure_that_is() -> None:
+    (study,) = StudyResults(known()).comparisons
+    icd = study.over_pairs["icd"]
+    assert answer(known()) == [
+        f"Over 6 pairs: icd has the highest mean accuracy, {icd.mean:.2f} points above kd (95 % interval "
+        f"{icd.low:+.2f} to {icd.high:+.2f}; significant).",
+        "crd is significantly lower (5 %, corrected for all pairs of methods).",
+    ]
+    # Without icd, a tenth of a point is left between two methods whose noise is twice that.
+    first, second = answer([record for record in known() if record.trial.method != "icd"], baseline=VANILLA)
+    assert "crd has the highest mean accuracy, 2.0" in first
+    assert "above vanilla (95 % interval" in first
+    assert second == "kd cannot be told apart from it (5 %, corrected for all pairs of methods)."
+    first, second = answer(known(), baseline="icd")
+    assert first.startswith("Over 6 pairs: icd has the highest mean accuracy; next is crd, 1.3")
+    assert "points below icd (95 % interval -1." in first
+    assert second == "crd and kd are significantly lower (5 %, corrected for all pairs of methods)."
+
+
+@pytest.mark.parametrize(("p", "mean", "near"), [(0.009, 1.0, ["crd"]), (0.008, 1.0, []), (0.008, 0.009, ["crd"])])
+def test_what_is_below_the_first_is_below_after_all_pairs_of_methods_and_by_an_image(
+    p: float, mean: float, near: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (study,) = StudyResults(known()).comparisons  # four methods, six pairs of them; an image is 0.01 points
+    monkeypatch.setattr(statistics, "over_pairs", lambda gaps: Difference(mean, 6, 0.1, 2.0, p))
+    assert study.not_below("icd", ["crd"]) == near
+
+
+def test_the_answer_says_plainly_where_nothing_may_be_claimed() -> None:
+    first, second = answer(known(pairs=3))
+    assert first.startswith("Over 3 pairs: icd has the highest mean accuracy, 1.")
+    assert first.endswith(" points above kd.")  # no interval
+    assert second.startswith("Nothing is claimed over pairs (5 pairs are needed, and 3 are there); within them, ")
+    assert answer(known(seeds=1))[1] == (
+        "Nothing is claimed over pairs (two seeds are needed that all pairs have), nor within them with one seed."
+    )
+    assert answer(known(seeds=1, pairs=1))[1] == (
+        "With one seed no difference can be told from chance, and one pair says nothing of other pairs."
+    )
+    first, second = answer(known(pairs=1))
+    assert first.startswith("resnet56 → resnet20: icd has the highest mean accuracy, 1.")
+    assert "significant)" in first
+    assert second == "One pair says nothing of other pairs."
+    assert answer([trained(VANILLA), trained("kd", 71.0)]) == ["Nothing to compare with kd."]
+    assert answer([trained("crd", 71.0), trained("icd", 71.0)])[0].startswith("No baseline")
+
+
+def test_the_answer_passes_over_chosen_means_small_steps_and_the_plain_student() -> None:
+    failed = [
+        replace(record, top1=None, status="failed", reason="x")
+        if (record.trial.method, record.trial.seed, record.trial.teacher) == ("icd", 0, "ResNet50")
+        else record
+        for record in known()
+    ]
+    assert answer(failed)[0].startswith("Over 6 pairs: crd has the highest mean accuracy")
+    coarse = [replace(r, trial=replace(r.trial, data=replace(r.trial.data, test=50))) for r in known()]
+    assert "points above kd, which is less than one of the 50 test images." in answer(coarse)[0]
+    plain = [replace(r, top1=r.top1 + 9) if r.top1 and r.trial.method == VANILLA else r for r in known()]
+    assert answer(plain)[0].endswith("; that of the plain student is as high or higher.")
+    lacking = [r for r in known() if (r.trial.teacher or PAIRS[0][0]) == PAIRS[0][0] or r.trial.method == "kd"]
+    assert answer(lacking)[0].startswith("Over 6 pairs: kd has the highest mean accuracy")
 
 
 def test_differences_that_are_the_same_in_all_seeds_are_called_untested() -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
 
+from kdbench.core.record import Record
 from kdbench.report import write_picture, write_sheet
 from kdbench.report.charts import pictures, style
-from kdbench.report.tables.fidelity import Measured, sheet
+from kdbench.report.results import StudyResults
+from kdbench.report.tables.fidelity import Measured, metrics, sheet
+from tests.report.factory import PAIR, trained
 
 PLACE = ("digits", "digits", "resnet20", "resnet8")
 
@@ -32,6 +36,25 @@ def test_means_over_seeds_and_absent_measures(tmp_path: Path) -> None:
     assert "| icd | 3 | 81.00 ± 1.00 | 0.500 ± 0.000 | – |" in text
     assert "## digits, digits" in text
     assert "### resnet20 → resnet8" in text
+
+
+def test_measurements_of_networks_that_were_trained_again_are_not_shown() -> None:
+    def record(method: str, seed: int, weights: str) -> Record:
+        return replace(trained(method, 70.0, seed), weights_sha256=weights * 64, metrics={"kl": 0.1})
+
+    def shown(records: list[Record]) -> list[tuple[str, str, str]]:
+        frame = sheet(
+            [Measured(*place, "kd", seed, {"kl": 0.9}, weights * 64) for seed, weights in enumerate("ab")]
+        ).frame
+        (table,) = metrics(StudyResults(records, measured=frame)).tables
+        kl = [heading for (heading,) in table.columns].index("KL to teacher")
+        return [(row.label, row.cells[0].text, row.cells[kl].text) for row in table.rows]
+
+    place = ("cifar100", "paper", *PAIR)
+    same = [record("kd", 0, "a"), record("kd", 1, "b")]
+    assert shown(same) == [("kd", "2", "0.900 ± 0.000")]
+    assert shown([*same, record("crd", 0, "c")]) == [("kd", "2", "0.900 ± 0.000"), ("crd", "1", "0.100")]
+    assert shown([record("kd", 0, "a"), record("kd", 1, "x")]) == [("kd", "2", "0.100 ± 0.000")]
 
 
 def panels(figure: object) -> list[Axes]:

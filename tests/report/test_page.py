@@ -13,7 +13,7 @@ import pytest
 from kdbench.report import write_report
 from kdbench.report.commands import command
 from kdbench.report.results import StudyResults
-from tests.report.factory import PART, trained
+from tests.report.factory import PART, study, trained
 from tests.report.test_comparison import PAIRS, known
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -23,7 +23,8 @@ HOSTILE = "<script>alert(1)</script> & </script>"
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("page")
-    records = known()
+    kinds = {"kd": "logits", "crd": "contrastive", "icd": "contrastive"}
+    records = [replace(r, trial=replace(r.trial, kind=kinds.get(r.trial.method, ""))) for r in known()]
     records += [trained("fsp", None, pair=PAIRS[0], status="n/a", reason="maps of other sizes")]
     records += [trained("rkd", None, 0, pair=PAIRS[0], status="failed", reason=HOSTILE)]
     records += [trained("sp", None, 1, pair=PAIRS[0], status="diverged", reason="the loss was not finite")]
@@ -94,6 +95,13 @@ def test_in_a_browser(page: Path, browser: Any) -> None:
     }
     for name in ("#methods", "#pairs"):
         tab.locator(name).fill("")
+    assert tab.locator("#kind option").all_inner_texts() == ["all kinds", "contrastive", "logits"]
+    tab.locator("#kind").select_option("contrastive")
+    assert set(names.all_inner_texts()) == {"crd", "icd"}
+    assert {text.split(": ")[1] for text in rules.all_inner_texts()} == {"crd", "icd"}
+    recipe = tab.locator("table.sortable", has_text="weight decay").locator("tbody tr:visible")
+    assert recipe.count() == 9  # which is of no kind, and stays
+    tab.locator("#kind").select_option("all kinds")
     assert sorted(names.all_inner_texts()) == sorted(before)
     assert heads.count() == 1 + len(PAIRS)
 
@@ -115,6 +123,51 @@ def test_in_a_browser(page: Path, browser: Any) -> None:
     assert tab.evaluate(ground) != light
     assert said == []
     assert {url.split(":")[0] for url in requested} <= {"file", "data"}
+
+
+def test_the_first_screen_has_the_answer_and_folds_the_rest_until_it_is_printed(page: Path, browser: Any) -> None:
+    tab = browser.new_page(viewport={"width": 390, "height": 800})
+    tab.goto(page.as_uri())
+    answer = tab.locator("#summary .answer")
+    assert answer.bounding_box()["y"] + answer.bounding_box()["height"] < 800
+    assert answer.inner_text().startswith("Over 6 pairs: icd has the highest mean accuracy, 1.")
+    more = tab.locator("#summary details li")
+    assert more.count() >= 3
+    assert more.locator("visible=true").count() == 0
+    tab.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert more.locator("visible=true").count() == more.count()
+
+
+def test_records_without_kinds_have_no_choice_of_kinds(tmp_path: Path) -> None:
+    write_report(StudyResults(known()), tmp_path)
+    assert '<select id="kind"' not in (tmp_path / "report.html").read_text("utf-8")
+
+
+def test_a_cell_leads_to_its_own_trials_whatever_its_method_is_called(tmp_path: Path, browser: Any) -> None:
+    records = [trained("kd", 70.0, pair=("a", "b|c")), trained("c|kd", 71.0, pair=("a", "b"))]
+    write_report(StudyResults(records), tmp_path)
+    tab = browser.new_page()
+    tab.goto((tmp_path / "report.html").as_uri())
+    for value, title in (
+        ("70.00 (1)", "a → b|c, kd (cifar100, paper)"),
+        ("71.00 (1)", "a → b, c|kd (cifar100, paper)"),
+    ):
+        tab.locator("button[data-details]", has_text=value).click()
+        assert tab.locator("#details-title").inner_text() == title
+        tab.keyboard.press("Escape")
+
+
+def test_on_paper_nothing_is_cut_off(tmp_path: Path, browser: Any) -> None:
+    methods = [f"method{number}" for number in range(24)]
+    write_report(StudyResults(study(methods, PAIRS, seeds=2)), tmp_path)
+    tab = browser.new_page(viewport={"width": 700, "height": 900})  # about a page of A4
+    tab.emulate_media(media="print")
+    tab.goto((tmp_path / "report.html").as_uri())
+    overflow = "boxes => boxes.map(box => box.scrollWidth - box.clientWidth)"
+    boxes = tab.locator(".scroll:visible")
+    assert boxes.count() > 5
+    assert max(boxes.evaluate_all(overflow)) <= 1
+    assert tab.locator(".paper:visible").count() == 1  # wins, 25 columns
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

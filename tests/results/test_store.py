@@ -237,6 +237,18 @@ def test_a_forged_fingerprint_finds_no_file(store: Store) -> None:
     assert store.find("/../../etc/passwd") is None
 
 
+def test_records_from_before_kinds_were_kept_are_read(store: Store) -> None:
+    saved = store.save(replace(DONE, trial=replace(TRIAL, kind="features", changed=("k",))), ENVIRONMENT)
+    assert saved.trial.fingerprint == TRIAL.fingerprint
+    assert store.records()[0].trial.changed == ("k",)
+    path = store.runs / f"{TRIAL.id}.json"
+    content = load_checksummed(path)
+    del content["trial"]["kind"], content["trial"]["changed"]
+    path.write_bytes(dumps_checksummed(content))
+    (record,) = store.records()
+    assert (record.trial.kind, record.trial.changed, record.trial.fingerprint) == ("", None, TRIAL.fingerprint)
+
+
 def test_records_of_another_protocol_are_kept_but_not_read(store: Store) -> None:
     store.save(DONE, ENVIRONMENT)
     path = store.runs / f"{TRIAL.id}.json"

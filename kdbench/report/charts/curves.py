@@ -131,12 +131,12 @@ def _draw_lines(axes: Axes, lines: Mapping[str, Sequence[Sequence[EpochMetrics]]
                 zorder=3,
             )
         if len(values) > 1:
-            bands.append(_band(epochs, [min(column) for column in columns], [max(column) for column in columns]))
+            bands.append(band(epochs, [min(column) for column in columns], [max(column) for column in columns]))
             colors.append(color)
     axes.add_collection(PolyCollection(bands, facecolors=colors, alpha=0.12, linewidths=0, zorder=2))
 
 
-def _band(epochs: Sequence[int], low: Sequence[float], high: Sequence[float]) -> NDArray[np.float64]:
+def band(epochs: Sequence[int], low: Sequence[float], high: Sequence[float]) -> NDArray[np.float64]:
     """An outline [N, 2] around all points, of at most about 2 _CORNERS corners however many epochs there are."""
     step = ceil(len(epochs) / _CORNERS)
     corners = [*range(0, len(epochs) - 1, step), len(epochs) - 1]

@@ -22,8 +22,8 @@ def render(sheet: Sheet, width: int = WIDTH) -> list[RenderableType]:
     parts: list[RenderableType] = []
     for table in sheet.tables:
         title = f"{', '.join(table.place)}: {sheet.title}" + (f", {table.title}" if table.title else "")
-        parts += [Text(" ".join(table.lead), overflow="fold")] * bool(table.lead)
         parts += _parts(title, table, width) if table.rows else [Text(title, style="bold", overflow="fold")]
+        parts += [Text(" ".join(table.lead) + "\n", overflow="fold")] * bool(table.lead)
         parts += _notes(table.notes)
     return (parts or [Text(f"{sheet.title}: no results yet.")]) + _notes(sheet.notes)
 
