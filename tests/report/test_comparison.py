@@ -119,6 +119,24 @@ def test_the_answer_says_plainly_where_nothing_may_be_claimed() -> None:
     assert answer([trained("crd", 71.0), trained("icd", 71.0)])[0].startswith("No baseline")
 
 
+@pytest.mark.parametrize(
+    ("claimed", "words"),
+    [(True, "significant"), (False, "not significant"), (None, "not claimed: the ranks or a pair say the opposite")],
+)
+def test_the_answer_claims_what_the_comparison_does(
+    claimed: bool | None, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparison.Comparison, "claimed", lambda self, method: claimed)
+    assert answer(known())[0].endswith(f"; {words}).")
+
+
+def test_a_method_without_a_test_does_not_silence_the_answer() -> None:
+    few = [r for r in known() if r.trial.method != "kd" or (r.trial.teacher, r.trial.arch) in PAIRS[:3]]
+    first, second = answer(few, baseline=VANILLA)
+    assert "points above vanilla (95 % interval" in first
+    assert second == "crd is significantly lower (5 %, corrected for all pairs of methods)."
+
+
 def test_the_answer_passes_over_chosen_means_small_steps_and_the_plain_student() -> None:
     failed = [
         replace(record, top1=None, status="failed", reason="x")
