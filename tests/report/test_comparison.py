@@ -288,6 +288,21 @@ def test_charts_show_what_there_is() -> None:
         assert {text.get_text() for text in costs.axes[0].texts} == set(EFFECTS)
 
 
+def test_a_few_failures_do_not_set_the_scale_of_gains_and_many_methods_do_not_cover_the_costs() -> None:
+    records = [trained(VANILLA, 69.0), trained("kd", 70.0), *(trained(f"m{n}", 70 + n / 20) for n in range(30))]
+    place = ("cifar100", "paper")
+    with style.house_style():
+        for failed, limit in (([], 1.45), ([trained("failing", 10.0)], 1.35)):  # nine tenths of 32 are up to 1.35
+            found = gains(StudyResults([*records, *failed]), place)
+            assert found is not None
+            assert found.axes[0].images[0].get_clim() == pytest.approx((-limit, limit), abs=0.03)
+            assert len(found.axes[0].texts) == 31 + len(failed)
+        costs = cost(StudyResults(records), place)
+        assert costs is not None
+        assert {text.get_text() for text in costs.axes[0].texts} == {"kd", "m29"}  # the baseline and the front
+        assert len([line for line in costs.axes[0].lines if line.get_marker() in ("o", "s")]) == 31
+
+
 def test_the_front_has_what_nothing_beats() -> None:
     points = {"a": (1.0, 1.0), "b": (2.0, 3.0), "c": (3.0, 2.0), "d": (2.0, 1.0), "e": (1.0, 1.0)}
     assert pareto_front(points) == ["a", "e", "b"]

@@ -39,6 +39,8 @@ def test_means_over_seeds_and_absent_measures(tmp_path: Path) -> None:
 
 
 def test_measurements_of_networks_that_were_trained_again_are_not_shown() -> None:
+    place = "cifar100", "paper", PAIR[0], PAIR[1]
+
     def record(method: str, seed: int, weights: str) -> Record:
         return replace(trained(method, 70.0, seed), weights_sha256=weights * 64, metrics={"kl": 0.1})
 
@@ -50,7 +52,6 @@ def test_measurements_of_networks_that_were_trained_again_are_not_shown() -> Non
         kl = [heading for (heading,) in table.columns].index("KL to teacher")
         return [(row.label, row.cells[0].text, row.cells[kl].text) for row in table.rows]
 
-    place = ("cifar100", "paper", *PAIR)
     same = [record("kd", 0, "a"), record("kd", 1, "b")]
     assert shown(same) == [("kd", "2", "0.900 ± 0.000")]
     assert shown([*same, record("crd", 0, "c")]) == [("kd", "2", "0.900 ± 0.000"), ("crd", "1", "0.100")]

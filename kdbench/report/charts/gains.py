@@ -10,6 +10,7 @@ from kdbench.report.model import Place, chart
 from kdbench.report.results import StudyResults
 from kdbench.report.scores import pair_label
 
+_FAR = 3.0  # times the usual difference, from which a few failures no longer set the scale of the colors
 _BOLD = "bold: the 95 % interval leaves out zero (paired by seed, uncorrected)"
 
 
@@ -31,7 +32,8 @@ def gains(results: StudyResults, place: Place) -> Figure | None:
     width = max(1.2 + left + 0.62 * len(pairs), style.text_width(_BOLD) + 0.2)
     figure = style.blank(width, 1.2 + below + 0.24 * len(methods), title)
     axes = figure.subplots()
-    limit = float(np.nanmax(np.abs(table))) or 1.0
+    largest, usual = (float(np.nanquantile(np.abs(table), part)) for part in (1.0, 0.9))
+    limit = (usual if 0 < _FAR * usual < largest else largest) or 1.0
     shown = axes.imshow(table, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto")
     for row, column in np.ndindex(table.shape):
         value = table[row, column]
@@ -44,7 +46,7 @@ def gains(results: StudyResults, place: Place) -> Figure | None:
     axes.set_xticks(range(len(pairs)), names, rotation=45, ha="right", rotation_mode="anchor")
     axes.tick_params(length=0)
     axes.grid(visible=False)
-    figure.colorbar(shown, ax=axes, label="points")
+    figure.colorbar(shown, ax=axes, label="points", extend="both" if largest > limit else "neither")
     if any(difference.significant is not None for difference in study.over_seeds.values()):
         figure.supxlabel(_BOLD, fontsize=style.FONT, x=0.01, ha="left")
     return figure
