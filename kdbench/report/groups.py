@@ -31,6 +31,11 @@ class Group:
     records: tuple[Record, ...]  # in order of their seeds
 
     @property
+    def place(self) -> tuple[str, str, str, str, str]:
+        """Its row and column; see `Cell.trials`."""
+        return self.dataset, self.recipe, self.teacher, self.student, self.method
+
+    @property
     def done(self) -> tuple[Record, ...]:
         return tuple(record for record in self.records if record.status == "done" and record.top1 is not None)
 

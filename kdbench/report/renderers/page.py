@@ -68,7 +68,7 @@ def page(results: StudyResults, sheets: Sequence[Sheet], charts: Mapping[Place, 
         failures=_failures(records),
         sheets=sheets,
         environment=_environment(records),
-        numbers={_place(group): number for number, group in enumerate(results.groups)},
+        numbers={group.place: number for number, group in enumerate(results.groups)},
         details=[_details(group) for group in results.groups],
         kinds=results.kinds,
     )
@@ -92,11 +92,6 @@ def inline(svg: str, name: str, prefix: str) -> str:
 
 def _number(value: float | None, decimals: int = 2) -> str:
     return "" if value is None or value != value else f"{value:.{decimals}f}"
-
-
-def _place(group: Group) -> tuple[str, ...]:
-    """As `Cell.trials`."""
-    return group.dataset, group.recipe, group.teacher, group.student, group.method
 
 
 def _details(group: Group) -> dict[str, Any]:

@@ -34,24 +34,20 @@ def against(here: StudyResults, there: StudyResults) -> Sheet:
 
 def versus_study(here: StudyResults, there: StudyResults) -> pd.DataFrame:
     """One row per (dataset, recipe, teacher, student, method) of which both have finished seeds in common."""
-    other = {_place(group): group for group in there.groups}
+    other = {group.place: group for group in there.groups}
     rows: list[dict[str, Any]] = []
     for group in here.groups:
-        match = other.get(_place(group))
+        match = other.get(group.place)
         mine, theirs = _by_seed(group), _by_seed(match) if match else {}
         if difference := statistics.by_seed(mine, theirs):
             both = mine.keys() & theirs.keys()
             means = (sum(of[seed] for seed in both) / len(both) for of in (mine, theirs))
             rows.append(
-                dict(zip(COLUMNS, (*_place(group), difference.n, *means, *_numbers(difference), None), strict=True))
+                dict(zip(COLUMNS, (*group.place, difference.n, *means, *_numbers(difference), None), strict=True))
             )
     for row, p in zip(rows, statistics.holm([row["p"] for row in rows]), strict=True):
         row["p_holm"] = p
     return pd.DataFrame(rows, columns=list(COLUMNS))
-
-
-def _place(group: Group) -> tuple[str, str, str, str, str]:
-    return group.dataset, group.recipe, group.teacher, group.student, group.method
 
 
 def _by_seed(group: Group) -> dict[int, float]:

@@ -76,11 +76,7 @@ def from_records(results: StudyResults) -> list[Measured]:
     last = {record.trial.id: record.top1 for record in results.stored}  # whatever the rule
     return [
         Measured(
-            group.dataset,
-            group.recipe,
-            group.teacher,
-            group.student,
-            group.method,
+            *group.place,
             record.trial.seed,
             {"top1": top1, **{name: record.metrics[name] for name in MEASURES if name in record.metrics}},
             record.weights_sha256 or "",

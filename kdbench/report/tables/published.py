@@ -57,7 +57,6 @@ def versus_published(results: StudyResults) -> pd.DataFrame:
             continue
         difference = statistics.difference([score - entry.top1 for score in group.top1])
         assert difference is not None  # there is a score
-        place = (group.dataset, group.recipe, group.teacher, group.student, group.method)
         values = (
             difference.n,
             difference.mean + entry.top1,
@@ -67,7 +66,7 @@ def versus_published(results: StudyResults) -> pd.DataFrame:
             difference.high,
         )
         said = _verdict(group, difference, results.rule, entry.selection)
-        rows.append((*place, *values, said, entry.source, entry.origin, entry.selection, entry.seeds))
+        rows.append((*group.place, *values, said, entry.source, entry.origin, entry.selection, entry.seeds))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 

@@ -43,10 +43,9 @@ def _frame(results: StudyResults) -> pd.DataFrame:
     for group in results.groups:
         own = [stored[record.trial.id] for record in group.records]
         done = [record for record in own if record.status == "done" and record.top1 is not None]
-        place = (group.dataset, group.recipe, group.teacher, group.student, group.method)
         means = []
         for value, _ in RULES.values():
             known = [score for record in done if (score := value(record)) is not None]
             means.append(fmean(known) if known and len(known) == len(done) else float("nan"))
-        rows.append((*place, len(done), *means))
+        rows.append((*group.place, len(done), *means))
     return pd.DataFrame(rows, columns=["dataset", "recipe", "teacher", "student", "method", "n", *RULES])
