@@ -54,6 +54,7 @@ from kdbench.plan.study import Study
 from kdbench.runner.catalog import build_catalog
 from kdbench.train.checkpoint import Checkpoints
 from kdbench.train.cohort import CohortTrainer, build_student
+from kdbench.train.cuda_graph import Accelerator, Plain
 from kdbench.train.device import (
     configure_torch,
     describe_environment,
@@ -62,6 +63,7 @@ from kdbench.train.device import (
     resolve_device,
     resolve_precision,
 )
+from kdbench.train.recorded_step import WARM_UP, RecordedStep
 from kdbench.train.student import Student
 
 TEST_IMAGES = 10  # the trainer evaluates the teachers once before it trains; that is not timed
@@ -171,16 +173,19 @@ class Bench:
         teachers, batches = trainer.teachers.teachers, trainer.loader.epoch(1)
         batch = next(trainer.loader.epoch(1))
 
-        def seconds(work: Callable[[], object]) -> float:
-            for number in range(self.args.warmup + self.args.steps):
-                if number == self.args.warmup:
+        def seconds(work: Callable[[], object], on: Accelerator = trainer.accelerator) -> float:
+            step = RecordedStep("a part", on)  # replayed where the run replays it
+            uncounted = self.args.warmup + on.can_record * (WARM_UP + 1)
+            for number in range(uncounted + self.args.steps):
+                if number == uncounted:
                     conventional.synchronize(self.device)
                     started = time.perf_counter()
-                work()
+                step("part", work)
+                step.join()
             conventional.synchronize(self.device)
             return (time.perf_counter() - started) / float(self.args.steps)
 
-        parts = {"data": seconds(lambda: next(batches))}
+        parts = {"data": seconds(lambda: next(batches), Plain())}
         if teachers:
             parts["teacher"] = seconds(
                 lambda: [teacher(batch, pre_activations=pre_activations) for teacher in teachers]

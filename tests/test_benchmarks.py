@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +28,7 @@ from tests.train.tiny_study import CPU, DATASET, trial
 
 METHODS = "vanilla,crd(nce_k=16),icd,ab"
 NETWORKS = "resnet20:resnet8"
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -232,3 +235,14 @@ def test_probes_of_a_few_students_are_timed(tmp_path: Path) -> None:
     figures = json.loads(path.read_text("utf-8"))
     assert figures["settings"]["epochs"] == 120
     assert figures["seconds"]["median"] > 0
+
+
+def test_the_measurements_of_speed_run() -> None:
+    """Each once, on tiny images; how long they take is judged by whoever compares two runs."""
+    argv = ["benchmarks", "-q", "-p", "no:cacheprovider", "--benchmark-disable", "--size", "8", "--batch", "8"]
+    argv += ["--methods", "kd,crd(nce_k=16)", "--pairs", NETWORKS, "--device", "cpu", "--threads", "1"]
+    process = subprocess.run(
+        [sys.executable, "-m", "pytest", *argv], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 0, process.stdout
+    assert "15 passed" in process.stdout

@@ -33,10 +33,10 @@ from kdbench.train.teacher import Teachers, class_means
 class CohortTrainer:
     """The students of a cohort, their shared inputs, and the loop that trains them.
 
-    `load` gives a trial's last checkpoint by its id, `schedule` says when new ones are due. `limit` shortens every
-    epoch to so many steps, for measurements. `stop` is asked after every step and during evaluation: once it says so,
-    checkpoints are emitted and Interrupted is raised. Raises what breaks the data or the teachers, which all students
-    share.
+    `load` gives a trial's last checkpoint by its id, `schedule` says when new ones are due. For measurements, `limit`
+    shortens every epoch to so many steps, and `on` says where steps run instead of what suits the device. `stop` is
+    asked after every step and during evaluation: once it says so, checkpoints are emitted and Interrupted is raised.
+    Raises what breaks the data or the teachers, which all students share.
     """
 
     def __init__(
@@ -49,6 +49,7 @@ class CohortTrainer:
         load: Callable[[str], dict[str, Any] | None] = lambda trial_id: None,
         schedule: CheckpointSchedule | None = None,
         limit: int | None = None,
+        on: Accelerator | None = None,
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
         reset_peak_memory(device)
@@ -68,7 +69,7 @@ class CohortTrainer:
             normalizations=[value for arch in sorted(archs) if (value := info(arch).normalization)],
             limit=limit,
         )
-        self.accelerator = accelerator(device, self.loader.steps)
+        self.accelerator = on or accelerator(device, self.loader.steps)
         self.inputs = SharedInputs(self.loader, self.teachers, device, self.accelerator)
         self.evaluation_batch = evaluation_batch(device, dataset.info.size)
         self.teacher_top1 = self.teachers.top1(self.loader.evaluation(self.evaluation_batch))

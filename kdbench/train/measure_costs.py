@@ -19,8 +19,10 @@ from kdbench.core.trial import PRETRAINED, Cohort, Plan, Recipe, TeacherSource
 from kdbench.data.dataset import Dataset
 from kdbench.models import build
 from kdbench.train.cohort import CohortTrainer
+from kdbench.train.cuda_graph import Accelerator, Plain, accelerator
 from kdbench.train.device import on_device
 from kdbench.train.evaluate import autocast
+from kdbench.train.recorded_step import WARM_UP, RecordedStep
 
 REPETITIONS = 3
 
@@ -43,7 +45,8 @@ def measure_costs(
     archs = [trial.arch for trial in plan.pending] + [
         s.arch for cohort in plan.cohorts for s in cohort.sources.values()
     ]
-    costs = architecture_costs(archs, first.data, first.recipe, device, first.precision, say)
+    replayed = accelerator(device, first.data.train // first.recipe.batch_size)
+    costs = architecture_costs(archs, first.data, first.recipe, device, first.precision, say, replayed)
     methods: dict[str, float] = {}
     pretrained: set[str] = set()
     checkpoint_bytes: dict[str, int] = {}
@@ -53,10 +56,11 @@ def measure_costs(
         new = [t for t in cohort.trials if t.method not in methods and (t.method, t.pair) not in tried and t.teachers]
         for group in (new[start : start + GROUP] for start in range(0, len(new), GROUP)):
             part = cohort.with_trials(group)
-            measured = _method_costs(part, dataset, device, steps=1, epochs=1)
+            measured = _method_costs(part, dataset, device, Plain(), steps=1, epochs=1)
             once = cohort.recipe.batch_size * sum(seconds for seconds, *_ in measured.values())
             if once < SLOW:
-                measured = _method_costs(part, dataset, device, steps=REPETITIONS, epochs=2)
+                steps = REPETITIONS + replayed.can_record * (WARM_UP + 1)
+                measured = _method_costs(part, dataset, device, replayed, steps, epochs=2)
             tried |= {(trial.method, trial.pair) for trial in group}
             for trial in group:
                 cost = costs[trial.arch]
@@ -71,12 +75,13 @@ def measure_costs(
 
 
 def _method_costs(
-    cohort: Cohort, dataset: Dataset, device: torch.device, steps: int, epochs: int
+    cohort: Cohort, dataset: Dataset, device: torch.device, on: Accelerator, steps: int, epochs: int
 ) -> dict[str, tuple[float, bool, int]]:
     """By a few real steps: seconds an image of each student under its method, whether that has a pretraining, and the
     bytes of its checkpoint.
 
-    A random teacher costs what a trained one does. Only the last of the epochs is counted.
+    A random teacher costs what a trained one does. Only the last of the epochs is counted, and of its steps those that
+    are replayed, where the run will replay them.
     """
     job = untrained(cohort, epochs)
     outcomes: list[Outcome] = []
@@ -88,7 +93,7 @@ def _method_costs(
         elif isinstance(event, TrialEnd) and isinstance(event.outcome, Outcome) and event.outcome.epochs:
             outcomes.append(event.outcome)
 
-    CohortTrainer(job, dataset, device, collect, limit=steps).train()
+    CohortTrainer(job, dataset, device, collect, limit=steps, on=on).train()
     images = steps * cohort.recipe.batch_size
     return {
         outcome.trial.method: (
@@ -134,8 +139,10 @@ def architecture_costs(
     device: torch.device,
     precision: str,
     say: Callable[[str], None] = lambda text: None,
+    on: Accelerator | None = None,
 ) -> dict[str, Cost]:
-    """Medians of a few steps after one that is not counted, on random images."""
+    """Medians of a few steps after those that are not counted, on random images; replayed ones where `on` replays."""
+    on = on or Plain()
     images = torch.rand(recipe.batch_size, 3, data.size, data.size, device=device)
     images = images.to(memory_format=torch.channels_last)
     labels = torch.arange(recipe.batch_size, device=device) % data.classes
@@ -157,22 +164,24 @@ def architecture_costs(
                 network(images)
 
         network.train()
-        spent = _median_seconds(train, device)
+        spent = _median_seconds(train, device, on)
         network.eval()
         size = sum(tensor.nbytes for tensor in network.state_dict().values())
-        costs[arch] = Cost(spent / recipe.batch_size, _median_seconds(forward, device) / recipe.batch_size, size)
+        costs[arch] = Cost(spent / recipe.batch_size, _median_seconds(forward, device, on) / recipe.batch_size, size)
         say(f"  {arch}: {1000 * costs[arch].train:.3g} ms per image")
     return costs
 
 
-def _median_seconds(work: Callable[[], None], device: torch.device) -> float:
-    times: list[float] = []
-    while len(times) < REPETITIONS + 1:
+def _median_seconds(work: Callable[[], None], device: torch.device, on: Accelerator) -> float:
+    step, times = RecordedStep("an architecture", on), list[float]()
+    uncounted = 1 + on.can_record * WARM_UP
+    while len(times) < uncounted + REPETITIONS:
         started = time.perf_counter()
-        work()
+        step("cost", work)
+        step.join()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - started)
         if times[0] > SLOW:
             return times[0]
-    return median(times[1:])
+    return median(times[uncounted:])

@@ -20,6 +20,7 @@ from kdbench.data.dataset import Batch
 from kdbench.distill import Context, Distiller, Hyper, Shapes, Step, register, registry
 from kdbench.models import features, info
 from kdbench.train import cohort as cohort_module
+from kdbench.train import measure_costs
 from kdbench.train.cuda_graph import Plain, Stream, accelerator
 from kdbench.train.gpu_lint import Waits
 from kdbench.train.recorded_step import WARM_UP, RecordedStep
@@ -428,3 +429,18 @@ def test_a_recording_holds_for_its_key() -> None:
 def test_only_long_epochs_on_cuda_are_recorded() -> None:
     assert isinstance(accelerator(CPU, 781), Plain)
     assert isinstance(accelerator(torch.device("cuda"), 10), Plain)
+
+
+def test_the_estimate_measures_replayed_steps() -> None:
+    """Where a run will replay its steps, plain ones would cost several times as much."""
+    cohort = tiny_study.cohort(trial("kd"), trial("icd"))
+    emulated = Emulated()
+    with emulated:
+        costs = measure_costs._method_costs(cohort, DATASET, CPU, emulated, steps=STEPS, epochs=2)
+        assert emulated.recordings == 1 + 2 * 2  # of the teacher, and of both students at both rates
+        methods = emulated.replays
+        archs = measure_costs.architecture_costs(["resnet8"], DATASET.info, RECIPE, CPU, "fp32", on=emulated)
+    assert methods >= 2 * STEPS  # of two students, in the second epoch
+    assert emulated.replays - methods == 2 * (1 + measure_costs.REPETITIONS)  # training, and evaluation
+    assert all(seconds > 0 for seconds, *_ in costs.values())
+    assert archs["resnet8"].train > archs["resnet8"].forward > 0
