@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kdbench import __version__
 from kdbench.cli.options import (
@@ -22,7 +24,8 @@ from kdbench.cli.options import (
     show,
 )
 from kdbench.core.catalog import Catalog
-from kdbench.plan.study import KEEP_WEIGHTS, read_options, resolve
+from kdbench.plan.study import KEEP_WEIGHTS, RunOptions, StudyOptions, read_options, resolve
+from kdbench.runner.executors.worker_process import WorkerPool, early_workers
 from kdbench.runner.signals import SIGNALS
 
 if TYPE_CHECKING:
@@ -112,7 +115,20 @@ def main(args: argparse.Namespace) -> int:
     options, run, own_recipes = read_options(vars(args), getattr(args, "study", None))
     own_recipes = {**load_plugins(run.plugins), **own_recipes}
 
+    with closing(WorkerPool()) as pool:
+        return _run(options, run, own_recipes, pool, args.dry_run)
+
+
+def _run(
+    options: StudyOptions,
+    run: RunOptions,
+    own_recipes: Mapping[str, Mapping[str, Any]],
+    pool: WorkerPool,
+    dry_run: bool,
+) -> int:
     def catalog() -> Catalog:
+        if not dry_run:
+            pool.start(early_workers(options, run))  # they import torch beside this process
         from kdbench.runner.catalog import build_catalog  # imports torch
 
         return build_catalog()
@@ -122,9 +138,9 @@ def main(args: argparse.Namespace) -> int:
     from kdbench.results import Folders
     from kdbench.runner.study_run import prepare_study
 
-    prepared = prepare_study(study, run, dry_run=args.dry_run, say=_say)
+    prepared = prepare_study(study, run, dry_run=dry_run, say=_say, pool=pool)
     _say(prepared.summary)
-    if args.dry_run:
+    if dry_run:
         return _estimate(prepared, run.out)
 
     from kdbench.runner.progress import progress
@@ -161,7 +177,7 @@ def _estimate(prepared: StudyRun, out: Path) -> int:
     print(f"data and recipe {verb} those of the published results: {data.label}, {recipe.label}")
     if plan.cohorts:
         print("measuring a few steps of each network and each method ...", flush=True)
-        costs = measure_costs(plan, prepared.dataset, prepared.device, _say)
+        costs = measure_costs(plan, prepared.dataset, prepared.placement.device, _say)
         seconds = estimate_seconds(prepared.jobs, costs, prepared.parallel.jobs)
         print(f"estimated time on this device: {format_duration(seconds)}")
         kept, checkpoint_bytes = estimate_disk(prepared.jobs, costs, prepared.parallel.jobs)

@@ -57,6 +57,11 @@ KEEP_WEIGHTS = ("all", "teachers", "none")
 """Final weights that stay: of every trial, of vanilla trials (which may teach), or none once the study has ended."""
 
 
+SMALL_PIXELS = 64
+"""Up to this many pixels a side, a processor trains more images a second with one thread in each of several jobs than
+with several threads in one: docs/performance.md."""
+
+
 @dataclass(frozen=True)
 class RunOptions:
     """The options that change no result, by their long names."""

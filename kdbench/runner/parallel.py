@@ -13,11 +13,7 @@ from kdbench.core.data import DataInfo
 from kdbench.core.errors import UserError
 from kdbench.core.jobs import CohortJob
 from kdbench.core.trial import Cohort, Plan
-from kdbench.plan.study import RunOptions
-
-SMALL_PIXELS = 64
-"""Up to this many pixels a side, a processor trains more images a second with one thread in each of several jobs than
-with several threads in one: docs/performance.md."""
+from kdbench.plan.study import SMALL_PIXELS, RunOptions
 
 SMALL_WORK = 100_000
 """Images times epochs times trials of a study that is done before a second process has loaded torch."""
@@ -40,20 +36,34 @@ class Parallel:
         return 1 / ceil(self.jobs / len(self.devices))
 
 
-def resolve_parallel(
-    run: RunOptions, device: torch.device, plan: Plan, data: DataInfo, *, own_process: bool = False
-) -> Parallel:
-    """What `--jobs`, `--threads`, `--device` and `--gpus-per-job` mean for a plan.
+@dataclass(frozen=True)
+class Work:
+    """How much there is to train. What is done counts too, so that a run that continues has the threads it had."""
 
-    From the whole plan, whatever of it is done, so that a run that continues has the threads it had before.
+    widest: int  # items that may be trained at one time
+    images: int  # times epochs times items
+
+    @classmethod
+    def of(cls, plan: Plan) -> Work:
+        """Of a plan, whose trials with a teacher wait for those without."""
+        excluded = {trial.fingerprint for trial, _ in plan.not_applicable}
+        taught = [bool(trial.teachers) for trial in plan.trials if trial.fingerprint not in excluded]
+        widest = max(1, taught.count(True), taught.count(False))
+        return cls(widest, sum(trial.recipe.epochs * trial.data.train for trial in plan.trials))
+
+
+def resolve_parallel(
+    run: RunOptions, device: torch.device, work: Work, data: DataInfo, *, own_process: bool = False
+) -> Parallel:
+    """What `--jobs`, `--threads`, `--device` and `--gpus-per-job` mean for this work on this machine.
 
     Args:
-        own_process: whether some of its methods are known to this process only, so that there can be no workers.
+        own_process: whether some methods are known to this process only, so that there can be no workers.
 
     Raises:
         UserError: if they are no numbers in range, or contradict each other.
     """
-    most, cores, asked = _widest(plan), torch.get_num_threads(), _asked(run)
+    most, cores, asked = work.widest, torch.get_num_threads(), _asked(run)
     if asked is not None and asked > 1 and own_process:
         raise UserError(
             "--jobs: a method that was registered in this process is not known to other processes; "
@@ -68,7 +78,7 @@ def resolve_parallel(
         raise UserError("--gpus-per-job needs a CUDA device")
     if asked is None:
         asked = 1
-        if data.size <= SMALL_PIXELS and not alone and _work(plan) > SMALL_WORK:
+        if data.size <= SMALL_PIXELS and not alone and work.images > SMALL_WORK:
             image_bytes = 3 * data.size**2 * (data.train + data.test + data.val)
             free = int(_memory() // (JOB_BYTES + IMAGE_COPIES * image_bytes))
             asked = max(1, min(cores // (run.threads or 1), most, free))
@@ -103,10 +113,10 @@ def _on_gpus(run: RunOptions, device: torch.device, asked: int | None, most: int
     return Parallel(jobs, run.threads or (max(1, cores // jobs) if jobs > 1 else None), devices[:jobs])
 
 
-def on_cluster(run: RunOptions, rooms: Sequence[int], plan: Plan, threads: int, device: torch.device) -> Parallel:
-    """As many jobs as the nodes of a cluster hold, if there are so many trials. Raises UserError."""
+def on_cluster(run: RunOptions, rooms: Sequence[int], work: Work, threads: int, device: torch.device) -> Parallel:
+    """As many jobs as the nodes of a cluster hold, if there is so much to train. Raises UserError."""
     asked = _asked(run)
-    return Parallel(asked or max(1, min(sum(rooms), _widest(plan))), threads, (device,))
+    return Parallel(asked or max(1, min(sum(rooms), work.widest)), threads, (device,))
 
 
 def split_cohorts(cohorts: Sequence[Cohort], parts: int) -> list[CohortJob]:
@@ -123,17 +133,6 @@ def split_cohorts(cohorts: Sequence[Cohort], parts: int) -> list[CohortJob]:
         count = min(len(cohort.trials), ceil(parts / taught) if cohort.teachers else len(cohort.trials))
         jobs += [CohortJob(replace(cohort, trials=cohort.trials[first::count])) for first in range(count)]
     return jobs
-
-
-def _widest(plan: Plan) -> int:
-    """The trials of the plan that may be trained at one time: all with a teacher, or all without."""
-    excluded = {trial.fingerprint for trial, _ in plan.not_applicable}
-    taught = [bool(trial.teachers) for trial in plan.trials if trial.fingerprint not in excluded]
-    return max(1, taught.count(True), taught.count(False))
-
-
-def _work(plan: Plan) -> int:
-    return sum(trial.recipe.epochs * trial.data.train for trial in plan.trials)
 
 
 def _memory() -> float:

@@ -9,8 +9,6 @@ import tomllib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -26,22 +24,19 @@ from kdbench.data.dataset import Dataset
 from kdbench.data.registry import default_data_dir
 from kdbench.data.sources import prepare
 from kdbench.plan.expand import expand
-from kdbench.plan.parsing import check_threads, parse_duration, parse_interval
+from kdbench.plan.parsing import parse_duration, parse_interval
 from kdbench.plan.study import RunOptions, Study
 from kdbench.results import Store
 from kdbench.results.plan_file import begin_rerun, end_rerun, write_plan
 from kdbench.runner.catalog import build_catalog
-from kdbench.runner.executors.local import LocalExecutor
-from kdbench.runner.executors.processes import ProcessExecutor
+from kdbench.runner.executors.worker_process import WorkerPool
 from kdbench.runner.locks import TrialLocks
-from kdbench.runner.parallel import Parallel, on_cluster, resolve_parallel, split_cohorts
+from kdbench.runner.parallel import Parallel, Work, split_cohorts
+from kdbench.runner.placement import Placement, placement
 from kdbench.runner.plugins import known_to_workers
 from kdbench.runner.runner import remove_checkpoints, run_jobs
 from kdbench.train.checkpoint import Checkpoints
-from kdbench.train.device import configure_torch, describe_environment, resolve_device, resolve_precision
-
-if TYPE_CHECKING:
-    from kdbench.runner.executors.cluster import Cluster
+from kdbench.train.device import configure_torch, describe_environment, resolve_precision
 
 log = logging.getLogger("kdbench")
 
@@ -60,10 +55,8 @@ class StudyRun:
     interval: CheckpointInterval | None
     keep_weights: str
     deadline: float | None  # of time.monotonic()
-    device: torch.device
+    placement: Placement
     parallel: Parallel
-    plugins: Path | None
-    cluster: Cluster | None
     finished_at: Mapping[str, str] = field(repr=False)
     """When each trial of the folder was finished, read before the plan was made: what another process finishes from
     then on is not trained again."""
@@ -96,7 +89,7 @@ class StudyRun:
         remove_checkpoints(self.plan.completed, self.checkpoints, self.store.root)
         if self.plan.cohorts or self.plan.not_applicable:
             executor = executor or self._executor(stop_now)
-            environment = {**describe_environment(self.device), "jobs": self.parallel.jobs}
+            environment = {**describe_environment(self.placement.device), "jobs": self.parallel.jobs}
             known = [Outcome(trial, "n/a", reason) for trial, reason in self.plan.not_applicable]
             try:
                 run_jobs(
@@ -112,8 +105,7 @@ class StudyRun:
                     self.keep_weights,
                 )
             finally:
-                if self.cluster:
-                    self.cluster.close()
+                self.placement.close()
         end_rerun(self.store.root)
         if self.keep_weights == "none":
             if TrialLocks(self.store.root).any_held_elsewhere():
@@ -123,17 +115,8 @@ class StudyRun:
                     self.store.remove_weights(trial.id)
 
     def _executor(self, stop: Callable[[], bool]) -> Executor:
-        datasets = {self.dataset.info.content: self.dataset}
-        if self.cluster:
-            from kdbench.runner.executors.cluster import ClusterExecutor
-
-            jobs, precision = self.parallel.jobs, self.study.precision
-            return ClusterExecutor(self.cluster, jobs, precision, datasets, self.checkpoints, self.interval, stop)
-        if self.parallel.jobs == 1:
-            return LocalExecutor(datasets, self.device, self.checkpoints, self.interval, stop)
-        folder = self.checkpoints.folder
-        precision = self.study.precision
-        return ProcessExecutor(self.parallel, precision, datasets, folder, self.interval, self.plugins, stop)
+        datasets, precision = {self.dataset.info.content: self.dataset}, self.study.precision
+        return self.placement.executor(self.parallel, precision, datasets, self.checkpoints, self.interval, stop)
 
     def own_records(self, records: Sequence[Record]) -> list[Record]:
         """Those of a folder's records that belong to the study."""
@@ -152,19 +135,17 @@ def prepare_study(
     *,
     dry_run: bool = False,
     say: Callable[[str], None] = print,
+    pool: WorkerPool | None = None,
 ) -> StudyRun:
     """Prepare the images of a study and make its plan. Raises UserError.
 
-    `dry_run` writes nothing but downloads and decoded images. `say` is told what was found.
+    `dry_run` writes nothing but downloads and decoded images. `say` is told what was found. `pool` may have workers
+    that were started before.
     """
     rerun, interval = _parse_rerun(run.rerun), parse_interval(run.checkpoint_every)
-    if not run.cluster:  # whose nodes may have more processors than this machine
-        check_threads(run.threads)
     deadline = time.monotonic() + parse_duration(run.time_limit) if run.time_limit else None
-    cluster = _connect(run) if run.cluster else None
-    device = torch.device("cpu") if cluster else resolve_device(run.device)  # of this process
-    worker_device = cluster.device if cluster else device
-    study = replace(study, precision=resolve_precision(study.precision, worker_device, study.recipe.size))
+    place = placement(run, pool)
+    study = replace(study, precision=resolve_precision(study.precision, place.job_device, study.recipe.size))
     store = Store(run.out, quarantine=not dry_run)
     if not dry_run:
         store.require_writable()
@@ -187,15 +168,7 @@ def prepare_study(
     if needed := planned.teachers & {trial.fingerprint for trial in planned.completed}:  # these need their weights too
         planned = plan(needed)
     by_hand = not all(known_to_workers(method.name) for method in study.methods if method.name != VANILLA)
-    if cluster:
-        if by_hand:
-            raise UserError(
-                "--cluster: a method that was registered in this process is not known to nodes; use --plugins"
-            )
-        parallel = on_cluster(run, cluster.rooms(), planned, cluster.cpus, worker_device)
-        say(f"cluster of {cluster}")
-    else:
-        parallel = resolve_parallel(run, device, planned, dataset.info, own_process=by_hand)
+    parallel = place.divide(Work.of(planned), dataset.info, by_hand=by_hand)
     checkpoints = Checkpoints(run.out / "checkpoints")
     if not dry_run:
         for arch in dict.fromkeys(trial.arch for trial in planned.pending if trial.arch.endswith(PRETRAINED)):
@@ -203,14 +176,9 @@ def prepare_study(
             models.fetch(arch, dataset.info.classes, dataset.info.size)
         _write_study(run, study, parallel, resumes=any(checkpoints.exists(trial.id) for trial in planned.pending))
         write_plan(run.out, planned.trials)
-    configure_torch(device, study.precision, parallel.threads)
-    takes_all_cores = parallel.jobs == 1 and run.threads is None and device.type == "cpu"
-    if takes_all_cores and not dry_run and TrialLocks(run.out).any_held_elsewhere():
-        share = max(1, torch.get_num_threads() // 2)
-        log.warning("another process trains in %s: on one machine, give each of two --threads %d", run.out, share)
-    if parallel.jobs > 1:
-        many = f"{parallel.jobs} jobs side by side" if not cluster else f"up to {parallel.jobs} jobs at a time"
-        say(f"{many}, {parallel.threads} thread{'s' * (parallel.threads != 1)} each")
+    configure_torch(place.device, study.precision, parallel.threads)
+    for line in place.describe(parallel):
+        say(line)
     return StudyRun(
         study,
         planned,
@@ -220,18 +188,10 @@ def prepare_study(
         interval,
         run.keep_weights,
         deadline,
-        device,
+        place,
         parallel,
-        run.plugins and run.plugins.resolve(),
-        cluster,
         finished_at,
     )
-
-
-def _connect(run: RunOptions) -> Cluster:
-    from kdbench.runner.executors.cluster import Cluster
-
-    return Cluster(run)
 
 
 def _write_study(run: RunOptions, study: Study, parallel: Parallel, resumes: bool) -> None:

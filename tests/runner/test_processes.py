@@ -23,7 +23,7 @@ from kdbench.plan.study import RunOptions
 from kdbench.results import Store
 from kdbench.runner import parallel
 from kdbench.runner.executors.processes import ProcessExecutor
-from kdbench.runner.parallel import Parallel, resolve_parallel, split_cohorts
+from kdbench.runner.parallel import Parallel, Work, resolve_parallel, split_cohorts
 from kdbench.runner.runner import DEATHS, run_jobs
 from kdbench.train.checkpoint import Checkpoints
 from tests.faults.fault_study import ROOT, Study
@@ -193,8 +193,8 @@ def _lives(pid: str) -> bool:
         return False
 
 
-def plan(*trials: Trial) -> Plan:
-    return Plan((cohort(*trials),), (), ())
+def work(*trials: Trial) -> Work:
+    return Work.of(Plan((cohort(*trials),), (), ()))
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_cores_are_divided(
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.setattr(parallel, "_memory", lambda: 1e12)
-    study = plan(*(longer(trial("vanilla", teacher=None, seed=seed), 300) for seed in range(20)))
+    study = work(*(longer(trial("vanilla", teacher=None, seed=seed), 300) for seed in range(20)))
     found = resolve_parallel(RunOptions(**options), CPU, study, DATASET.info)  # type: ignore[arg-type]
     assert (found.jobs, found.threads) == (jobs, threads)
 
@@ -223,14 +223,14 @@ def test_auto_is_one_job_where_more_do_not_pay(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(parallel, "_memory", lambda: 1e12)
     trials = [longer(trial("vanilla", teacher=None, seed=seed), 300) for seed in range(20)]
     run = RunOptions()
-    assert resolve_parallel(run, CPU, plan(*trials), DATASET.info).jobs == 8
-    assert resolve_parallel(run, CPU, plan(*trials[:3]), DATASET.info).jobs == 3
-    short = plan(*(longer(each, 1) for each in trials))
+    assert resolve_parallel(run, CPU, work(*trials), DATASET.info).jobs == 8
+    assert resolve_parallel(run, CPU, work(*trials[:3]), DATASET.info).jobs == 3
+    short = work(*(longer(each, 1) for each in trials))
     assert resolve_parallel(run, CPU, short, DATASET.info).jobs == 1
-    assert resolve_parallel(run, CPU, plan(*trials), replace(DATASET.info, size=224)).jobs == 1
-    assert resolve_parallel(run, CPU, plan(*trials), DATASET.info, own_process=True).jobs == 1
+    assert resolve_parallel(run, CPU, work(*trials), replace(DATASET.info, size=224)).jobs == 1
+    assert resolve_parallel(run, CPU, work(*trials), DATASET.info, own_process=True).jobs == 1
     monkeypatch.setattr(parallel, "_memory", lambda: 2.5 * parallel.JOB_BYTES)
-    assert resolve_parallel(run, CPU, plan(*trials), DATASET.info).jobs == 2
+    assert resolve_parallel(run, CPU, work(*trials), DATASET.info).jobs == 2
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_gpus_are_dealt_out(
     options: dict[str, object], devices: int, jobs: int, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    study = plan(*(trial("vanilla", teacher=None, seed=seed) for seed in range(20)))
+    study = work(*(trial("vanilla", teacher=None, seed=seed) for seed in range(20)))
     first = torch.device(str(options.get("device", "cuda:0")))
     found = resolve_parallel(RunOptions(**options), first, study, DATASET.info)  # type: ignore[arg-type]
     assert (len(found.devices), found.jobs, found.gpu_share) == (devices, jobs, share)
@@ -269,7 +269,7 @@ def test_what_cannot_be_is_said(options: dict[str, object], device: str, sentenc
         resolve_parallel(
             RunOptions(**options),  # type: ignore[arg-type]
             torch.device(device, 0) if device == "cuda" else CPU,
-            plan(*VANILLA),
+            work(*VANILLA),
             DATASET.info,
         )
 

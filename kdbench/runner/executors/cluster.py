@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,16 @@ import torch
 
 import kdbench
 from kdbench.core.checkpoint import CheckpointInterval
+from kdbench.core.data import DataInfo
 from kdbench.core.errors import Interrupted, UserError
-from kdbench.core.events import Emit, JobEnd, JobLost, JobPlaced, TrialEnd
+from kdbench.core.events import Emit, JobLost, JobPlaced
 from kdbench.core.jobs import Job
 from kdbench.core.trial import Value
 from kdbench.data.dataset import Dataset
 from kdbench.plan.study import RunOptions
-from kdbench.runner.executors.messages import Feed, Log, Raised, Ready, Setup, Stopped, dumps, loader
+from kdbench.runner.executors.messages import Feed, Raised, Ready, Remote, Setup, Stopped, dumps
 from kdbench.runner.executors.worker import Throttle, check_code, open_executor, redirect_log
+from kdbench.runner.parallel import Parallel, Work, on_cluster
 from kdbench.train.checkpoint import Checkpoints
 from kdbench.train.device import describe_environment
 
@@ -79,7 +81,8 @@ class Cluster:
                 for number, handler in handlers.items():
                     signal.signal(number, handler)
         on_gpu = run.device.startswith("cuda") or (run.device == "auto" and self._total("GPU") > 0)
-        self.device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
+        self.run, self.device = run, torch.device("cpu")  # of this process
+        self.job_device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
         self.cpus, self.gpus = run.threads or 1, (run.gpus_per_job or 1.0) if on_gpu else 0.0
         problem = "" if self.rooms() else f"--cluster: no node has {self.demand}; the cluster is {self}"
         if run.gpus_per_job is not None and not on_gpu:
@@ -110,6 +113,31 @@ class Cluster:
         nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
         held = ", ".join(f"{node.get('CPU', 0):g} processors and {node.get('GPU', 0):g} GPUs" for node in nodes)
         return f"{len(nodes)} node{'s' * (len(nodes) != 1)}: {held}"
+
+    def divide(self, work: Work, data: DataInfo, *, by_hand: bool = False) -> Parallel:
+        """See `kdbench.runner.placement.Placement`."""
+        if by_hand:
+            raise UserError(
+                "--cluster: a method that was registered in this process is not known to nodes; use --plugins"
+            )
+        return on_cluster(self.run, self.rooms(), work, self.cpus, self.job_device)
+
+    def describe(self, parallel: Parallel) -> list[str]:
+        """See `kdbench.runner.placement.Placement`."""
+        jobs = f"up to {parallel.jobs} jobs at a time, {parallel.threads} thread{'s' * (parallel.threads != 1)} each"
+        return [f"cluster of {self}", *([jobs] if parallel.jobs > 1 else [])]
+
+    def executor(
+        self,
+        parallel: Parallel,
+        precision: str,
+        datasets: Mapping[str, Dataset],
+        checkpoints: Checkpoints,
+        interval: CheckpointInterval | None,
+        stop: Callable[[], bool],
+    ) -> ClusterExecutor:
+        """See `kdbench.runner.placement.Placement`."""
+        return ClusterExecutor(self, parallel.jobs, precision, datasets, checkpoints, interval, stop)
 
     def close(self) -> None:
         """Leave the cluster; one that was started here ends."""
@@ -169,7 +197,7 @@ class ClusterExecutor:
         self.cluster, self.ray, self.jobs, self.stop = cluster, cluster.ray, jobs, stop
         self.checkpoints = checkpoints
         self.setup = Setup(
-            device=str(cluster.device),
+            device=str(cluster.job_device),
             precision=precision,
             threads=cluster.cpus,
             jobs=max(cluster.rooms()),
@@ -223,12 +251,13 @@ class ClusterExecutor:
         states = {item.id: state for item in job.items if (state := self.checkpoints.load(item.id))}
         content = pickle.dumps((self.setup, job, states), pickle.HIGHEST_PROTOCOL)
         stream = actor.run.options(num_returns="streaming").remote(content, self.datasets)
-        return _Remote(job, actor, stream, loader(job))
+        return _Remote(job, actor, stream, self.setup.device, self.commit)
 
     def _receive(self, remote: _Remote, emit: Emit) -> bool:
         """Pass on one event. False: the job has ended, is lost or was stopped. Raises what ends the run."""
+        assert remote.job is not None
         try:
-            message = remote.read(self.ray.get(next(remote.stream)))
+            content = self.ray.get(next(remote.stream))
         except StopIteration:
             return False
         except self.ray.exceptions.RayTaskError as failure:  # first, since it is a RayError too
@@ -236,29 +265,8 @@ class ClusterExecutor:
         except self.ray.exceptions.RayError as failure:
             emit(JobLost(remote.job, f"its node or its process is gone; Ray says {type(failure).__name__}"))
             return False
-        match message:
-            case Ready(environment):
-                self._compare(environment)
-                remote.environment = {**environment, **self.commit}
-                emit(JobPlaced(remote.job, f"{environment['host']}, {self.setup.device}"))
-            case Log(level, text):
-                log.log(level, "%s", text)
-            case Raised(error):
-                raise error
-            case Stopped():
-                return False
-            case TrialEnd(outcome):
-                emit(TrialEnd(outcome, remote.environment))
-            case JobEnd() as end:
-                emit(end)
-                return False
-            case event:
-                emit(event)
-        return True
-
-    def _compare(self, environment: Mapping[str, Value]) -> None:
-        if (theirs := environment["torch"]) != torch.__version__:
-            log.warning("%s has torch %s, and this machine %s", environment["host"], theirs, torch.__version__)
+        remote.pass_on(content, emit)
+        return remote.job is not None
 
     def _warn_if_nothing_fits(self) -> None:
         if time.monotonic() - self.told > _TELL:
@@ -267,15 +275,21 @@ class ClusterExecutor:
                 log.warning("no node of the cluster has %s now: waiting for one", self.cluster.demand)
 
 
-@dataclass
-class _Remote:
-    """A job that an actor runs."""
+class _Remote(Remote):
+    """An actor that runs a job, or waits in Ray for a node."""
 
-    job: Job
-    actor: Any
-    stream: Any
-    read: Callable[[bytes], Any]
-    environment: Mapping[str, Value] = field(default_factory=dict)
+    def __init__(self, job: Job, actor: Any, stream: Any, device: str, commit: Mapping[str, Value]) -> None:
+        super().__init__()
+        self.actor, self.stream, self.device, self.commit = actor, stream, device, commit
+        self.accept(job)
+
+    def ready(self, environment: Mapping[str, Value], emit: Emit) -> None:
+        """Its node has taken it."""
+        if (theirs := environment["torch"]) != torch.__version__:
+            log.warning("%s has torch %s, and this machine %s", environment["host"], theirs, torch.__version__)
+        super().ready({**environment, **self.commit}, emit)
+        assert self.job is not None
+        emit(JobPlaced(self.job, f"{environment['host']}, {self.device}"))
 
 
 class Trainer:

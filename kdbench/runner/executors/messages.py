@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import pickle
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,8 +14,11 @@ from typing import Any
 
 from kdbench.core.checkpoint import CheckpointInterval
 from kdbench.core.errors import Interrupted
+from kdbench.core.events import Emit, JobEnd, TrialEnd
 from kdbench.core.jobs import CohortJob, Job, ProbeJob
 from kdbench.core.trial import Value
+
+log = logging.getLogger("kdbench")
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,42 @@ def loader(job: Job) -> Callable[[bytes], Any]:
             return part(pid)
 
     return lambda content: Unpickler(io.BytesIO(content)).load()
+
+
+class Remote:
+    """Whoever runs jobs elsewhere, one at a time, as the driver sees it."""
+
+    def __init__(self) -> None:
+        self.job: Job | None = None  # that is under way
+        self.environment: Mapping[str, Value] = {}
+        self._read: Callable[[bytes], Any] = pickle.loads
+
+    def accept(self, job: Job) -> None:
+        """The messages from now on are about this job."""
+        self.job, self._read = job, loader(job)
+
+    def pass_on(self, content: bytes, emit: Emit) -> None:
+        """Pass on a message; after the last one about the job, that is None. Raises what ends the run."""
+        match self._read(content):
+            case Ready(environment):
+                self.ready(environment, emit)
+            case Log(level, text):
+                log.log(level, "%s", text)
+            case Raised(error):
+                raise error
+            case Stopped():
+                self.job = None
+            case TrialEnd(outcome):
+                emit(TrialEnd(outcome, self.environment))
+            case JobEnd() as end:
+                self.job = None
+                emit(end)
+            case event:
+                emit(event)
+
+    def ready(self, environment: Mapping[str, Value], emit: Emit) -> None:
+        """It has been set up."""
+        self.environment = environment
 
 
 def receive(connection: Connection) -> bytes | None:

@@ -59,10 +59,11 @@ class Worker:
 
     def run(self) -> None:
         """Run jobs until the driver says that there are no more."""
+        import_torch()  # the driver makes its plan meanwhile
+        from kdbench.train.checkpoint import Checkpoints
+
         setup: Setup = pickle.loads(self.inbox.get())
         datasets, folder = self.inbox.get(), self.inbox.get()
-        from kdbench.train.checkpoint import Checkpoints  # imports torch: the driver is read meanwhile
-
         checkpoints = Checkpoints(Path(os.fsdecode(folder)))
         executor, environment = open_executor(setup, datasets, checkpoints, self.stop.is_set)
         self.send(Ready(environment))
@@ -70,6 +71,16 @@ class Worker:
             self.job = pickle.loads(message)
             check_code(self.job)
             executor.run(iter([self.job]), self.emit)
+
+
+def import_torch() -> None:
+    """Import what every job needs."""
+    import torch
+
+    from kdbench.distill import registry
+
+    registry.discover()
+    torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)  # the first optimizer loads torch._dynamo
 
 
 def open_executor(
@@ -154,3 +165,5 @@ def main(descriptor: int) -> None:
 
 if __name__ == "__main__":
     main(int(sys.argv[1]))
+    sys.stdout.flush()
+    os._exit(0)  # the driver waits, and torch takes a second to be torn down
