@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import difflib
+import gc
 import logging
 import os
 import sys
@@ -17,6 +19,7 @@ from kdbench.runner.signals import SIGNALS
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command. Returns the exit code."""
+    atexit.register(gc.freeze)  # what torch and matplotlib hold is not looked through when Python ends, for a second
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = arguments[0] if arguments and arguments[0] in COMMANDS else ""
     logging.basicConfig(format="kdbench: %(message)s", level=logging.WARNING)

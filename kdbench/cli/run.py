@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from kdbench.cli.options import (
     show,
 )
 from kdbench.core.catalog import Catalog
+from kdbench.core.events import Event, JobEnd, JobStarted
 from kdbench.plan.study import KEEP_WEIGHTS, RunOptions, StudyOptions, read_options, resolve
 from kdbench.runner.executors.worker_process import WorkerPool, early_workers
 from kdbench.runner.signals import SIGNALS
@@ -135,6 +137,7 @@ def _run(
 
     study = resolve(options, catalog, own_recipes)
 
+    from kdbench.report import import_report
     from kdbench.results import Folders
     from kdbench.runner.study_run import prepare_study
 
@@ -145,13 +148,34 @@ def _run(
 
     from kdbench.runner.progress import progress
 
+    idle = _WhenIdle(import_report)
     with SIGNALS.orderly(), progress(console(), prepared.jobs) as display:
-        prepared.train(display, SIGNALS.asked)
+
+        def watch(event: Event) -> None:
+            display(event)
+            if prepared.parallel.jobs > 1:
+                idle(event)
+
+        prepared.train(watch, SIGNALS.asked)
     records = prepared.store.records()
     requested = prepared.own_records(records)
     show(Folders([prepared.store]), requested, run.baseline, run.select)
     unfinished = any(record.status in ("failed", "diverged") for record in requested)
     return 1 if unfinished or prepared.missing(requested) else 0
+
+
+class _WhenIdle:
+    """Calls a function in a thread, once the last job has begun and another has ended: a processor has no more work."""
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self.function, self.last, self.done = function, False, False
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, JobStarted):
+            self.last = self.last or event.number == event.total
+        elif isinstance(event, JobEnd) and self.last and not self.done:
+            self.done = True
+            threading.Thread(target=self.function, daemon=True).start()
 
 
 def _say(text: str) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from kdbench.report.results import StudyResults
     from kdbench.results import Folders
 
-__all__ = ["load", "printed_sheets", "write_picture", "write_report", "write_sheet"]
+__all__ = ["import_report", "load", "printed_sheets", "write_picture", "write_report", "write_sheet"]
 
 
 def load(folders: Folders, requested: Sequence[Record] = (), baseline: str = "kd", rule: str = "last") -> StudyResults:
@@ -65,6 +65,15 @@ def write_report(results: StudyResults, out: Path) -> list[Path]:
                 drawn.setdefault(place, {})[name] = content
     paths.append(write_atomic(out / "report.html", page(results, list(made.values()), drawn).encode()))
     return paths
+
+
+def import_report() -> None:
+    """Import what a report needs, which takes a second or two."""
+    from kdbench.report.model import registered_charts, registered_tables
+    from kdbench.report.renderers import page, terminal  # noqa: F401
+
+    registered_tables()
+    registered_charts()
 
 
 def printed_sheets(results: StudyResults) -> list[Sheet]:
