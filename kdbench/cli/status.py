@@ -51,9 +51,10 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _state(trial: PlannedTrial, records: dict[str, Record], locks: TrialLocks, out: Path) -> str:
-    if locks.is_held_elsewhere(trial.fingerprint):
+    held = locks.is_held_elsewhere(trial.fingerprint)
+    if held and not locks.is_queued(trial.fingerprint):
         return "running"
-    if record := records.get(trial.fingerprint):
+    if not held and (record := records.get(trial.fingerprint)):
         return record.status
     return "interrupted" if (out / "checkpoints" / f"{trial.id}.pt").exists() else "waiting"
 

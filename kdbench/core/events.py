@@ -25,6 +25,13 @@ class JobStarted:
 
 
 @dataclass(frozen=True)
+class JobQueued:
+    """The job waits for a machine, until it is `JobPlaced`."""
+
+    job: Job
+
+
+@dataclass(frozen=True)
 class JobPlaced:
     """The job runs now, here: a device, or a machine and its device."""
 
@@ -98,7 +105,17 @@ class Waiting:
 
 
 Event = (
-    JobStarted | JobPlaced | StepEnd | EpochEnd | Checkpoint | TrialEnd | JobEnd | JobLost | EndedElsewhere | Waiting
+    JobStarted
+    | JobQueued
+    | JobPlaced
+    | StepEnd
+    | EpochEnd
+    | Checkpoint
+    | TrialEnd
+    | JobEnd
+    | JobLost
+    | EndedElsewhere
+    | Waiting
 )
 Emit = Callable[[Event], None]
 

@@ -5,6 +5,7 @@ The operating system releases the locks of a process that ends, however it ends.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, Timeout
@@ -37,6 +38,7 @@ class TrialLocks:
         except OSError as error:
             raise DiskError(f"{self.folder} cannot be written: {error.strerror}") from error
         self._held[fingerprint] = lock
+        self.mark_queued(fingerprint, False)  # as a process that died may have left it
         return True
 
     def is_held_elsewhere(self, fingerprint: str) -> bool:
@@ -53,10 +55,27 @@ class TrialLocks:
 
     def any_held_elsewhere(self) -> bool:
         """Whether another process trains anything in the folder."""
-        return any(self.is_held_elsewhere(path.name) for path in self.folder.glob("*"))
+        return any(self.is_held_elsewhere(path.name) for path in self.folder.glob("*") if not path.suffix)
+
+    def mark_queued(self, fingerprint: str, queued: bool) -> None:
+        """Say whether the trial, whose lock is held here, waits for a machine."""
+        mark = self._queued(fingerprint)
+        with suppress(OSError):  # only people read it
+            if queued:
+                mark.touch()
+            else:
+                mark.unlink(missing_ok=True)
+
+    def is_queued(self, fingerprint: str) -> bool:
+        """Whether the process that holds the lock has said that the trial waits for a machine."""
+        return self._queued(fingerprint).exists()
+
+    def _queued(self, fingerprint: str) -> Path:
+        return self.folder / f"{fingerprint}.queued"
 
     def release(self, fingerprint: str) -> None:
         if lock := self._held.pop(fingerprint, None):
+            self.mark_queued(fingerprint, False)
             lock.release()
 
     def release_all(self) -> None:

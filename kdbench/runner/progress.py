@@ -29,6 +29,7 @@ from kdbench.core.events import (
     JobEnd,
     JobLost,
     JobPlaced,
+    JobQueued,
     JobStarted,
     StepEnd,
     TrialEnd,
@@ -204,8 +205,10 @@ class LiveProgress:
                 title = f"{job.title}: {_items(job)}"
                 self.waiting, self.students = "", ""
                 self.rows[number] = self.job_bars.add_task(title, total=None, number=number, epoch="starting")
+            case JobQueued(job):
+                self._update(job, epoch="waiting for a node")
             case JobPlaced(job, place):
-                self._update(job, description=f"{job.title}: {_items(job)}, {place}")
+                self._update(job, description=f"{job.title}: {_items(job)}, {place}", epoch="starting")
             case StepEnd(job, epoch, step, steps):
                 name = f"epoch {epoch}/{job.epochs}" if epoch > 0 else f"pretraining {-epoch}"
                 self._update(job, epoch=name, completed=step, total=steps)

@@ -17,6 +17,8 @@ from kdbench.core.events import (
     Event,
     Executor,
     JobLost,
+    JobPlaced,
+    JobQueued,
     JobStarted,
     TrialEnd,
     Waiting,
@@ -47,16 +49,18 @@ def run_jobs(
     stop: Callable[[], bool] = lambda: False,
     known: Sequence[Outcome] = (),
     keep_weights: str = "all",
+    company: str = "",
 ) -> None:
     """Run jobs until each of their items has a record, here or written by another process.
 
     Other processes may work on the same results folder: an item belongs to the process that has its lock.
     `finished_at` is the store's when the jobs were made; items that were finished since are not run. `known` are
     outcomes that need no training. `watch` receives every event. `keep_weights` is one of KEEP_WEIGHTS; those of
-    vanilla trials stay until the jobs have ended, since others may need them. Raises DiskError, UserError, Interrupted.
+    vanilla trials stay until the jobs have ended, since others may need them. `company` is a warning, given once when a
+    job begins while another process trains in the folder. Raises DiskError, UserError, Interrupted.
     """
     before = store.finished_at() if finished_at is None else finished_at
-    run = _Run(list(jobs), store, checkpoints, watch, environment, before, stop, keep_weights)
+    run = _Run(list(jobs), store, checkpoints, watch, environment, before, stop, keep_weights, company)
     try:
         for outcome in known:
             if not run.is_finished(outcome.trial.fingerprint):
@@ -85,6 +89,7 @@ class _Run:
     finished_at: Mapping[str, str]
     stop: Callable[[], bool]
     keep_weights: str
+    company: str
     running: set[str] = field(default_factory=set)  # fingerprints
     deaths: Counter[str] = field(default_factory=Counter)  # of processes since an item's last checkpoint, by its id
 
@@ -115,6 +120,7 @@ class _Run:
                 if claimed and (ready := self._with_weights(job.narrowed(claimed))):
                     idle = False
                     self.running |= {item.fingerprint for item in ready.items}
+                    self._warn_of_company()
                     first = ready.items[0].fingerprint
                     self.emit(JobStarted(ready, self.numbers[first], self.total))
                     yield ready
@@ -125,6 +131,11 @@ class _Run:
                 if self.stop():
                     raise Interrupted
                 yield None
+
+    def _warn_of_company(self) -> None:
+        if self.company and self.locks.any_held_elsewhere():
+            log.warning("%s", self.company)
+            self.company = ""
 
     def _claim(self, job: Job) -> tuple[frozenset[str], frozenset[str]]:
         """Items whose lock this process now has and that have no record; items that other processes have."""
@@ -182,6 +193,9 @@ class _Run:
                     self.checkpoints.remove(outcome.item.id)
                 self.running.discard(outcome.item.fingerprint)
                 self.locks.release(outcome.item.fingerprint)
+            case JobQueued(job) | JobPlaced(job):
+                for item in job.items:
+                    self.locks.mark_queued(item.fingerprint, isinstance(event, JobQueued))
             case JobLost(job, reason):
                 self._run_again(job, reason)
             case _:

@@ -57,6 +57,7 @@ class StudyRun:
     deadline: float | None  # of time.monotonic()
     placement: Placement
     parallel: Parallel
+    takes_all_cores: bool  # by default: nobody gave a number of threads
     finished_at: Mapping[str, str] = field(repr=False)
     """When each trial of the folder was finished, read before the plan was made: what another process finishes from
     then on is not trained again."""
@@ -103,6 +104,7 @@ class StudyRun:
                     stop_now,
                     known,
                     self.keep_weights,
+                    self._company,
                 )
             finally:
                 self.placement.close()
@@ -113,6 +115,14 @@ class StudyRun:
             else:
                 for trial in self.plan.trials:
                     self.store.remove_weights(trial.id)
+
+    @property
+    def _company(self) -> str:
+        """What to say when another command trains in the folder, if each takes all processors."""
+        if not self.takes_all_cores:
+            return ""
+        share = max(1, torch.get_num_threads() // 2)
+        return f"another process trains in {self.store.root}: on one machine, give each of two --threads {share}"
 
     def _executor(self, stop: Callable[[], bool]) -> Executor:
         datasets, precision = {self.dataset.info.content: self.dataset}, self.study.precision
@@ -190,6 +200,7 @@ def prepare_study(
         deadline,
         place,
         parallel,
+        parallel.jobs == 1 and run.threads is None and place.job_device.type == "cpu",
         finished_at,
     )
 

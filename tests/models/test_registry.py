@@ -48,6 +48,17 @@ def test_shapes_and_cost_need_no_memory_and_no_random_numbers(name: str) -> None
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_tiny_images_are_computed_to_the_same_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("resnet20", "wrn_16_2", "ShuffleV2", "vgg8"):
+        for size in (8, 16):
+            state = torch.get_rng_state()
+            computed = models.features.__wrapped__(name, 11, size)
+            assert torch.equal(torch.get_rng_state(), state)
+            with monkeypatch.context() as patch:
+                patch.setattr(registry, "_COMPUTED_PIXELS", 0)
+                assert models.features.__wrapped__(name, 11, size) == computed
+
+
 def test_cost_of_a_small_network_by_hand() -> None:
     """resnet8 at 4x4 pixels and 10 classes: positions x kernel x inputs x outputs."""
     stem = 16 * 9 * 3 * 16

@@ -14,16 +14,19 @@ from pathlib import Path
 import pytest
 import torch
 
+from kdbench.cli import run as cli_run
 from kdbench.core.errors import Interrupted, UserError
 from kdbench.core.events import Checkpoint, EpochEnd, Event, JobLost, JobPlaced, StepEnd, TrialEnd
 from kdbench.core.jobs import CohortJob
 from kdbench.core.record import Outcome
 from kdbench.core.trial import Cohort, Plan, Trial
-from kdbench.plan.study import RunOptions
+from kdbench.plan.study import RunOptions, StudyOptions
 from kdbench.results import Store
 from kdbench.runner import parallel
 from kdbench.runner.executors.processes import ProcessExecutor
+from kdbench.runner.executors.worker_process import WorkerPool, early_workers
 from kdbench.runner.parallel import Parallel, Work, resolve_parallel, split_cohorts
+from kdbench.runner.placement import Machine
 from kdbench.runner.runner import DEATHS, run_jobs
 from kdbench.train.checkpoint import Checkpoints
 from tests.faults.fault_study import ROOT, Study
@@ -78,6 +81,83 @@ def test_equal_to_one_process(tmp_path: Path, undisturbed: dict[int, Outcome]) -
     assert [record.environment["jobs"] for record in records] == [2, 2]
     assert {event.place for event in events if isinstance(event, JobPlaced)} == {"process 1", "process 2"}
     assert [event.epoch for event in events if isinstance(event, StepEnd) and event.step == event.steps]
+    assert not workers()
+
+
+def test_workers_that_were_started_early_train(tmp_path: Path, undisturbed: dict[int, Outcome]) -> None:
+    pool = WorkerPool()
+    pool.start(3)
+    early = [worker.process.pid for worker in pool.spare]
+    machine = Machine(RunOptions(jobs="2", threads=1, device="cpu"), pool)
+    parallel = machine.divide(Work(2, 10**6), DATASET.info)
+    assert [worker.process.pid for worker in pool.spare] == early[:2]
+    events, used = list[Event](), set[int]()
+
+    def watch(event: Event) -> None:
+        events.append(event)
+        if isinstance(event, EpochEnd):
+            used.update(workers())
+
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    trains = machine.executor(parallel, "fp32", {DATASET.info.content: DATASET}, checkpoints, None, lambda: False)
+    run_jobs([CohortJob(cohort(each)) for each in VANILLA], Store(tmp_path), trains, checkpoints, watch, {})
+    assert used
+    assert used <= set(early)
+    assert all(equal(outcomes(events)[seed], undisturbed[seed]) for seed in (0, 1))
+    assert not workers()
+
+
+def test_one_job_needs_no_worker() -> None:
+    pool = WorkerPool()
+    pool.start(2)
+    machine = Machine(RunOptions(jobs="1", device="cpu"), pool)
+    machine.divide(Work(2, 10**6), DATASET.info)
+    assert not pool.spare
+    machine.close()
+    assert not workers()
+
+
+@pytest.mark.parametrize(
+    ("options", "study", "count"),
+    [
+        ({}, {}, 4),
+        ({"threads": 2}, {}, 2),
+        ({"jobs": "1"}, {}, 0),
+        ({"jobs": "3"}, {"epochs": 1}, 3),
+        ({"jobs": "40"}, {}, 4),
+        ({"jobs": "many"}, {}, 4),
+        ({"cluster": "auto"}, {}, 0),
+        ({}, {"epochs": 1}, 0),
+        ({}, {"size": 224}, 0),
+    ],
+)
+def test_workers_start_early_where_there_will_be_several(
+    options: dict[str, object], study: dict[str, int], count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    run = RunOptions(out=tmp_path, device="cpu", **options)  # type: ignore[arg-type]
+    assert early_workers(StudyOptions(**study), run) == count  # type: ignore[arg-type]
+    (tmp_path / "runs").mkdir()
+    assert early_workers(StudyOptions(**study), run) == 0  # type: ignore[arg-type]
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "interrupted.pt").touch()
+    assert early_workers(StudyOptions(**study), run) == count  # type: ignore[arg-type]
+
+
+def test_bad_input_leaves_no_worker_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[int] = []
+    start = WorkerPool.start
+
+    def watched(self: WorkerPool, count: int) -> None:
+        start(self, count)
+        started.extend(workers())
+
+    monkeypatch.setattr(WorkerPool, "start", watched)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    words = ["--methods", "nonsense", "--dataset", "digits", "--jobs", "2", "--out", str(tmp_path)]
+    with pytest.raises(UserError, match="nonsense"):
+        cli_run.main(cli_run.build_parser().parse_args(words))
+    assert len(started) == 2
     assert not workers()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,18 +11,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdbench.core.events import Emit, Executor, JobEnd, JobLost, TrialEnd
+from kdbench.cli import status
+from kdbench.core.errors import Interrupted
+from kdbench.core.events import Emit, Executor, JobEnd, JobLost, JobPlaced, JobQueued, TrialEnd
 from kdbench.core.jobs import CohortJob, Job, ProbeJob
-from kdbench.core.record import Outcome, ProbeOutcome
+from kdbench.core.record import Outcome, ProbeOutcome, failed
 from kdbench.core.trial import SELF, TeacherSource
 from kdbench.results import Store
-from kdbench.results.plan_file import begin_rerun, end_rerun
+from kdbench.results.plan_file import begin_rerun, end_rerun, write_plan
 from kdbench.runner.executors.local import LocalExecutor
 from kdbench.runner.locks import TrialLocks
 from kdbench.runner.runner import remove_checkpoints, run_jobs
 from kdbench.train.checkpoint import Checkpoints, serialize
 from tests.analysis.tiny_probes import linear_probe
-from tests.train.tiny_study import CPU, DATASET, Quiet, cohort, trial
+from tests.train.tiny_study import CPU, DATASET, Quiet, cohort, network_state, trial
 
 VANILLA = cohort(trial("vanilla", arch="wrn_16_1", teacher=None))
 ITSELF = trial("vanilla", teacher=None)
@@ -173,6 +176,53 @@ def test_the_checkpoint_of_a_trial_that_another_process_trains_stays(tmp_path: P
     assert holder.acquire(STUDENTS[0].fingerprint)
     remove_checkpoints(STUDENTS, checkpoints, tmp_path)
     assert [checkpoints.exists(student.id) for student in STUDENTS] == [True, False]
+
+
+def test_a_job_that_waits_for_a_machine_is_not_running(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said: list[str] = []
+    write_plan(tmp_path, STUDENTS)
+
+    class Queue(Scripted):
+        def run(self, jobs: Iterator[Job | None], emit: Emit) -> None:
+            job = next(jobs)
+            assert job is not None
+            for event in (JobQueued(job), JobPlaced(job, "node, cpu"), JobQueued(job)):
+                emit(event)
+                status.main(Namespace(out=tmp_path))
+                said.append(capsys.readouterr().out.splitlines()[0])
+            raise Interrupted
+
+    state = network_state("wrn_16_1")
+    Store(tmp_path).save(Outcome(VANILLA.trials[0], "done", weights=state), {})
+    with pytest.raises(Interrupted):
+        run(tmp_path, Queue(), CohortJob(cohort(*STUDENTS)))
+    assert said == ["2 trials: 2 waiting", "2 trials: 2 running", "2 trials: 2 waiting"]
+    holder = TrialLocks(tmp_path)
+    holder.mark_queued(STUDENTS[0].fingerprint, True)  # as a process that was killed leaves it
+    assert holder.acquire(STUDENTS[0].fingerprint)
+    status.main(Namespace(out=tmp_path))
+    assert capsys.readouterr().out.startswith("2 trials: 1 running, 1 waiting")
+
+
+def test_the_first_of_two_commands_hears_of_the_second(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    vanilla = [trial("vanilla", teacher=None, seed=seed) for seed in range(4)]
+    other = TrialLocks(tmp_path)
+    said: list[int] = []
+
+    class Beside(Scripted):
+        def run(self, jobs: Iterator[Job | None], emit: Emit) -> None:
+            for job in jobs:
+                assert job is not None
+                said.append(len(caplog.records))
+                other.acquire("another command's trial")
+                for item in job.items:
+                    emit(TrialEnd(failed(item, "for this test")))
+
+    jobs = [CohortJob(cohort(each)) for each in vanilla]
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    run_jobs(jobs, Store(tmp_path), Beside(), checkpoints, Quiet(), {}, company="two of them")
+    assert said == [0, 1, 1, 1]
+    assert [record.message for record in caplog.records] == ["two of them"]
 
 
 def test_an_interrupted_rerun_continues_where_it_was(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ import kdbench
 from kdbench.core.checkpoint import CheckpointInterval
 from kdbench.core.data import DataInfo
 from kdbench.core.errors import Interrupted, UserError
-from kdbench.core.events import Emit, JobLost, JobPlaced
+from kdbench.core.events import Emit, JobLost, JobPlaced, JobQueued
 from kdbench.core.jobs import Job
 from kdbench.core.trial import Value
 from kdbench.data.dataset import Dataset
@@ -230,6 +230,7 @@ class ClusterExecutor:
                 while len(running) < self.jobs and (job := feed.take()) is not None:
                     remote = self._submit(job)
                     running[remote.stream] = remote
+                    emit(JobQueued(job))
                 if not running and stopping:
                     raise Interrupted
                 if not running and not feed.more:

@@ -117,8 +117,10 @@ def early_workers(study: StudyOptions, run: RunOptions) -> int:
     cores = int(threads) if threads.isdecimal() else os.cpu_count() or 1
     if run.jobs.isdecimal():
         count = int(run.jobs)
-    elif study.epochs is not None or (study.size or 0) > SMALL_PIXELS or Path("/dev/nvidiactl").exists():
-        count = 1  # a shortened study, large images, or as many as there are GPUs
+    elif study.epochs is not None or (study.size or 0) > SMALL_PIXELS:
+        count = 1
+    elif run.device != "cpu" and Path("/dev/nvidiactl").exists():
+        count = 1  # a job for each GPU: torch counts them
     else:
         count = cores // max(1, run.threads or 1)
     ended = (run.out / "runs").is_dir() and not any((run.out / "checkpoints").glob("*.pt"))
