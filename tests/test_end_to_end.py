@@ -231,6 +231,20 @@ def test_transfers_of_a_study(study: Path, tmp_path: Path) -> None:
     assert "transfer.md" in {path.name for path in (study / "tables").iterdir()}
 
 
+def test_transfers_side_by_side_are_those_of_one_job(study: Path, tmp_path: Path) -> None:
+    argv = ["transfer", "--to", "digits", "--classes", "0-3", "--methods", "kd", "--epochs", "2", "--threads", "1"]
+    found = []
+    for jobs in ("1", "2"):
+        out = tmp_path / jobs
+        shutil.copytree(study, out)
+        printed = bench(*argv, "--jobs", jobs, out=out)
+        assert ("2 jobs side by side, 1 thread each" in printed) == (jobs == "2")
+        with (out / "tables" / "transfer.csv").open(newline="") as file:
+            found.append([(row["method"], row["protocol"], row["top1_mean"]) for row in csv.DictReader(file)])
+    assert len(found[0]) >= 3
+    assert found[0] == found[1]
+
+
 def test_figures_of_a_study(study: Path, tmp_path: Path) -> None:
     printed = bench("figures", "--samples", "60", "--methods", "kd,icd", out=study)
     assert "resnet20 → resnet8" in printed

@@ -88,9 +88,12 @@ def add_device(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> Non
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice, one per physical core)")
 
 
-def add_jobs(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    about = "train N cohorts side by side, each in its own process: auto (default) on one machine's cores or GPUs"
-    parser.add_argument("--jobs", metavar="N", help=about)
+def add_jobs(parser: argparse.ArgumentParser | argparse._ArgumentGroup, items: str) -> None:
+    about = f"train N {items} side by side, each in its own process: auto (default) on one machine's cores or GPUs"
+    parser.add_argument("--jobs", default=given(RunOptions.jobs, parser), metavar="N", help=about)
+
+
+def add_cluster(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     about = "run the jobs on a Ray cluster: auto (the one this machine is part of), local (started here) or HOST:PORT"
     parser.add_argument("--cluster", metavar="ADDRESS", help=about)
     about = "share of a GPU that a job takes: 0.5 lets two share one (default: 1)"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from kdbench import __version__
 from kdbench.cli.options import (
     Parser,
+    add_cluster,
     add_device,
     add_jobs,
     add_plugins,
@@ -107,7 +108,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--rerun", metavar="STATUS", help="train trials of this status again: done, failed, diverged, n/a or all"
     )
     add_device(how)
-    add_jobs(how)
+    add_jobs(how, "cohorts")
+    add_cluster(how)
     add_plugins(how)
     add_rules(parser.add_argument_group("tables"))
     return parser

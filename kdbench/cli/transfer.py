@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from kdbench.cli.options import (
     Parser,
     add_device,
+    add_jobs,
     add_plugins,
     add_results,
     add_selection,
@@ -25,6 +26,7 @@ from kdbench.core.record import Record
 from kdbench.data.registry import default_data_dir
 from kdbench.plan.parsing import check_threads
 from kdbench.plan.probe_protocols import PROTOCOLS, protocol, transfer
+from kdbench.plan.study import RunOptions
 
 if TYPE_CHECKING:
     from kdbench.data.dataset import Dataset
@@ -62,6 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     how = parser.add_argument_group("how and where")
     add_results(how)
     add_device(how)
+    add_jobs(how, "groups of probes")
     add_plugins(how)
     return parser
 
@@ -69,7 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> int:
     from kdbench.results import Store
 
-    check_threads(args.threads)
+    check_threads(args.threads)  # before anything heavy
     load_plugins(args.plugins)
     names = [word.strip() for word in args.protocol.split(",")]
     for name in names:
@@ -78,14 +81,17 @@ def main(args: argparse.Namespace) -> int:
     sources = choose(args, store.records())
 
     from kdbench.core.jobs import ProbeJob
-    from kdbench.runner.executors.local import LocalExecutor
+    from kdbench.runner.parallel import Work
+    from kdbench.runner.placement import Machine
     from kdbench.runner.progress import progress
     from kdbench.runner.runner import remove_checkpoints, run_jobs
     from kdbench.runner.signals import SIGNALS
     from kdbench.train.checkpoint import Checkpoints
-    from kdbench.train.device import configure_torch, describe_environment, resolve_device
+    from kdbench.train.device import configure_torch, describe_environment
 
-    device = resolve_device(args.device)
+    run = RunOptions(args.out, args.device, args.jobs, threads=args.threads, plugins=args.plugins)
+    machine = Machine(run)
+    device = machine.device
     store.require_writable("transfers", "checkpoints", "tables")
     datasets, groups = _probes(args, sources, names, device)
     everything = [probe for group in groups for probe in group]
@@ -97,11 +103,16 @@ def main(args: argparse.Namespace) -> int:
     jobs = [ProbeJob(group) for group in missing if group]
     waiting = sum(len(job.items) for job in jobs)
     print(f"{len(everything)} transfers: {len(everything) - waiting} already there, {waiting} to train", flush=True)
+    work = Work(len(groups), sum(probe.recipe.epochs * probe.data.train for probe in everything))
+    largest = max((images.info for images in datasets.values()), key=lambda data: data.train * data.size**2)
+    parallel = machine.divide(work, largest)
+    for line in machine.describe(parallel) if jobs else ():
+        print(line, flush=True)
+    environment = {**describe_environment(device), "jobs": parallel.jobs}
     for precision in dict.fromkeys(job.items[0].precision for job in jobs):
-        configure_torch(device, precision, args.threads)
+        configure_torch(device, precision, parallel.threads)
         chosen = [job for job in jobs if job.items[0].precision == precision]
-        executor = LocalExecutor(datasets, device, checkpoints, stop=SIGNALS.asked)
-        environment = describe_environment(device)
+        executor = machine.executor(parallel, precision, datasets, checkpoints, None, SIGNALS.asked)
         with SIGNALS.orderly(), progress(console(), chosen) as display:
             run_jobs(chosen, store, executor, checkpoints, display, environment, finished_at, SIGNALS.asked)
     return _show(store, everything)
