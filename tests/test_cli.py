@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -12,8 +13,12 @@ import pytest
 import torch
 
 import kdbench
+from kdbench.cli import run
 from kdbench.cli.main import main
+from kdbench.core.events import JobEnd, JobStarted
+from kdbench.core.jobs import CohortJob
 from kdbench.models import build
+from tests.train.tiny_study import cohort, trial
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["--methods", "kd", "--pairs", "resnet20:resnet8", "--dataset", "digits", "--seeds", "1", "--epochs", "1"]
@@ -203,3 +208,24 @@ def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--version"])
     assert caught.value.code == 0
     assert capsys.readouterr().out == f"kdbench {kdbench.__version__}\n"
+
+
+def test_the_report_is_imported_once_a_processor_has_no_more_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[object] = []
+
+    class Thread:
+        def __init__(self, target: object, daemon: bool) -> None:
+            self.target = target
+
+        def start(self) -> None:
+            begun.append(self.target)
+
+    monkeypatch.setattr(threading, "Thread", Thread)
+    idle, job = run._WhenIdle(print), CohortJob(cohort(trial("kd")))
+    started = [JobStarted(job, number, 3) for number in (1, 2, 3)]
+    seen = []
+    for event in (started[0], started[1], JobEnd(job), started[2], JobEnd(job), JobEnd(job)):
+        idle(event)
+        seen.append(len(begun))
+    assert seen == [0, 0, 0, 0, 1, 1]
+    assert begun == [print]
