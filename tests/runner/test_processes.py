@@ -110,11 +110,12 @@ def test_workers_that_were_started_early_train(tmp_path: Path, undisturbed: dict
 def test_one_job_needs_no_worker() -> None:
     pool = WorkerPool()
     pool.start(2)
+    started = [worker.process.pid for worker in pool.spare]
     machine = Machine(RunOptions(jobs="1", device="cpu"), pool)
     machine.divide(Work(2, 10**6), DATASET.info)
     assert not pool.spare
     machine.close()
-    assert not workers()
+    assert not any(_lives(str(pid)) for pid in started)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +151,7 @@ def test_bad_input_leaves_no_worker_behind(tmp_path: Path, monkeypatch: pytest.M
 
     def watched(self: WorkerPool, count: int) -> None:
         start(self, count)
-        started.extend(workers())
+        started.extend(worker.process.pid for worker in self.spare)
 
     monkeypatch.setattr(WorkerPool, "start", watched)
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
@@ -158,7 +159,7 @@ def test_bad_input_leaves_no_worker_behind(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(UserError, match="nonsense"):
         cli_run.main(cli_run.build_parser().parse_args(words))
     assert len(started) == 2
-    assert not workers()
+    assert not any(_lives(str(pid)) for pid in started)
 
 
 def test_a_killed_worker_loses_no_epoch_that_had_ended(tmp_path: Path, undisturbed: dict[int, Outcome]) -> None:

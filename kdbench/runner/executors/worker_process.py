@@ -111,7 +111,7 @@ def early_workers(study: StudyOptions, run: RunOptions) -> int:
     """How many workers to start before torch is loaded and the plan is made. Any number is right: what is missing is
     started later, what is not needed is ended.
 
-    None for what is probably one job (`resolve_parallel` decides later), or a study that has ended.
+    0 for what is probably one job (`resolve_parallel` decides later), or a study that has ended.
     """
     threads = os.environ.get("OMP_NUM_THREADS", "")
     cores = int(threads) if threads.isdecimal() else os.cpu_count() or 1
