@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 from kdbench.cli import run as cli_run
-from kdbench.core.errors import Interrupted, UserError
+from kdbench.core.errors import DeviceLost, Interrupted, UserError
 from kdbench.core.events import Checkpoint, EpochEnd, Event, JobLost, JobPlaced, StepEnd, TrialEnd
 from kdbench.core.jobs import CohortJob
 from kdbench.core.record import Outcome
@@ -23,6 +24,7 @@ from kdbench.core.trial import Cohort, Plan, Trial
 from kdbench.plan.study import RunOptions, StudyOptions
 from kdbench.results import Store
 from kdbench.runner import parallel
+from kdbench.runner.executors.messages import Raised, Remote
 from kdbench.runner.executors.processes import ProcessExecutor
 from kdbench.runner.executors.worker_process import WorkerPool, early_workers
 from kdbench.runner.parallel import Parallel, Work, resolve_parallel, split_cohorts
@@ -178,6 +180,45 @@ def test_a_killed_worker_loses_no_epoch_that_had_ended(tmp_path: Path, undisturb
     assert "SIGKILL" in lost[0].reason
     assert equal(outcomes(events)[0], undisturbed[0])
     assert epochs.count((0, 3)) == 1  # the checkpoint was written before its epoch was told
+
+
+_A_DEVICE_FAILS_ONCE = """
+from pathlib import Path
+from kdbench.train import cohort
+
+original, mark = cohort.Student.step, Path({mark!r})
+
+def step(self, inputs):
+    if not mark.exists():
+        mark.touch()
+        cohort.answers = lambda device: False
+        raise RuntimeError("CUDA error: device-side assert triggered")
+    original(self, inputs)
+
+cohort.Student.step = step
+"""
+
+
+def test_a_worker_whose_device_failed_is_replaced(tmp_path: Path) -> None:
+    """The student at whose work it showed has failed, the other one goes on in another process."""
+    plugin, events = tmp_path / "breaks.py", list[Event]()
+    plugin.write_text(_A_DEVICE_FAILS_ONCE.format(mark=str(tmp_path / "failed")), "utf-8")
+    both = cohort(*(trial("vanilla", arch=arch, teacher=None) for arch in ("resnet8", "resnet14")))
+    datasets, checkpoints = {DATASET.info.content: DATASET}, Checkpoints(tmp_path / "checkpoints")
+    one = ProcessExecutor(Parallel(1, 1, (CPU,)), "fp32", datasets, checkpoints.folder, plugins=plugin)
+    run_jobs([CohortJob(both)], Store(tmp_path), one, checkpoints, events.append, {})
+    records = {record.trial.arch: record for record in Store(tmp_path).records()}
+    assert {arch: record.status for arch, record in records.items()} == {"resnet8": "failed", "resnet14": "done"}
+    assert "the device failed, maybe at another student's work" in (records["resnet8"].reason or "")
+    assert [event.reason for event in events if isinstance(event, JobLost)] == ["its process ended with exit code 1"]
+
+
+def test_a_job_whose_device_failed_elsewhere_is_lost() -> None:
+    remote, events = Remote(), list[Event]()
+    remote.accept(CohortJob(cohort(VANILLA[0])))
+    remote.pass_on(pickle.dumps(Raised(DeviceLost("cuda:0 has failed"))), events.append)
+    assert remote.job is None
+    assert [event.reason for event in events if isinstance(event, JobLost)] == ["cuda:0 has failed"]
 
 
 def test_what_dies_again_and_again_fails_alone(tmp_path: Path, undisturbed: dict[int, Outcome]) -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from kdbench.core.checkpoint import CheckpointInterval
-from kdbench.core.errors import Interrupted
-from kdbench.core.events import Emit, JobEnd, TrialEnd
+from kdbench.core.errors import DeviceLost, Interrupted
+from kdbench.core.events import Emit, JobEnd, JobLost, TrialEnd
 from kdbench.core.jobs import CohortJob, Job, ProbeJob
 from kdbench.core.trial import Value
 
@@ -130,6 +130,10 @@ class Remote:
                 self.ready(environment, emit)
             case Log(level, text):
                 log.log(level, "%s", text)
+            case Raised(DeviceLost() as error):
+                lost, self.job = self.job, None
+                assert lost is not None
+                emit(JobLost(lost, str(error)))
             case Raised(error):
                 raise error
             case Stopped():

@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdbench.core.errors import Interrupted, UserError
+from kdbench.core.errors import DeviceLost, Interrupted, UserError
 from kdbench.core.events import Event, StepEnd
 from kdbench.core.jobs import Job
 from kdbench.core.trial import Trial, Value
@@ -159,6 +159,9 @@ def main(descriptor: int) -> None:
         worker.run()
     except Interrupted:
         worker.send(Stopped())
+    except DeviceLost as error:
+        logging.getLogger("kdbench").warning("%s", error)
+        os._exit(1)  # another process may use the device; to the driver this job is lost
     except Exception as error:
         worker.send(Raised(error))
 
