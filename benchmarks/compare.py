@@ -175,7 +175,7 @@ class Bench:
 
         def seconds(work: Callable[[], object], on: Accelerator = trainer.accelerator) -> float:
             step = RecordedStep("a part", on)  # replayed where the run replays it
-            uncounted = self.args.warmup + on.can_record * (WARM_UP + 1)
+            uncounted = self.args.warmup + on.records * (WARM_UP + 1)
             for number in range(uncounted + self.args.steps):
                 if number == uncounted:
                     conventional.synchronize(self.device)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -54,15 +55,18 @@ class ContrastiveBatch(Batch):
 
 
 class TransformedImages(torch.utils.data.Dataset[tuple[Any, ...]]):
-    """The training split image by image: transformed image, label, index."""
+    """The training split image by image: transformed image, label, index; without `pad` the test split as it is."""
 
-    def __init__(self, dataset: ResidentDataset, pad: int) -> None:
-        self.pixels: NDArray[np.uint8] = dataset.train.images.numpy()  # [N, H, W, 3]
-        self.labels: list[int] = dataset.train.labels.tolist()
+    def __init__(self, dataset: ResidentDataset, pad: int | None) -> None:
+        split = dataset.test if pad is None else dataset.train
+        self.pixels: NDArray[np.uint8] = split.images.numpy()  # [N, H, W, 3]
+        self.labels: list[int] = split.labels.tolist()
+        augmented = [] if pad is None else [transforms.RandomCrop(dataset.info.size, padding=pad)]
+        if pad is not None and dataset.info.flip:
+            augmented.append(transforms.RandomHorizontalFlip())
         self.transform = transforms.Compose(
             [
-                transforms.RandomCrop(dataset.info.size, padding=pad),
-                *([transforms.RandomHorizontalFlip()] if dataset.info.flip else []),
+                *augmented,
                 transforms.ToTensor(),
                 transforms.Normalize(dataset.info.mean, dataset.info.std),
             ]
@@ -209,24 +213,9 @@ class ConventionalTrainer:
 
         Raises ValueError if an epoch has fewer steps.
         """
-        cuda = self.device.type == "cuda"
-        if cuda:  # torch's own defaults, and the one switch that the public scripts turn
-            torch.backends.cudnn.benchmark = torch.backends.cudnn.allow_tf32 = True
-            torch.backends.cuda.matmul.allow_tf32 = False
-        loader: DataLoader[Any] = DataLoader(
-            self.images,
-            batch_size=self.trial.recipe.batch_size,
-            shuffle=True,
-            drop_last=True,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=cuda,
-        )
+        loader = self._loader(self.images, workers, training=True)
         for number, fields in enumerate(loader, start=1):
-            images, labels, indices, *rows = (tensor.to(self.device, non_blocking=True) for tensor in fields)
-            self.step(
-                ContrastiveBatch(images, labels, indices, rows=rows[0]) if rows else Batch(images, labels, indices)
-            )
+            self._step(fields)
             if number == warmup:
                 synchronize(self.device)
                 started = time.perf_counter()
@@ -234,6 +223,54 @@ class ConventionalTrainer:
                 synchronize(self.device)
                 return time.perf_counter() - started
         raise ValueError(f"an epoch of {len(loader)} steps is too short for {warmup} + {steps}")
+
+    def epoch_seconds(self, workers: int, epochs: int, folder: Path) -> list[float]:
+        """Time whole epochs after one that is not counted: training, evaluation in batches of half the size, and a
+        checkpoint, as the public scripts do.
+        """
+        training = self._loader(self.images, workers, training=True)
+        test = self._loader(TransformedImages(self.dataset, pad=None), workers, training=False)
+        times = []
+        for _ in range(1 + epochs):
+            synchronize(self.device)
+            started = time.perf_counter()
+            self.network.train()
+            for fields in training:
+                self._step(fields)
+            self._evaluate(test)
+            state = {"model": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+            torch.save(state, folder / "conventional.pth")
+            synchronize(self.device)
+            times.append(time.perf_counter() - started)
+        return times[1:]
+
+    def _loader(self, images: TransformedImages, workers: int, *, training: bool) -> DataLoader[Any]:
+        cuda, batch = self.device.type == "cuda", self.trial.recipe.batch_size
+        if cuda:  # torch's own defaults, and the one switch that the public scripts turn
+            torch.backends.cudnn.benchmark = torch.backends.cudnn.allow_tf32 = True
+            torch.backends.cuda.matmul.allow_tf32 = False
+        return DataLoader(
+            images,
+            batch_size=batch if training else batch // 2,
+            shuffle=training,
+            drop_last=training,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=cuda,
+        )
+
+    def _step(self, fields: Sequence[Tensor]) -> None:
+        images, labels, indices, *rows = (tensor.to(self.device, non_blocking=True) for tensor in fields)
+        self.step(ContrastiveBatch(images, labels, indices, rows=rows[0]) if rows else Batch(images, labels, indices))
+
+    @torch.no_grad()
+    def _evaluate(self, loader: DataLoader[Any]) -> float:
+        self.network.eval()
+        hits = 0
+        for images, labels, _ in loader:
+            logits = self.network(images.to(self.device, non_blocking=True)).logits
+            hits += (logits.argmax(dim=1) == labels.to(self.device, non_blocking=True)).sum().item()
+        return 100 * hits / len(self.dataset.test)
 
 
 def synchronize(device: torch.device) -> None:

@@ -1,31 +1,73 @@
-"""Run everything worth running on a GPU, with one command that takes under nine minutes and writes one JSON file.
+"""Everything worth doing on a GPU, for machines that are lent for minutes and reached by small transfers.
 
-    python benchmarks/on_gpu.py --images DIR --target DIR --json FILE
+Here, once: cut images and a teacher into pieces that can be transferred one by one:
 
-DIR holds real images in the parquet layout; without it the study on real images is left out. Each part runs in its own
-process and is written as soon as it ends, so that a part that fails costs only itself.
+    python benchmarks/on_gpu.py --cut ../images ../teachers/resnet56.pth --pieces build/pieces --mib 50
+
+On the machine with the GPU, in this order; each prints what it found and writes it to --out, which can be committed:
+
+    python benchmarks/on_gpu.py --stage build/pieces/piece-1-of-3      joins the pieces; the last one unpacks them
+    python benchmarks/on_gpu.py --proof                                 does recording train as plain steps do?
+    python benchmarks/on_gpu.py --speed                                 whole epochs beside the conventional loop
+    python benchmarks/on_gpu.py --study                                 a study; called again, it goes on
+
+Every part runs in a process of its own and is written as soon as it ends, so that what fails costs only itself.
+`--seconds` bounds a call. What a later call needs (images, checkpoints) lies in --state.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import os
+import re
+import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-SECONDS = 520.0  # for everything
-PAIR = "resnet32x4:resnet8x4"
-METHODS = "kd,crd,icd"
-COMPARED = (PAIR, "wrn_40_2:wrn_16_2", "vgg13:vgg8")
-RECORDED = ("status", "reason", "top1", "top5", "teacher_top1", "student_seconds", "shared_seconds", "extra_info")
+PAIRS = ("resnet32x4:resnet8x4", "wrn_40_2:wrn_16_2", "vgg13:vgg8")
+STUDY_PAIR, STUDY_METHODS = "resnet56:resnet20", "kd,crd,icd,icd+kd"
+PIECE = re.compile(r"piece-(\d+)-of-(\d+)")
+
+
+class Figures:
+    """One JSON file, written after every part."""
+
+    def __init__(self, path: Path, seconds: float) -> None:
+        self.path, self.deadline = path, time.monotonic() + seconds
+        self.values: dict[str, Any] = {"machine": machine(), "date": time.strftime("%Y-%m-%d")}
+
+    @property
+    def seconds(self) -> float:
+        """That are left."""
+        return max(1.0, self.deadline - time.monotonic())
+
+    def keep(self, name: str, value: dict[str, Any]) -> None:
+        self.values[name] = value
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(json.dumps(self.values, indent=1) + "\n", "utf-8")
+        print(f"{name}: {json.dumps(value)[:600]}", flush=True)
+
+    def run(self, name: str, argv: Sequence[str], seconds: float | None = None, **environment: str) -> int:
+        """Run a part, and keep its exit code, its time and the end of what it printed."""
+        started = time.perf_counter()
+        code, output = run(argv, min(seconds or self.seconds, self.seconds), environment)
+        shown = "python " + " ".join(argv)
+        taken = round(time.perf_counter() - started, 1)
+        self.keep(
+            name, {"command": shown, **environment, "exit_code": code, "seconds": taken, "output": output[-4000:]}
+        )
+        return code
 
 
 def machine() -> dict[str, Any]:
@@ -43,11 +85,18 @@ def machine() -> dict[str, Any]:
     return environment
 
 
-def run(argv: list[str], seconds: float) -> tuple[int, str]:
-    """Exit code (124: timed out) and output of a command."""
+def run(argv: Sequence[str], seconds: float, environment: dict[str, str] | None = None) -> tuple[int, str]:
+    """Exit code (124: timed out) and output of a Python command."""
+    command = [sys.executable, *argv] if argv[0] != "compute-sanitizer" else list(argv)
     try:
         process = subprocess.run(
-            [sys.executable, *argv], cwd=ROOT, capture_output=True, text=True, timeout=seconds, check=False
+            command,
+            cwd=ROOT,
+            env={**os.environ, **(environment or {})},
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
         )
     except subprocess.TimeoutExpired as timeout:
         output = timeout.stdout or b""  # bytes, whatever `text` says
@@ -55,103 +104,178 @@ def run(argv: list[str], seconds: float) -> tuple[int, str]:
     return process.returncode, process.stdout + process.stderr
 
 
-def tests(seconds: float) -> dict[str, Any]:
-    files = ["tests/train/test_gpu.py", "tests/data/test_resident.py"]  # others need what only a developer installs
-    code, output = run(["-m", "pytest", "-q", "-m", "gpu", *files], seconds)
-    return {"exit_code": code, "summary": output.strip().splitlines()[-1:], "output": output[-4000:] if code else ""}
+# Pieces
 
 
-def verify(seconds: float) -> dict[str, Any]:
-    code, output = run(["bench.py", "verify", "--golden", "tests/golden/losses", "--device", "cuda"], seconds)
-    return {"exit_code": code, "output": output[-12000:]}
+def cut(sources: Sequence[Path], pieces: Path, mib: int) -> list[Path]:
+    """Pack folders and files into pieces of at most so many MiB."""
+    pieces.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile() as packed:
+        with tarfile.open(fileobj=packed, mode="w") as archive:
+            for source in sources:
+                archive.add(source, source.name)
+        size = packed.tell()
+        packed.seek(0)
+        count = -(-size // (mib * 2**20))
+        paths = [pieces / f"piece-{number}-of-{count}" for number in range(1, count + 1)]
+        for path in paths:
+            path.write_bytes(packed.read(mib * 2**20))
+    digests = "".join(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in paths)
+    print(digests, end="")
+    return paths
 
 
-def comparison(pair: str, methods: str, seconds: float) -> dict[str, Any]:
-    """`compare.py` on noise, with enough steps for CUDA graphs to be captured and then replayed."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "figures.json"
-        argv = ["benchmarks/compare.py", "--pair", pair, "--methods", methods, "--warmup", "20", "--steps", "60"]
-        code, output = run([*argv, "--workers", "8", "--json", str(path)], seconds)
-        figures = json.loads(path.read_text("utf-8")) if path.is_file() else {"output": output[-4000:]}
-        return {"command": "python " + " ".join(argv), "exit_code": code, **figures}
+def stage(pieces: Sequence[Path], state: Path) -> bool:
+    """Keep pieces; once all of them are there, unpack them. Raises ValueError for what is no piece."""
+    kept = state / "pieces"
+    kept.mkdir(parents=True, exist_ok=True)
+    for piece in pieces:
+        if not PIECE.fullmatch(piece.name):
+            raise ValueError(f"{piece} is not a piece that --cut has made")
+        shutil.copyfile(piece, kept / piece.name)
+    names = sorted(path.name for path in kept.iterdir())
+    count = int(PIECE.fullmatch(names[0])[2])  # type: ignore[index]
+    needed = [f"piece-{number}-of-{count}" for number in range(1, count + 1)]
+    missing = [name for name in needed if name not in names]
+    if missing:
+        print(f"still missing: {', '.join(missing)}")
+        return False
+    with (state / "whole.tar").open("wb") as whole:
+        for name in needed:
+            whole.write((kept / name).read_bytes())
+    with tarfile.open(state / "whole.tar") as archive:
+        archive.extractall(state / "staged", filter="data")
+    (state / "whole.tar").unlink()
+    shutil.rmtree(kept)
+    print(f"unpacked into {state / 'staged'}")
+    return True
 
 
-def study(images: Path, epochs: int, seconds: float, precision: str, target: Path | None = None) -> dict[str, Any]:
-    """The `quick` recipe, shortened to `epochs`, on all images: seconds an epoch and accuracies from the records.
-
-    With a target, linear probes of all networks follow, under the protocol `frozen`.
-    """
-    deadline = time.monotonic() + seconds
-    with tempfile.TemporaryDirectory() as folder:
-        out, data_dir = Path(folder) / "out", ["--data-dir", str(Path(folder) / "data")]
-        argv = ["bench.py", "--methods", METHODS, "--pairs", PAIR, "--dataset", f"parquet:{images}", "--seeds", "1"]
-        argv += ["--recipe", "quick", "--epochs", str(epochs), "--precision", precision]
-        started = time.perf_counter()
-        code, output = run([*argv, "--out", str(out), *data_dir], seconds)
-        figures: dict[str, Any] = {
-            "command": "python " + " ".join(argv).replace(str(images), images.name),
-            "exit_code": code,
-            "wall_seconds": round(time.perf_counter() - started, 1),
-            "trials": trials(out / "runs"),
-        }
-        if code:
-            figures["output"] = output[-4000:]
-        if target and not code:
-            argv = ["bench.py", "transfer", "--to", f"parquet:{target}", "--out", str(out), *data_dir]
-            started = time.perf_counter()
-            code, output = run(argv, max(1.0, deadline - time.monotonic()))
-            table = out / "tables" / "transfer.csv"
-            figures["transfer"] = {
-                "exit_code": code,
-                "wall_seconds": round(time.perf_counter() - started, 1),
-                "table": table.read_text("utf-8") if table.is_file() else output[-4000:],
-            }
-        return figures
+def staged(state: Path) -> tuple[str, Path]:
+    """The images as `--dataset` names them, and the folder of teachers. Raises ValueError without images."""
+    folders = {path.parent for path in (state / "staged").rglob("*.parquet")}
+    if len(folders) != 1:
+        raise ValueError(f"there are no images in {state / 'staged'}: --stage brings them")
+    return f"parquet:{folders.pop().resolve()}", state / "staged"
 
 
-def trials(runs: Path) -> list[dict[str, Any]]:
+# Parts
+
+
+def proof(figures: Figures, out: Path) -> None:
+    """Whether recording trains as plain steps do, and what torch and CUDA say of it."""
+    tests = "tests/train/test_gpu.py"
+    for name, chosen in (
+        ("replayed as plain", "replayed"),
+        ("a method that waits", "waits"),
+        ("resumed", "midst"),
+        ("the other tests", "not replayed and not waits and not midst"),
+    ):
+        figures.run(name, ["-m", "pytest", "-q", "-m", "gpu", tests, "-k", chosen, "-p", "no:cacheprovider"], 240)
+    figures.run("verify", ["bench.py", "verify", "--golden", "tests/golden/losses", "--device", "cuda"], 60)
+    if shutil.which("compute-sanitizer"):
+        command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", tests, "-k", "waits", "-p", "no:cacheprovider"]
+        figures.run("memcheck", ["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9", *command], 240)
+    else:
+        figures.keep("memcheck", {"left_out": "there is no compute-sanitizer here"})
+
+
+def speed(figures: Figures, out: Path, images: str | None) -> None:
+    """Whole epochs beside the conventional loop, with few and with many queues; then steps and the floor."""
+    source = images or "synthetic:50000"
+    for pair in PAIRS:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "figures.json"
+            argv = ["benchmarks/epochs.py", "--pair", pair, "--methods", "vanilla,kd,crd,icd", "--images", source]
+            argv += ["--epochs", "2", "--repetitions", "1", "--workers", "8", "--json", str(path)]
+            figures.run(f"epochs, {pair}", argv, 200)
+            if path.is_file():
+                figures.keep(f"epochs, {pair}", json.loads(path.read_text("utf-8")))
+    for queues in ("8", "32"):
+        argv = ["benchmarks/floor.py", "--pair", PAIRS[0], "--methods", "all", "--steps", "40", "--repetitions", "2"]
+        figures.run(f"15 students, {queues} queues", argv, 120, CUDA_DEVICE_MAX_CONNECTIONS=queues)
+
+
+def study(figures: Figures, out: Path, state: Path, dataset: str, teachers: Path) -> None:
+    """Go on with the study until the time is up; what it has is packed into `study.tar.gz` after every call."""
+    results = state / "study"
+    argv = ["bench.py", "--methods", STUDY_METHODS, "--pairs", STUDY_PAIR, "--dataset", dataset, "--seeds", "5"]
+    argv += ["--teacher-dir", str(teachers), "--jobs", "1", "--checkpoint-every", "1", "--out", str(results)]
+    argv += ["--data-dir", str(state / "data"), "--time-limit", f"{int(figures.seconds - 60)}s"]
+    figures.run("study", argv, figures.seconds - 20)
+    figures.run("status", ["bench.py", "status", "--out", str(results)], 60)
+    figures.keep("trials", {"records": list(records(results / "runs"))})
+    with tarfile.open(out / "study.tar.gz", "w:gz") as archive:
+        for name in ("runs", "tables", "charts", "report.html", "study.toml"):
+            if (results / name).exists():
+                archive.add(results / name, f"study/{name}", filter=_without_weights)
+    with tarfile.open(out / "checkpoints.tar", "w") as archive:
+        for name in ("runs", "checkpoints", "study.toml", "plan.json"):
+            if (results / name).exists():
+                archive.add(results / name, f"study/{name}")
+
+
+def resume(state: Path, packed: Path) -> None:
+    """Unpack the checkpoints that a call on another machine has written."""
+    with tarfile.open(packed) as archive:
+        archive.extractall(state, filter="data")
+
+
+def _without_weights(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    return None if member.name.endswith((".pt", ".safetensors", ".pth")) else member
+
+
+def records(runs: Path) -> Iterator[dict[str, Any]]:
     """What each record says of its trial and its result."""
-    paths = [path for path in sorted(runs.glob("*.json")) if not path.name.endswith(".epochs.json")]
-    records = [json.loads(path.read_text("utf-8")) for path in paths]
-    return [
-        {key: record["trial"][key] for key in ("arch", "method", "precision")} | {key: record[key] for key in RECORDED}
-        for record in records
-    ]
+    for path in sorted(runs.glob("*.json")):
+        if not path.name.endswith(".epochs.json"):
+            record = json.loads(path.read_text("utf-8"))
+            trial = {key: record["trial"][key] for key in ("arch", "method", "precision", "seed")}
+            yield trial | {
+                key: record[key] for key in ("status", "reason", "top1", "student_seconds", "shared_seconds")
+            }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run all parts. Returns the exit code: 0 if the tests passed, or if there are none for this device."""
+    """Do what is asked for. Returns the exit code: 1 if a part failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, help="folder of parquet files, e.g. CIFAR-10")
-    parser.add_argument("--target", type=Path, help="folder of parquet files to transfer to, e.g. Tiny ImageNet")
-    parser.add_argument("--json", type=Path, required=True, help="where the figures are written")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--cut", nargs="+", type=Path, metavar="PATH", help="folders and files to cut into pieces")
+    what.add_argument("--stage", nargs="+", type=Path, metavar="PIECE", help="pieces that were brought")
+    what.add_argument("--proof", action="store_true")
+    what.add_argument("--speed", action="store_true")
+    what.add_argument("--study", action="store_true")
+    parser.add_argument("--pieces", type=Path, default=ROOT / "build" / "pieces", help="with --cut: where they go")
+    parser.add_argument("--mib", type=int, default=50, help="with --cut: size of a piece (default: 50)")
+    parser.add_argument("--state", type=Path, default=ROOT / "build" / "gpu", help="kept between calls, not committed")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "figures", help="where figures are written")
+    parser.add_argument("--resume", type=Path, metavar="TAR", help="with --study: checkpoints.tar of an earlier call")
+    parser.add_argument("--seconds", type=float, default=520.0, help="of a call, at most (default: 520)")
     args = parser.parse_args(argv)
-    deadline = time.monotonic() + SECONDS
-    figures: dict[str, Any] = {"machine": machine(), "date": time.strftime("%Y-%m-%d")}
-
-    def remaining() -> float:
-        return max(1.0, deadline - time.monotonic())
-
-    def keep(name: str, value: dict[str, Any]) -> None:
-        figures[name] = value
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
-        print(f"{name}: {json.dumps(value)[:600]}", flush=True)
-
-    keep("tests", tests(remaining()))
-    keep("verify", verify(min(60.0, remaining())))
-    for pair in COMPARED:
-        keep(f"four methods, {pair}", comparison(pair, f"vanilla,{METHODS}", min(120.0, remaining())))
-    if args.images:
-        images = args.images.resolve()
-        for precision in ("bf16", "fp32"):  # one epoch each: what an epoch costs
-            keep(f"one epoch, {precision}", study(images, 1, remaining(), precision))
-        cost = figures["one epoch, bf16"]["wall_seconds"]
-        target = args.target.resolve() if args.target else None
-        share = 0.6 if target else 0.85
-        epochs = max(1, min(30, int(remaining() * share / max(cost, 1.0))))  # the full recipe where time allows
-        keep(f"study of {epochs} epochs", study(images, epochs, remaining(), "bf16", target))
-    return 0 if figures["tests"]["exit_code"] in (0, 5) else 1
+    try:
+        if args.cut:
+            cut(args.cut, args.pieces, args.mib)
+            return 0
+        if args.stage:
+            stage(args.stage, args.state)
+            return 0
+        name = "proof" if args.proof else "speed" if args.speed else "study"
+        args.out.mkdir(parents=True, exist_ok=True)
+        figures = Figures(args.out / f"{name}.json", args.seconds)
+        if args.proof:
+            proof(figures, args.out)
+        elif args.speed:
+            has_images = (args.state / "staged").exists()
+            speed(figures, args.out, staged(args.state)[0] if has_images else None)
+        else:
+            if args.resume:
+                resume(args.state, args.resume)
+            study(figures, args.out, args.state, *staged(args.state))
+    except (OSError, ValueError, tarfile.TarError) as error:
+        print(f"on_gpu: {error}", file=sys.stderr)
+        return 2
+    codes = [part["exit_code"] for part in figures.values.values() if isinstance(part, dict) and "exit_code" in part]
+    return 1 if any(code not in (0, 5) for code in codes) else 0
 
 
 if __name__ == "__main__":

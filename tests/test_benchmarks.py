@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 from argparse import Namespace
@@ -13,8 +14,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks import compare, conventional, marginal, precision, probes
+from benchmarks import compare, conventional, epochs, floor, marginal, on_gpu, precision, probes
 from kdbench.core.record import Record
 from kdbench.core.trial import VANILLA
 from kdbench.distill import Batch, Context, Output, Requires, Shapes, Step, View
@@ -246,3 +248,96 @@ def test_the_measurements_of_speed_run() -> None:
     )
     assert process.returncode == 0, process.stdout
     assert "15 passed" in process.stdout
+
+
+@pytest.mark.usefixtures("_threads")
+def test_whole_epochs_are_compared(tmp_path: Path) -> None:
+    path = tmp_path / "figures.json"
+    argv = f"--pair {NETWORKS} --methods vanilla,kd,ab --images synthetic:64 --size 8 --batch 16 --epochs 2"
+    argv += f" --repetitions 1 --workers 0 --threads 1 --device cpu --json {path}"
+    assert epochs.main(argv.split()) == 0
+    figures = json.loads(path.read_text("utf-8"))
+    assert figures["methods"] == ["vanilla", "kd"]
+    assert figures["left_out"] == {"ab": "it has a stage before the main one"}
+    assert figures["images"] == {"train": 64, "test": 12}
+    for side in ("conventional", "cohort"):
+        assert len(figures[f"{side}_seconds"]["each"]) == 2
+    left, right = (figures[f"{side}_seconds"]["each"] for side in ("conventional", "cohort"))
+    assert figures["ratio"]["each"] == pytest.approx([a / b for a, b in zip(left, right, strict=True)])
+
+
+@pytest.mark.usefixtures("_threads")
+def test_the_floor_is_what_the_layers_take_alone(tmp_path: Path) -> None:
+    path = tmp_path / "figures.json"
+    argv = f"--pair {NETWORKS} --methods kd,icd --images synthetic:64 --size 8 --batch 16 --repetitions 1 --steps 1"
+    assert floor.main([*argv.split(), "--threads", "1", "--device", "cpu", "--json", str(path)]) == 0
+    figures = json.loads(path.read_text("utf-8"))
+    of = {arch: floor.layers(arch, 16, 100, 8, trained=True) for arch in NETWORKS.split(":")}
+    assert figures["layers"]["all"] == len(of["resnet20"]) + 2 * len(of["resnet8"])
+    assert figures["share_of_the_floor"]["median"] > 0
+    first, *_, last = of["resnet8"]
+    assert (first.images, first.weight, first.first) == ((16, 3, 8, 8), (16, 3, 3, 3), True)
+    assert (last.images, last.weight, last.first) == ((16, 64), (100, 64), False)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_layers_alone_do_the_work_of_training(trained: bool) -> None:
+    """The operations of the forward and backward pass of a network, counted."""
+    operations: list[str] = []
+
+    class Notes(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            operations.append(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    network = build("resnet8", 100, 8).requires_grad_(trained)
+    with Notes():
+        logits = network(torch.zeros(4, 3, 8, 8)).logits
+        if trained:
+            logits.sum().backward()
+    expected = [operations.count(name) for name in ("convolution", "convolution_backward")]
+    operations.clear()
+    works = [layer.work(CPU, torch.float32) for layer in floor.layers("resnet8", 4, 100, 8, trained=trained)]
+    operations.clear()
+    with Notes():
+        for work in works:
+            work()
+    assert [operations.count(name) for name in ("convolution", "convolution_backward")] == expected
+
+
+def test_pieces_are_joined_in_any_order(tmp_path: Path) -> None:
+    images, teacher = tmp_path / "images", tmp_path / "resnet20.pth"
+    images.mkdir()
+    (images / "train.parquet").write_bytes(os.urandom(3 * 2**20))
+    teacher.write_bytes(b"weights")
+    pieces = on_gpu.cut([images, teacher], tmp_path / "pieces", mib=1)
+    assert [piece.name for piece in pieces] == [f"piece-{number}-of-4" for number in range(1, 5)]
+    state = tmp_path / "state"
+    with pytest.raises(ValueError, match="no images"):
+        on_gpu.staged(state)
+    for piece in pieces[2:] + pieces[:1]:
+        assert not on_gpu.stage([piece], state)
+    assert on_gpu.stage(pieces[1:2], state)
+    dataset, teachers = on_gpu.staged(state)
+    assert dataset == f"parquet:{(state / 'staged' / 'images').resolve()}"
+    assert (state / "staged/images/train.parquet").read_bytes() == (images / "train.parquet").read_bytes()
+    assert (teachers / "resnet20.pth").read_bytes() == b"weights"
+    assert on_gpu.main(["--stage", str(teacher), "--state", str(state)]) == 2
+
+
+def test_parts_on_a_gpu_are_written_as_they_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def run(argv: list[str], seconds: float, environment: dict[str, str] | None = None) -> tuple[int, str]:
+        written = json.loads((tmp_path / "proof.json").read_text("utf-8")) if seen else {}
+        assert set(seen) <= set(written)
+        seen[:] = [name for name in written if name not in ("machine", "date")] or ["machine"]
+        return (3 if "waits" in argv else 0), "output"
+
+    monkeypatch.setattr(on_gpu, "run", run)
+    assert on_gpu.main(["--proof", "--out", str(tmp_path), "--state", str(tmp_path / "state")]) == 1
+    figures = json.loads((tmp_path / "proof.json").read_text("utf-8"))
+    assert figures["replayed as plain"]["exit_code"] == 0
+    assert figures["a method that waits"]["exit_code"] == 3
+    assert "host" not in figures["machine"]
+    assert on_gpu.main(["--study", "--out", str(tmp_path), "--state", str(tmp_path / "state")]) == 2

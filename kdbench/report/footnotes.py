@@ -78,6 +78,8 @@ def _mixtures(groups: Sequence[Group]) -> list[str]:
     mixed["thread counts"] = sorted(values("threads", on_cpu), key=lambda count: (len(count), count))
     mixed["Pillow versions"] = values("pillow", [record for record in records if record.trial.data.encoded])
     notes = [f"This table mixes {what} {listed(of, 9)}." for what, of in mixed.items() if len(of) > 1]
+    if len({"compiled" in record.environment for record in records}) > 1:
+        notes.append("This table mixes compiled networks and others.")
     contents = {group.records[0].trial.data.content for group in groups}
     if len(contents) > 1:
         notes.append(f"This table mixes {len(contents)} versions of the images under one label.")

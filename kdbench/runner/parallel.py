@@ -29,6 +29,7 @@ class Parallel:
     jobs: int
     threads: int | None
     devices: tuple[torch.device, ...]
+    compiles: bool = False  # networks, by torch.compile
 
     @property
     def gpu_share(self) -> float:
@@ -87,7 +88,7 @@ def resolve_parallel(
     threads = run.threads
     if threads is None and asked > 1:
         threads = max(1, cores // asked)
-    return Parallel(asked, threads, (device,))
+    return Parallel(asked, threads, (device,), run.compile)
 
 
 def _asked(run: RunOptions) -> int | None:
@@ -110,13 +111,13 @@ def _on_gpus(run: RunOptions, device: torch.device, asked: int | None, most: int
     if asked is not None and run.gpus_per_job is not None and asked > room:
         raise UserError(f"--jobs {asked} with --gpus-per-job {share:g} needs more than {len(devices)} GPU")
     jobs = asked or (1 if alone else max(1, min(room, most)))
-    return Parallel(jobs, run.threads or (max(1, cores // jobs) if jobs > 1 else None), devices[:jobs])
+    return Parallel(jobs, run.threads or (max(1, cores // jobs) if jobs > 1 else None), devices[:jobs], run.compile)
 
 
 def on_cluster(run: RunOptions, rooms: Sequence[int], work: Work, threads: int, device: torch.device) -> Parallel:
     """As many jobs as the nodes of a cluster hold, if there is so much to train. Raises UserError."""
     asked = _asked(run)
-    return Parallel(asked or max(1, min(sum(rooms), work.widest)), threads, (device,))
+    return Parallel(asked or max(1, min(sum(rooms), work.widest)), threads, (device,), run.compile)
 
 
 def split_cohorts(cohorts: Sequence[Cohort], parts: int) -> list[CohortJob]:

@@ -186,7 +186,7 @@ def prepare_study(
             models.fetch(arch, dataset.info.classes, dataset.info.size)
         _write_study(run, study, parallel, resumes=any(checkpoints.exists(trial.id) for trial in planned.pending))
         write_plan(run.out, planned.trials)
-    configure_torch(place.device, study.precision, parallel.threads)
+    configure_torch(place.device, study.precision, parallel.threads, run.compile)
     for line in place.describe(parallel):
         say(line)
     return StudyRun(

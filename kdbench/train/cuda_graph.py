@@ -44,7 +44,10 @@ class Accelerator(ABC):
     """The streams of a device. Work is queued on `main` unless a stream of its own was forked from it."""
 
     main: Stream
-    can_record = False
+    records = False
+    """Whether steps are recorded here at all."""
+    can_record = True
+    """Whether further ones can be; what was recorded can be replayed in any case."""
     shares_default_generator = False
     """Whether graphs that run at the same time would overwrite each other's state of the default generator."""
 
@@ -65,7 +68,7 @@ class Accelerator(ABC):
         raise NotImplementedError
 
     def recording_failed(self) -> None:
-        """Called when a recording raised: what was launched in it never runs. Nothing is recorded from then on."""
+        """Called when a recording raised: what was launched in it never runs. No other is made from then on."""
         self.can_record = False
 
     def default_generator_state(self) -> torch.Tensor:
@@ -122,7 +125,7 @@ class CudaStream(Stream):
 class Cuda(Accelerator):
     """A CUDA device. One object serves the whole process, see `accelerator`."""
 
-    can_record = True
+    records = True
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()

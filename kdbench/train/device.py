@@ -62,8 +62,13 @@ def resolve_precision(text: str, device: torch.device, size: int) -> str:
     return "bf16" if native else "fp32"
 
 
-def configure_torch(device: torch.device, precision: str, threads: int | None) -> None:
-    """Process-wide switches of torch for one run."""
+_compiles = False
+
+
+def configure_torch(device: torch.device, precision: str, threads: int | None, compiles: bool = False) -> None:
+    """Process-wide switches for one run; `compiles`: whether `compiled` does."""
+    global _compiles
+    _compiles = compiles
     if threads is not None:
         torch.set_num_threads(threads)
     if device.type == "cuda":
@@ -72,6 +77,11 @@ def configure_torch(device: torch.device, precision: str, threads: int | None) -
         exact = precision == "fp32"
         torch.backends.cuda.matmul.allow_tf32 = not exact
         torch.backends.cudnn.allow_tf32 = not exact
+
+
+def compiled(network: nn.Module) -> nn.Module:
+    """The network, compiled by torch.compile on its first call if this run compiles; its weights are the same."""
+    return torch.compile(network) if _compiles else network  # type: ignore[return-value]
 
 
 def seed_default_generator(device: torch.device, seed: int) -> None:
@@ -123,8 +133,8 @@ def answers(device: torch.device) -> bool:
     """Whether the device still computes: after an assertion that failed on it, say, a CUDA device never does again."""
     try:
         return bool(torch.ones((), device=device).item() == 1)
-    except RuntimeError:
-        return False
+    except RuntimeError as error:
+        return is_out_of_memory(error)
 
 
 def lost_message(device: torch.device, error: BaseException) -> str:
@@ -154,6 +164,7 @@ def describe_environment(device: torch.device) -> dict[str, Value]:
         "pillow": f"{PIL.__version__}, libjpeg {features.version('jpg') or 'none'}",
         "platform": platform.platform(),
         "host": platform.node(),
+        **({"compiled": True} if _compiles else {}),
         **_commit(),
     }
 

@@ -150,7 +150,8 @@ def lint(student: Student, inputs: Callable[[int], Iterator[StepInputs]]) -> lis
         for name in dict.fromkeys((*operations.found, *calls.copied)):
             note(f"waits for the device in {stage} ({name}): it is slow on a GPU, and cannot be recorded")
         for name in changes(before, python_state(modules)):
-            note(f"changes {name} in Python in {stage}: change a buffer in place instead, or it cannot be recorded")
+            mend = "change a buffer in place instead, or set it to None again if it only hands something on"
+            note(f"changes {name} in Python in {stage}, and cannot be recorded: {mend}")
         for name in dict.fromkeys(calls.on_host):
             note(f"calls torch.{name} without device= in {stage}: on a GPU the tensor would be on the wrong device")
         if drawn:

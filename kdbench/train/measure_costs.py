@@ -59,7 +59,7 @@ def measure_costs(
             measured = _method_costs(part, dataset, device, Plain(), steps=1, epochs=1)
             once = cohort.recipe.batch_size * sum(seconds for seconds, *_ in measured.values())
             if once < SLOW:
-                steps = REPETITIONS + replayed.can_record * (WARM_UP + 1)
+                steps = REPETITIONS + replayed.records * (WARM_UP + 1)
                 measured = _method_costs(part, dataset, device, replayed, steps, epochs=2)
             tried |= {(trial.method, trial.pair) for trial in group}
             for trial in group:
@@ -174,7 +174,7 @@ def architecture_costs(
 
 def _median_seconds(work: Callable[[], None], device: torch.device, on: Accelerator) -> float:
     step, times = RecordedStep("an architecture", on), list[float]()
-    uncounted = 1 + on.can_record * WARM_UP
+    uncounted = 1 + on.records * WARM_UP
     while len(times) < uncounted + REPETITIONS:
         started = time.perf_counter()
         step("cost", work)

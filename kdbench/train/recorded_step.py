@@ -69,18 +69,22 @@ class RecordedStep:
         hold state in Python, `generator` is what it draws from beside torch's own, and `discard` undoes what a
         recording that failed has left behind. Raises what the work raises, and that memory ended.
         """
-        if self.refusal or not self.accelerator.can_record:
+        if self.refusal or not self.accelerator.records:
             self._plain(work, timed=True)
-        elif self._warm_ups < WARM_UP:
+            return
+        if self._warm_ups < WARM_UP:
             self._warm_up(work, list(modules))
-        else:
-            if self._replay is None or self._key != key:
-                self.close()
+            return
+        if self._key != key:
+            self.close()
+            if self.accelerator.can_record:
                 self._record(key, work, discard, generator)
-            if self._replay:
-                self._launch(self._replay)
             else:
-                self._plain(work, timed=False)
+                self._refuse("an earlier recording failed, and this torch makes no other after that")
+        if self._replay:
+            self._launch(self._replay)
+        else:
+            self._plain(work, timed=False)
 
     def _plain(self, work: Callable[[], object], timed: bool) -> None:
         """Run it eagerly and alone: it may spoil what others read, which is found out after it."""

@@ -107,7 +107,7 @@ class SharedInputs:
         for view in self._views:
             with self._timing(view):
                 views[view] = self.loader.view(view, self._epoch, self._step, batch)
-        if self.accelerator.can_record:
+        if self.accelerator.records:
             with self._timing(BATCH):
                 self.current = self._static_inputs(batch, views)
         else:

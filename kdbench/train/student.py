@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict, replace
 from functools import partial
 from math import isfinite
@@ -23,7 +24,7 @@ from kdbench.models import build, classifier_of, info
 from kdbench.models.output import Output
 from kdbench.train.backbone import backbone_modules
 from kdbench.train.cuda_graph import Accelerator, Plain
-from kdbench.train.device import on_device, seed_default_generator
+from kdbench.train.device import compiled, on_device, seed_default_generator
 from kdbench.train.evaluate import autocast
 from kdbench.train.failures import Diverged, NonfiniteGradient, epoch_name
 from kdbench.train.meters import EpochTimer, LossMeter
@@ -80,6 +81,8 @@ class Student:
             context = Context(**vars(shapes), generator=torch.Generator(device), **known)
             self.distiller: Distiller[Any] = method(hyper, context)
         self.network = on_device(network, device)
+        self._compiled = compiled(self.network)
+        self._first_seconds: list[float] = []  # of the first calls, if the network is compiled in them
         self.distiller = self.distiller.to(device)
         parameters = [*self.network.parameters(), *(p for p in self.distiller.parameters() if p.requires_grad)]
         self.optimizer = build_optimizer(trial.recipe, parameters, trial.lr)
@@ -156,6 +159,7 @@ class Student:
 
     def _train_step(self, inputs: StepInputs) -> None:
         """A step's work on the device: forward, loss, backward, update."""
+        started = time.perf_counter()
         state = self._epoch_state()
         step = self._forward_step(inputs)
         terms, optimizer = self._terms(step)
@@ -167,6 +171,8 @@ class Student:
         optimizer.step()
         self._zero_grad()
         self.reads_epoch |= step.epoch_was_read
+        if self._compiled is not self.network and len(self._first_seconds) < 2:
+            self._first_seconds.append(time.perf_counter() - started)
 
     def _zero_grad(self) -> None:
         self.network.zero_grad(set_to_none=True)
@@ -189,7 +195,7 @@ class Student:
     def _forward(self, batch: Batch) -> Output:
         with autocast(self.device, self.trial.precision):
             images = batch.images_for(self.normalization)
-            output: Output = self.network(images, pre_activations=self.requires.pre_activations)
+            output: Output = self._compiled(images, pre_activations=self.requires.pre_activations)
         output = (output if self.requires.last_map else replace(output, last_map=None)).convert(to_float32)
         return replace(output, classifier=classifier_of(self.network)) if self.requires.classifier else output
 
@@ -275,7 +281,11 @@ class Student:
         """What the method holds beside its student."""
         parameters = sum(parameter.numel() for parameter in self.distiller.parameters())
         held = sum(tensor.nbytes for tensor in (*self.distiller.parameters(), *self.distiller.buffers()))
-        return {"extra_parameters": parameters, "extra_mib": held / 2**20}
+        cost: dict[str, Value] = {"extra_parameters": parameters, "extra_mib": held / 2**20}
+        if self._first_seconds:
+            first, *second = self._first_seconds
+            cost["compile_seconds"] = first - sum(second)
+        return cost
 
     def deployed_parameters(self) -> int:
         """Parameters of what is deployed: the network, and what the method predicts with."""

@@ -21,7 +21,7 @@ from kdbench.data.dataset import Batch, Loader
 from kdbench.models import build, classifier_of, info, load_checkpoint, restore, stage_batch_norms_of
 from kdbench.models.folding import fold
 from kdbench.models.output import Classifier, Output
-from kdbench.train.device import on_device
+from kdbench.train.device import compiled, on_device
 from kdbench.train.evaluate import autocast, evaluate, evaluation_batch
 
 PRUNED_SHARE = 0.1
@@ -46,7 +46,8 @@ class Teacher:
         self.network = on_device(network, device).eval().requires_grad_(False)
         self.arch, self.device, self.precision = arch, device, precision
         self.normalization = info(arch).normalization
-        self._folded = cast_weights(fold(self.network)) if precision == "bf16" else fold(self.network)
+        folded = fold(self.network)
+        self._folded = compiled(cast_weights(folded) if precision == "bf16" else folded)
 
     @torch.no_grad()
     def __call__(

@@ -237,6 +237,11 @@ def test_mixtures_are_named() -> None:
     assert "This table mixes thread counts 2 and 16." in notes
     notes = StudyResults([made("kd", "2.11.0", "cpu", 2), made("crd", "2.11.0", "cuda:0", 16)]).notes
     assert [note for note in notes if "mixes" in note] == ["This table mixes devices cpu and cuda."]
+    compiled = replace(trained("crd"), environment={"torch": "2.11.0", "device": "cpu", "threads": 2, "compiled": True})
+    assert (
+        "This table mixes compiled networks and others."
+        in StudyResults([made("kd", "2.11.0", "cpu", 2), compiled]).notes
+    )
     # Two tables that differ are no mixture.
     apart = [made("kd", "2.11.0", "cpu", 2), replace(trained("kd", data=CIFAR10), environment={"torch": "2.15.0"})]
     assert not any("mixes" in note for note in StudyResults(apart).notes)

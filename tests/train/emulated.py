@@ -81,11 +81,15 @@ class EmulatedStream(Stream):
 class Emulated(Accelerator, TorchDispatchMode):
     """Active as a context manager, around all work on the device."""
 
-    can_record = True
+    records = True
 
-    def __init__(self, seed: int = 0, *, shares_default_generator: bool = False) -> None:
+    def __init__(self, seed: int = 0, *, shares_default_generator: bool = False, recovers: bool = True) -> None:
+        """`shares_default_generator` as in torch up to 2.11; not `recovers` as in torch up to 2.12: after a recording
+        that failed there is no other.
+        """
         Accelerator.__init__(self)
         TorchDispatchMode.__init__(self)
+        self.recovers = recovers
         self.shares_default_generator = shares_default_generator
         self.random = Random(seed)
         self.main: EmulatedStream = EmulatedStream(self, "main")
@@ -111,6 +115,7 @@ class Emulated(Accelerator, TorchDispatchMode):
 
     def recording_failed(self) -> None:
         self.failures += 1
+        self.can_record = self.recovers
 
     def record(
         self, stream: Stream, work: Callable[[], object], generator: torch.Generator | None

@@ -101,7 +101,8 @@ def test_what_a_gpu_forbids_is_said_in_one_sentence_each() -> None:
             for name in ("_local_scalar_dense", "index", "index_put", "cpu", "numpy")
         ),
         *(
-            f"changes {name} in Python {where}: change a buffer in place instead, or it cannot be recorded"
+            f"changes {name} in Python {where}, and cannot be recorded: "
+            "change a buffer in place instead, or set it to None again if it only hands something on"
             for name in ("self.seen, its size", "self.calls", "self.seen[1]")
         ),
         f"calls torch.ones without device= {where}: on a GPU the tensor would be on the wrong device",

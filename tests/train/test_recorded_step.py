@@ -300,8 +300,8 @@ def test_a_teacher_that_cannot_be_recorded(
 class FailingOnce(Emulated):
     """Recording number `which` raises after so many operations."""
 
-    def __init__(self, which: int, after: int | None, error: Exception) -> None:
-        super().__init__()
+    def __init__(self, which: int, after: int | None, error: Exception, **options: bool) -> None:
+        super().__init__(**options)
         self.which, self.after, self.error = which, after, error
 
     def record(
@@ -338,6 +338,24 @@ def test_a_recording_that_fails_leaves_nothing_behind(
     assert failing.failures == 1
     assert different(recorded, *some) == []
     assert warnings(caplog) == ["kd runs without a CUDA graph: ValueError: not in a graph"]
+
+
+def test_after_a_recording_that_failed_older_torch_replays_what_it_has(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Those that come after it, and those that must be recorded again, run plainly."""
+    some = [trial(method) for method in FEW]
+    failing = FailingOnce(3, None, ValueError("not in a graph"), recovers=False)
+    recorded = train(tmp_path, failing, *some)
+    assert different(recorded, *some) == []
+    assert failing.failures == 1
+    first, *others = warnings(caplog)
+    assert first.endswith("ValueError: not in a graph")
+    assert others
+    assert all(
+        line.endswith("an earlier recording failed, and this torch makes no other after that") for line in others
+    )
+    assert failing.replays >= 2 * (STEPS - WARM_UP - 1)
 
 
 def test_memory_that_ends_in_a_recording_splits_the_cohort(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

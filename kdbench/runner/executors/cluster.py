@@ -83,6 +83,7 @@ class Cluster:
         on_gpu = run.device.startswith("cuda") or (run.device == "auto" and self._total("GPU") > 0)
         self.run, self.device = run, torch.device("cpu")  # of this process
         self.job_device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
+        self.compiles = run.compile
         self.cpus, self.gpus = run.threads or 1, (run.gpus_per_job or 1.0) if on_gpu else 0.0
         problem = "" if self.rooms() else f"--cluster: no node has {self.demand}; the cluster is {self}"
         if run.gpus_per_job is not None and not on_gpu:
@@ -204,6 +205,7 @@ class ClusterExecutor:
             gpu_share=cluster.gpus or 1.0,
             interval=interval,
             plugins=cluster.plugins,
+            compiles=cluster.compiles,
         )
         self.datasets = self.ray.put(pickle.dumps(dict(datasets), pickle.HIGHEST_PROTOCOL))
         self.actor = self.ray.remote(Trainer).options(

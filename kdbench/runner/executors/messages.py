@@ -32,6 +32,7 @@ class Setup:
     gpu_share: float  # of the GPU's memory
     interval: CheckpointInterval | None
     plugins: Path | None
+    compiles: bool = False
 
 
 @dataclass(frozen=True)

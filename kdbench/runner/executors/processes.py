@@ -52,6 +52,7 @@ class ProcessExecutor:
             gpu_share=parallel.gpu_share,
             interval=interval,
             plugins=plugins,
+            compiles=parallel.compiles,
         )
         self.datasets, self.checkpoints = pickle.dumps(dict(datasets), pickle.HIGHEST_PROTOCOL), checkpoints
 

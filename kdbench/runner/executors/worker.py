@@ -99,7 +99,7 @@ def open_executor(
     if setup.plugins is not None:
         load_plugins(setup.plugins)
     device = torch.device(setup.device)
-    configure_torch(device, setup.precision, setup.threads)
+    configure_torch(device, setup.precision, setup.threads, setup.compiles)
     if device.type == "cuda" and setup.gpu_share < 1:
         torch.cuda.set_per_process_memory_fraction(setup.gpu_share, device)
     executor = LocalExecutor(pickle.loads(datasets), device, checkpoints, setup.interval, stop)
