@@ -180,7 +180,7 @@ class Bench:
                 if number == uncounted:
                     conventional.synchronize(self.device)
                     started = time.perf_counter()
-                step("part", work)
+                step(0, "part", work)
                 step.join()
             conventional.synchronize(self.device)
             return (time.perf_counter() - started) / float(self.args.steps)
@@ -199,7 +199,7 @@ class Bench:
 
     def student(self, trial: Trial, trainer: CohortTrainer) -> Student:
         """A student at the beginning of its first epoch, for the teachers and batches of this trainer."""
-        student = build_student(trial, self.dataset, trainer.teachers, trainer.loader)
+        student = build_student(trial, self.dataset, trainer.teachers, trainer.loader, trainer.accelerator)
         student.begin_epoch(1)
         return student
 

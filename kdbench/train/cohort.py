@@ -25,6 +25,7 @@ from kdbench.train.cuda_graph import Accelerator, Plain, accelerator
 from kdbench.train.device import answers, lost_message, peak_mib, reset_peak_memory
 from kdbench.train.evaluate import Accuracy, evaluate, evaluation_batch
 from kdbench.train.failures import Diverged, NonfiniteGradient, epoch_name, status_and_reason
+from kdbench.train.inputs_ahead import InputsAhead
 from kdbench.train.shared_inputs import BATCH, SharedInputs
 from kdbench.train.student import Student
 from kdbench.train.teacher import Teachers, class_means
@@ -70,7 +71,9 @@ class CohortTrainer:
             limit=limit,
         )
         self.accelerator = on or accelerator(device, self.loader.steps)
-        self.inputs = SharedInputs(self.loader, self.teachers, device, self.accelerator)
+        self.inputs = SharedInputs(self.loader, self.teachers, device)
+        if self.accelerator.records:
+            self.inputs = InputsAhead(self.loader, self.teachers, device, self.accelerator)
         self.evaluation_batch = evaluation_batch(device, dataset.info.size)
         self.teacher_top1 = self.teachers.top1(self.loader.evaluation(self.evaluation_batch))
         self.students: list[Student] = []
@@ -216,7 +219,7 @@ class CohortTrainer:
         rerun = self._student(trial, Plain())
         if rerun.is_next(error.epoch):
             rerun.begin_epoch(error.epoch)
-            inputs = SharedInputs(self.loader, self.teachers, self.device, Plain())
+            inputs = SharedInputs(self.loader, self.teachers, self.device)
             inputs.begin_epoch(error.epoch, [rerun.requires], rerun.steps)
             while rerun.steps <= error.step:
                 step_inputs = inputs.advance()

@@ -58,8 +58,12 @@ class Accelerator(ABC):
     def stream(self) -> Stream:
         """A new one."""
 
+    def pool(self) -> Any:
+        """A memory pool for recordings that are never replayed at the same time."""
+        return None
+
     def record(
-        self, stream: Stream, work: Callable[[], object], generator: torch.Generator | None
+        self, stream: Stream, work: Callable[[], object], generator: torch.Generator | None, pool: Any
     ) -> Callable[[], None]:
         """Record what the work launches, without running it; the result runs it.
 
@@ -136,8 +140,11 @@ class Cuda(Accelerator):
     def stream(self) -> CudaStream:
         return CudaStream(torch.cuda.Stream(self.device))
 
+    def pool(self) -> Any:
+        return torch.cuda.graph_pool_handle()
+
     def record(
-        self, stream: Stream, work: Callable[[], object], generator: torch.Generator | None
+        self, stream: Stream, work: Callable[[], object], generator: torch.Generator | None, pool: Any
     ) -> Callable[[], None]:
         assert isinstance(stream, CudaStream)
         graph = torch.cuda.CUDAGraph()
@@ -146,7 +153,7 @@ class Cuda(Accelerator):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 register(generator)
-        with _no_collection(), torch.cuda.graph(graph, stream=stream.cuda):
+        with _no_collection(), torch.cuda.graph(graph, pool=pool, stream=stream.cuda):
             work()
         return graph.replay
 

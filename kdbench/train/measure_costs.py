@@ -177,7 +177,7 @@ def _median_seconds(work: Callable[[], None], device: torch.device, on: Accelera
     uncounted = 1 + on.records * WARM_UP
     while len(times) < uncounted + REPETITIONS:
         started = time.perf_counter()
-        step("cost", work)
+        step(0, "cost", work)
         step.join()
         if device.type == "cuda":
             torch.cuda.synchronize(device)

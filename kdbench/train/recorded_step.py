@@ -27,13 +27,14 @@ TIMED_STEPS = 21
 class RecordedStep:
     """The work of the teachers' or a student's step, on a stream of its own for as long as it trains.
 
-    Where the device records nothing, it runs plainly. So it does if its work waits for the device or keeps state in
-    Python, which a recording would freeze; then one line in the log says why.
+    There is a recording for each slot, that is for each set of tensors with a step's inputs. Where the device records
+    nothing, the work runs plainly. So it does if it waits for the device or keeps state in Python, which a recording
+    would freeze; then one line in the log says why.
     """
 
     def __init__(self, name: str, accelerator: Accelerator, timer: Timer | None = None) -> None:
         self.name, self.accelerator, self.timer = name, accelerator, timer
-        self.stream = accelerator.stream()
+        self.stream, self._pool = accelerator.stream(), accelerator.pool()
         self.recordings = 0
         self.restart()
 
@@ -46,10 +47,13 @@ class RecordedStep:
         self._draws = False
 
     def close(self) -> None:
-        """Forget the recording, after waiting for it: others may use its memory next."""
+        """Forget the recordings, after waiting for them: others may use their memory next."""
         self.join()
-        self._replay: Callable[[], None] | None = None
-        self._key: Hashable = None
+        self._replays: dict[int, tuple[Hashable, Callable[[], None]]] = {}
+
+    def settled(self, slot: int) -> bool:
+        """Whether the next step takes as long as all that follow."""
+        return self.refusal is not None or slot in self._replays
 
     def join(self) -> None:
         """What is launched after this waits for the step."""
@@ -57,6 +61,7 @@ class RecordedStep:
 
     def __call__(
         self,
+        slot: int,
         key: Hashable,
         work: Callable[[], object],
         discard: Callable[[], None] = lambda: None,
@@ -65,7 +70,7 @@ class RecordedStep:
     ) -> None:
         """Run the work once. `join` must follow before its results are used, and before what it reads is changed.
 
-        A recording holds for its `key`, which says what the work is made from: another records it again. `modules` may
+        A recording holds for its `key`, which says what the work is made from: another takes its slot. `modules` may
         hold state in Python, `generator` is what it draws from beside torch's own, and `discard` undoes what a
         recording that failed has left behind. Raises what the work raises, and that memory ended.
         """
@@ -75,14 +80,17 @@ class RecordedStep:
         if self._warm_ups < WARM_UP:
             self._warm_up(work, list(modules))
             return
-        if self._key != key:
-            self.close()
+        recorded_for, replay = self._replays.get(slot, (None, None))
+        if replay is None or recorded_for != key:
+            self.join()
+            self._replays.pop(slot, None)
+            replay = None  # the last reference: its memory is free for the next one
             if self.accelerator.can_record:
-                self._record(key, work, discard, generator)
+                replay = self._record(slot, key, work, discard, generator)
             else:
                 self._refuse("an earlier recording failed, and this torch makes no other after that")
-        if self._replay:
-            self._launch(self._replay)
+        if replay:
+            self._launch(replay)
         else:
             self._plain(work, timed=False)
 
@@ -116,23 +124,25 @@ class RecordedStep:
 
     def _record(
         self,
+        slot: int,
         key: Hashable,
         work: Callable[[], object],
         discard: Callable[[], None],
         generator: torch.Generator | None,
-    ) -> None:
+    ) -> Callable[[], None] | None:
         self.accelerator.join()
         try:
-            self._replay = self.accelerator.record(self.stream, work, generator)
+            replay = self.accelerator.record(self.stream, work, generator, self._pool)
         except Exception as error:
             discard()
             if (memory := _memory_error(error)) is not None:
                 raise memory from error
             self.accelerator.recording_failed()
             self._refuse(_first_cause(error))
-            return
-        self._key, self._timed = key, 0
+            return None
+        self._replays[slot], self._timed = (key, replay), 0
         self.recordings += 1
+        return replay
 
     def _launch(self, replay: Callable[[], None]) -> None:
         timed = self._timed < TIMED_STEPS and self.timer is not None
@@ -149,6 +159,7 @@ class RecordedStep:
 
     def _refuse(self, reason: str) -> None:
         self.refusal = reason
+        self.close()
         log.warning("%s runs without a CUDA graph: %s", self.name, reason)
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from copy import deepcopy
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,9 +14,7 @@ from kdbench.data.dataset import Batch, Loader, ViewBatch
 from kdbench.data.views import View
 from kdbench.distill.step import Requires
 from kdbench.models.output import Output
-from kdbench.train.cuda_graph import Accelerator
 from kdbench.train.meters import Timer
-from kdbench.train.recorded_step import RecordedStep
 from kdbench.train.teacher import Teacher, Teachers
 
 BATCH = "batch"
@@ -35,14 +31,13 @@ class SharedView:
 
 @dataclass(frozen=True, eq=False)
 class StepInputs:
-    """All that a student's step reads and must not change. Where steps are recorded, the same object serves them all,
-    and each step's values are copied into its tensors.
-    """
+    """All that a student's step reads and must not change."""
 
     batch: Batch
     teachers: tuple[Output, ...]
     views: Mapping[View, SharedView]
     extra: Mapping[str, Output]
+    slot: int = 0  # which set of tensors this is, where steps are recorded for each
 
     def images(self) -> list[Tensor]:
         """All tensors of the batch and its views, in a fixed order."""
@@ -57,10 +52,8 @@ class StepInputs:
 class SharedInputs:
     """Compute each step's inputs once for all students; recompute them if a student modified them in place."""
 
-    def __init__(self, loader: Loader, teachers: Teachers, device: torch.device, accelerator: Accelerator) -> None:
-        self.loader, self.teachers, self.device, self.accelerator = loader, teachers, device, accelerator
-        self.recorded = RecordedStep("the teacher", accelerator)
-        self._static: tuple[object, StepInputs] | None = None  # with what it was made for
+    def __init__(self, loader: Loader, teachers: Teachers, device: torch.device) -> None:
+        self.loader, self.teachers, self.device = loader, teachers, device
         self._timers: dict[View | str, Timer] = {}  # by what they time
         self._timed_steps = 0
         self.current: StepInputs
@@ -82,11 +75,11 @@ class SharedInputs:
         self._timed_steps += 1
         with self._timing(BATCH):
             batch = next(self._batches)
-        return self._compute(batch)
+        return self._use(self._inputs(self._step, batch, self._timing))
 
     def seconds_per_step(self) -> dict[View | str, float]:
         """Since the last call, by what it was spent on: BATCH, which is the batch and the teachers' outputs for it,
-        each view, and each extra teacher. Under a CUDA graph, which is replayed as a whole, all is BATCH.
+        each view, and each extra teacher.
         """
         steps, self._timed_steps = max(1, self._timed_steps), 0
         return {part: timer.total() / steps for part, timer in self._timers.items()}
@@ -99,47 +92,33 @@ class SharedInputs:
         return self._versions() != self._unmodified
 
     def recompute(self) -> StepInputs:
-        """The current step's inputs as they should be."""
-        return self._compute(next(self.loader.epoch(self._epoch, self._step)))
+        """The current step's inputs as they should be; nothing else may be running."""
+        return self._use(self._inputs(self._step, next(self.loader.epoch(self._epoch, self._step))))
 
-    def _compute(self, batch: Batch) -> StepInputs:
-        views = {}
-        for view in self._views:
-            with self._timing(view):
-                views[view] = self.loader.view(view, self._epoch, self._step, batch)
-        if self.accelerator.records:
-            with self._timing(BATCH):
-                self.current = self._static_inputs(batch, views)
-        else:
-            self.current = self._inputs(batch, views, self._timing)
+    def _use(self, inputs: StepInputs) -> StepInputs:
+        self.current = inputs
         self._unmodified = self._versions()
-        return self.current
-
-    def _static_inputs(self, batch: Batch, views: Mapping[View, ViewBatch]) -> StepInputs:
-        """The inputs in the tensors that recorded steps read; made anew if something else is required."""
-        key = self._views, self._extra, tuple(self._requested.items())
-        if self._static is None or self._static[0] != key:
-            self.recorded.restart()
-            self._static = key, deepcopy(self._inputs(batch, views))  # a batch may be a view of the whole epoch's
-            return self._static[1]
-        static = self._static[1]
-        copy_all(static.images(), [*batch.tensors(), *(tensor for view in views.values() for tensor in view.tensors())])
-        if static.outputs():
-            self.recorded(static, partial(self._update_outputs, static))
-            self.recorded.join()
-        return static
-
-    def _update_outputs(self, static: StepInputs) -> None:
-        views = {view: shared.view for view, shared in static.views.items()}
-        copy_all(static.outputs(), self._inputs(static.batch, views).outputs())
+        return inputs
 
     def _inputs(
+        self,
+        step: int,
+        batch: Batch,
+        timing: Callable[[View | str], AbstractContextManager[Any]] = nullcontext,
+    ) -> StepInputs:
+        """The views of a step's batch, and the teachers' outputs for all of them."""
+        views = {}
+        for view in self._views:
+            with timing(view):
+                views[view] = self.loader.view(view, self._epoch, step, batch)
+        return self._with_outputs(batch, views, timing)
+
+    def _with_outputs(
         self,
         batch: Batch,
         views: Mapping[View, ViewBatch],
         timing: Callable[[View | str], AbstractContextManager[Any]] = nullcontext,
     ) -> StepInputs:
-        """The teachers' outputs for the batch and its views."""
         shared, extra = dict[View, SharedView](), dict[str, Output]()
         with timing(BATCH):
             teachers = self._outputs(batch)
@@ -159,9 +138,3 @@ class SharedInputs:
 
     def _versions(self) -> list[int]:
         return [tensor._version for tensor in (*self.current.images(), *self.current.outputs())]
-
-
-def copy_all(into: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    """Copy each value into its tensor."""
-    for static, value in zip(into, values, strict=True):
-        static.copy_(value)

@@ -142,6 +142,7 @@ class Student:
         seed_default_generator(self.device, state.dropout_seed + state.steps)
         state.steps += 1
         self.recorded(
+            inputs.slot,
             (inputs, state.lr, state.epoch if self.reads_epoch else None),
             partial(self._train_step, inputs),
             discard=self._zero_grad,

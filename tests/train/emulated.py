@@ -118,7 +118,7 @@ class Emulated(Accelerator, TorchDispatchMode):
         self.can_record = self.recovers
 
     def record(
-        self, stream: Stream, work: Callable[[], object], generator: torch.Generator | None
+        self, stream: Stream, work: Callable[[], object], generator: torch.Generator | None, pool: Any
     ) -> Callable[[], None]:
         assert isinstance(stream, EmulatedStream)
         assert not any(other.queue for other in self.streams), "recorded while other streams were busy"

@@ -65,7 +65,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
     monkeypatch.setattr(torch.cuda, "default_stream", _Stream)
     monkeypatch.setattr(torch.cuda, "Stream", _Stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
-    monkeypatch.setattr(torch.cuda, "graph", lambda graph, stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, pool, stream: nullcontext())
     monkeypatch.setattr(torch.cuda, "CUDAGraph", _Graph)
     return Cuda(GPU)
 
@@ -77,18 +77,18 @@ def test_generators_are_registered_where_that_is_needed(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "CUDAGraph", graph)
     _OlderGraph.registered, generator = None, torch.Generator()
-    replay = cuda.record(cuda.stream(), lambda: None, generator)
+    replay = cuda.record(cuda.stream(), lambda: None, generator, None)
     replay()
     assert _OlderGraph.registered is (generator if graph is _OlderGraph else None)
 
 
 def test_nothing_is_collected_while_recording(cuda: Cuda) -> None:
     enabled: list[bool] = []
-    cuda.record(cuda.stream(), lambda: enabled.append(gc.isenabled()), None)
+    cuda.record(cuda.stream(), lambda: enabled.append(gc.isenabled()), None, None)
     assert enabled == [False]
     assert gc.isenabled()
     with pytest.raises(ZeroDivisionError):
-        cuda.record(cuda.stream(), lambda: 1 / 0, None)
+        cuda.record(cuda.stream(), lambda: 1 / 0, None, None)
     assert gc.isenabled()
 
 

@@ -23,6 +23,7 @@ from kdbench.train import cohort as cohort_module
 from kdbench.train import measure_costs
 from kdbench.train.cuda_graph import Plain, Stream, accelerator
 from kdbench.train.gpu_lint import Waits
+from kdbench.train.inputs_ahead import SLOTS
 from kdbench.train.recorded_step import WARM_UP, RecordedStep
 from kdbench.train.student import Student
 from kdbench.train.teacher import Teacher
@@ -124,8 +125,8 @@ def test_every_method_trains_as_in_plain_steps(tmp_path: Path, part: int, caplog
         f"{name} runs without a CUDA graph: its step waits for the device ({REFUSED[name]})" for name in refused
     ]
     pretrained = sum(outcome.extra_info.get("pretraining_epochs") == 1 for outcome in recorded.values())
-    # the teacher once a set of requirements, a student once a rate, and once in pretraining
-    assert emulated.recordings >= 1 + 2 * (len(some) - len(refused)) + pretrained
+    # for each slot: the teacher once a set of requirements, a student once a rate, and once in pretraining
+    assert emulated.recordings >= SLOTS * (1 + 2 * (len(some) - len(refused)) + pretrained)
     assert emulated.replays >= (STEPS - WARM_UP + STEPS) * (len(some) - len(refused))
 
 
@@ -175,7 +176,7 @@ def test_vanilla_cohorts_record_no_teacher(tmp_path: Path) -> None:
     emulated = Emulated()
     outcomes = train(tmp_path, emulated, trial("vanilla", teacher=None))
     assert outcomes["vanilla"].status == "done"
-    assert emulated.recordings == EPOCHS  # of the student, which has another rate in each
+    assert emulated.recordings == SLOTS * EPOCHS  # of the student, which has another rate in each
     assert emulated.replays == STEPS - WARM_UP + STEPS
 
 
@@ -305,11 +306,11 @@ class FailingOnce(Emulated):
         self.which, self.after, self.error = which, after, error
 
     def record(
-        self, stream: Stream, work: Callable[[], object], generator: torch.Generator | None
+        self, stream: Stream, work: Callable[[], object], generator: torch.Generator | None, pool: Any
     ) -> Callable[[], None]:
         self.which -= 1
         if self.which != 0:
-            return super().record(stream, work, generator)
+            return super().record(stream, work, generator, pool)
 
         def failing() -> None:
             work()
@@ -317,7 +318,7 @@ class FailingOnce(Emulated):
                 raise self.error
 
         self.left = self.after
-        return super().record(stream, failing, generator)
+        return super().record(stream, failing, generator, pool)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         if self.which == 0 and self.recording and self.left is not None:
@@ -344,8 +345,9 @@ def test_after_a_recording_that_failed_older_torch_replays_what_it_has(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Those that come after it, and those that must be recorded again, run plainly."""
-    some = [trial(method) for method in FEW]
-    failing = FailingOnce(3, None, ValueError("not in a graph"), recovers=False)
+    some = [trial(method) for method in ("kd", "icd", "crd")]
+    second_of_crd = 2 * len(some) + 1  # after the first one of the teacher
+    failing = FailingOnce(second_of_crd, None, ValueError("not in a graph"), recovers=False)
     recorded = train(tmp_path, failing, *some)
     assert different(recorded, *some) == []
     assert failing.failures == 1
@@ -355,7 +357,7 @@ def test_after_a_recording_that_failed_older_torch_replays_what_it_has(
     assert all(
         line.endswith("an earlier recording failed, and this torch makes no other after that") for line in others
     )
-    assert failing.replays >= 2 * (STEPS - WARM_UP - 1)
+    assert failing.replays == 2 * (STEPS - WARM_UP) + 1 + 2  # of kd and icd, until the rate drops; crd; the teacher
 
 
 def test_memory_that_ends_in_a_recording_splits_the_cohort(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -426,7 +428,7 @@ def test_the_emulation_replays_without_python() -> None:
     with emulated:
         step = RecordedStep("counts", emulated)
         for _ in range(WARM_UP + 3):
-            step("key", work)
+            step(0, "key", work)
             step.join()
     assert tensor == WARM_UP + 3
     assert calls == [WARM_UP + 1]
@@ -438,7 +440,7 @@ def test_a_recording_holds_for_its_key() -> None:
     with emulated:
         step = RecordedStep("adds", emulated)
         for key in (1, 1, 1, 1, 2, 2, 1):
-            step(key, lambda key=key: tensor.add_(key))  # type: ignore[misc]
+            step(0, key, lambda key=key: tensor.add_(key))  # type: ignore[misc]
             step.join()
     assert tensor == 9
     assert emulated.recordings == 3
@@ -455,7 +457,7 @@ def test_the_estimate_measures_replayed_steps() -> None:
     emulated = Emulated()
     with emulated:
         costs = measure_costs._method_costs(cohort, DATASET, CPU, emulated, steps=STEPS, epochs=2)
-        assert emulated.recordings == 1 + 2 * 2  # of the teacher, and of both students at both rates
+        assert emulated.recordings == SLOTS * (1 + 2 * 2)  # of the teacher, and of both students at both rates
         methods = emulated.replays
         archs = measure_costs.architecture_costs(["resnet8"], DATASET.info, RECIPE, CPU, "fp32", on=emulated)
     assert methods >= 2 * STEPS  # of two students, in the second epoch
