@@ -54,7 +54,7 @@ from kdbench.plan.study import Study
 from kdbench.runner.catalog import build_catalog
 from kdbench.train.checkpoint import Checkpoints
 from kdbench.train.cohort import CohortTrainer, build_student
-from kdbench.train.cuda_graph import Accelerator, Plain
+from kdbench.train.cuda_graph import Accelerator, Plain, accelerator
 from kdbench.train.device import (
     configure_torch,
     describe_environment,
@@ -63,7 +63,8 @@ from kdbench.train.device import (
     resolve_device,
     resolve_precision,
 )
-from kdbench.train.recorded_step import WARM_UP, RecordedStep
+from kdbench.train.inputs_ahead import SLOTS
+from kdbench.train.recorded_step import TIMED_STEPS, WARM_UP, RecordedStep, Work
 from kdbench.train.student import Student
 
 TEST_IMAGES = 10  # the trainer evaluates the teachers once before it trains; that is not timed
@@ -180,7 +181,7 @@ class Bench:
                 if number == uncounted:
                     conventional.synchronize(self.device)
                     started = time.perf_counter()
-                step(0, "part", work)
+                step(0, "part", Work(work))
                 step.join()
             conventional.synchronize(self.device)
             return (time.perf_counter() - started) / float(self.args.steps)
@@ -247,6 +248,8 @@ def measure(args: argparse.Namespace, folder: Path, log: Callable[[str], None]) 
     if min(args.repetitions, args.warmup, args.steps) < 1 or args.warmup + args.steps > available:
         raise UserError(f"--warmup and --steps must be at least 1, and together fit into {len(dataset.train)} images")
     bench = Bench(args, dataset, catalog_of_both(dataset), folder, device)
+    if accelerator(device, available).records:
+        args.warmup = max(args.warmup, WARM_UP + SLOTS + TIMED_STEPS + 2)  # by then students run side by side
     for method, reason in bench.left_out.items():
         log(f"left out: {method}: {reason}")
     distilled = [trial for trial in bench.trials if trial.teachers]

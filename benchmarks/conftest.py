@@ -11,7 +11,10 @@ import pytest
 import torch
 
 from benchmarks import compare
+from kdbench.core.errors import UserError
 from kdbench.core.trial import VANILLA
+from kdbench.plan import pairs
+from kdbench.plan.expressions import parse
 from kdbench.runner.catalog import build_catalog
 from kdbench.train.device import configure_torch, resolve_device
 
@@ -30,10 +33,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One case for each method and pair that is asked for."""
     options = metafunc.config.option
-    if "pair" in metafunc.fixturenames:
-        metafunc.parametrize("pair", options.pairs.split(","), scope="session")
-    if "method" in metafunc.fixturenames:
-        metafunc.parametrize("method", [VANILLA, *options.methods.split(",")])
+    if min(options.size, options.batch) < 1:
+        raise pytest.UsageError("--size and --batch must be at least 1")
+    try:
+        if "pair" in metafunc.fixturenames:
+            chosen = [str(pair) for pair in pairs.parse(options.pairs, "cifar100")]
+            metafunc.parametrize("pair", chosen, scope="session")
+        if "method" in metafunc.fixturenames:
+            catalog = build_catalog(compare.load("synthetic:640", options.size))
+            found = [method.expression for method in parse(f"{VANILLA},{options.methods}", catalog)]
+            metafunc.parametrize("method", found)
+    except UserError as error:
+        raise pytest.UsageError(str(error)) from error
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:

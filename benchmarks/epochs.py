@@ -85,6 +85,8 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             teachers = [bench.networks[source.key] for source in trial.teachers]
             trainer = ConventionalTrainer(trial, bench.dataset, teachers, device)
             separate[trial.method] += trainer.epoch_seconds(args.workers, args.epochs, folder)
+            if args.json:  # what there is, should time end
+                write_json(args.json, {**header(args, bench), "conventional_seconds_each": separate})
         each = [cohort_seconds(bench, cohort, args.epochs) for cohort in cohorts if cohort.trials]
         together += [sum(seconds) for seconds in zip(*each, strict=True)]
     conventional = [sum(seconds) for seconds in zip(*separate.values(), strict=True)]

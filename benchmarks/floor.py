@@ -14,8 +14,9 @@ import argparse
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -31,9 +32,12 @@ from torch import Tensor, nn
 from benchmarks.compare import Bench, build_parser, header, load, summary, write_json
 from benchmarks.conventional import synchronize
 from kdbench.core.errors import UserError
+from kdbench.distill import Requires
 from kdbench.models import build
 from kdbench.runner.catalog import build_catalog
+from kdbench.train.cohort import CohortTrainer
 from kdbench.train.device import configure_torch, resolve_device
+from kdbench.train.shared_inputs import StepInputs
 
 
 @dataclass(frozen=True)
@@ -109,16 +113,27 @@ def layers(arch: str, batch: int, classes: int, size: int, *, trained: bool) -> 
     return found
 
 
-def seconds(work: Callable[[], object], device: torch.device, repetitions: int) -> float:
-    """The median of some runs after one that is not counted."""
-    times = []
-    for _ in range(1 + repetitions):
+def seconds(work: Callable[[], object], device: torch.device, repetitions: int, uncounted: int = 1) -> float:
+    """The median of some runs after those that are not counted. On a GPU many are launched at a time, so that it works
+    without a break.
+    """
+    times, launches = list[float](), 20 if device.type == "cuda" else 1
+    for _ in range(uncounted + repetitions):
         synchronize(device)
         started = time.perf_counter()
-        work()
+        for _ in range(launches):
+            work()
         synchronize(device)
-        times.append(time.perf_counter() - started)
-    return median(times[1:])
+        times.append((time.perf_counter() - started) / launches)
+    return median(times[uncounted:])
+
+
+def endless(trainer: CohortTrainer, requires: Sequence[Requires]) -> Iterator[StepInputs]:
+    """The inputs of step after step, epoch after epoch."""
+    for epoch in count(1):
+        trainer.inputs.begin_epoch(epoch, requires)
+        for _ in range(trainer.loader.steps):
+            yield trainer.inputs.advance()
 
 
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -138,10 +153,11 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     works = {layer: layer.work(device, dtype) for layer in counts}
     trainer = bench.trainer(cohort)
     students = [bench.student(trial, trainer) for trial in cohort.trials]
-    trainer.inputs.begin_epoch(1, [student.requires for student in students])
+    requires = [student.requires for student in students]
+    batches = endless(trainer, requires)
 
     def step() -> None:
-        inputs = trainer.inputs.advance()
+        inputs = next(batches)
         for student in students:
             student.step(inputs)
         for student in students:
@@ -149,7 +165,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
     steps, floors = list[float](), list[float]()
     for repetition in range(args.repetitions):
-        steps.append(seconds(step, device, args.steps))
+        steps.append(seconds(step, device, args.steps, uncounted=1 if repetition else 3))
         alone = {layer: seconds(work, device, args.steps) for layer, work in works.items()}
         floors.append(sum(count * alone[layer] for layer, count in counts.items()))
         print(
@@ -158,6 +174,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {
         **header(args, bench),
         "methods": [trial.method for trial in cohort.trials],
+        "recorded": trainer.accelerator.records,
         "layers": {"all": counts.total(), "different": len(counts)},
         "step_seconds": summary(steps),
         "floor_seconds": summary(floors),

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import cycle
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -20,6 +19,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.compare import Bench, load
 from benchmarks.conventional import synchronize
+from benchmarks.floor import endless
 from kdbench.core.data import DataRequest
 from kdbench.core.trial import Trial
 from kdbench.plan import pairs, recipes
@@ -61,24 +61,16 @@ def student_of(bench: Bench, trainer: CohortTrainer, method: str) -> Student:
     return bench.student(trials[method], trainer)
 
 
-def endless(trainer: CohortTrainer, student: Student) -> Iterator[Any]:
-    """The inputs of step after step, epoch after epoch."""
-    for epoch in cycle((1, 2)):
-        trainer.inputs.begin_epoch(epoch, [student.requires])
-        for _ in range(trainer.loader.steps):
-            yield trainer.inputs.advance()
-
-
 @pytest.mark.benchmark(group="a student's step")
 def test_step(benchmark: BenchmarkFixture, bench: Bench, trainer: CohortTrainer, method: str) -> None:
     student = student_of(bench, trainer, method)
-    inputs = next(endless(trainer, student))
+    inputs = next(endless(trainer, [student.requires]))
     measure(benchmark, lambda: student.step(inputs), bench.device)
 
 
 @pytest.mark.benchmark(group="the batch and the teacher")
 def test_shared_inputs(benchmark: BenchmarkFixture, bench: Bench, trainer: CohortTrainer) -> None:
-    steps = endless(trainer, bench.student(bench.trials[-1], trainer))
+    steps = endless(trainer, [bench.student(bench.trials[-1], trainer).requires])
     measure(benchmark, lambda: next(steps), bench.device)
 
 
@@ -100,15 +92,13 @@ def test_evaluation(benchmark: BenchmarkFixture, bench: Bench, trainer: CohortTr
 @pytest.mark.benchmark(group="a checkpoint")
 def test_checkpoint(benchmark: BenchmarkFixture, bench: Bench, trainer: CohortTrainer, method: str) -> None:
     student = student_of(bench, trainer, method)
-    student.step(next(endless(trainer, student)))
+    student.step(next(endless(trainer, [student.requires])))
     measure(benchmark, lambda: bench.checkpoints.save("measured", serialize(student.state())), bench.device)
 
 
-@pytest.mark.benchmark(group="the loop without work")
+@pytest.mark.benchmark(group="the loop without work: 10 steps of 15 students")
 def test_loop_overhead(benchmark: BenchmarkFixture, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What an epoch costs beside the work of its students, of whom there are STUDENTS; divide by its student-steps,
-    which are in `extra_info`.
-    """
+    """What a step costs beside the work of its STUDENTS students: an epoch of 10 steps."""
     monkeypatch.setattr(Student, "_train_step", lambda self, inputs: None)
     cohort = bench.cohorts[0] if not bench.cohorts[0].teachers else bench.cohorts[-1]
     trainer = CohortTrainer(

@@ -305,16 +305,18 @@ def test_layers_alone_do_the_work_of_training(trained: bool) -> None:
     assert [operations.count(name) for name in ("convolution", "convolution_backward")] == expected
 
 
-def test_pieces_are_joined_in_any_order(tmp_path: Path) -> None:
+def test_pieces_are_joined_in_any_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images, teacher = tmp_path / "images", tmp_path / "resnet20.pth"
     images.mkdir()
     (images / "train.parquet").write_bytes(os.urandom(3 * 2**20))
     teacher.write_bytes(b"weights")
     pieces = on_gpu.cut([images, teacher], tmp_path / "pieces", mib=1)
-    assert [piece.name for piece in pieces] == [f"piece-{number}-of-4" for number in range(1, 5)]
+    assert [piece.name.split("-", 1)[1] for piece in pieces] == [f"{number}-of-4" for number in range(1, 5)]
     state = tmp_path / "state"
     with pytest.raises(ValueError, match="no images"):
         on_gpu.staged(state)
+    other = on_gpu.cut([teacher], tmp_path / "pieces", mib=1)
+    assert on_gpu.stage(other, state)  # which leaves the pieces of another cut alone
     for piece in pieces[2:] + pieces[:1]:
         assert not on_gpu.stage([piece], state)
     assert on_gpu.stage(pieces[1:2], state)
@@ -323,6 +325,12 @@ def test_pieces_are_joined_in_any_order(tmp_path: Path) -> None:
     assert (state / "staged/images/train.parquet").read_bytes() == (images / "train.parquet").read_bytes()
     assert (teachers / "resnet20.pth").read_bytes() == b"weights"
     assert on_gpu.main(["--stage", str(teacher), "--state", str(state)]) == 2
+    pieces[1].write_bytes(b"")
+    assert on_gpu.main(["--stage", *map(str, pieces), "--state", str(state)]) == 2
+    assert "bring them again" in capsys.readouterr().err
+    assert not on_gpu.stage(pieces[:1], state)
+    for wrong in (["--cut", str(teacher), "--mib", "0"], ["--cut", "/nope"], ["--proof", "--seconds", "0"]):
+        assert on_gpu.main([*wrong, "--state", str(state), "--out", str(tmp_path / "out")]) == 2
 
 
 def test_parts_on_a_gpu_are_written_as_they_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -332,12 +340,12 @@ def test_parts_on_a_gpu_are_written_as_they_end(tmp_path: Path, monkeypatch: pyt
         written = json.loads((tmp_path / "proof.json").read_text("utf-8")) if seen else {}
         assert set(seen) <= set(written)
         seen[:] = [name for name in written if name not in ("machine", "date")] or ["machine"]
-        return (3 if "waits" in argv else 0), "output"
+        return (3 if argv[-1] == "waits" else 0), "output"
 
     monkeypatch.setattr(on_gpu, "run", run)
     assert on_gpu.main(["--proof", "--out", str(tmp_path), "--state", str(tmp_path / "state")]) == 1
     figures = json.loads((tmp_path / "proof.json").read_text("utf-8"))
-    assert figures["replayed as plain"]["exit_code"] == 0
+    assert figures["replayed as plain, part 5"]["exit_code"] == 0
     assert figures["a method that waits"]["exit_code"] == 3
     assert "host" not in figures["machine"]
     assert on_gpu.main(["--study", "--out", str(tmp_path), "--state", str(tmp_path / "state")]) == 2

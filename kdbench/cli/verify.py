@@ -1,4 +1,4 @@
-"""Check the methods against values computed with the authors' code."""
+"""Check the methods against values computed with the authors' code, or for what a GPU forbids."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from kdbench.cli.options import Parser, console
+from kdbench.core.errors import UserError
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -32,7 +33,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> int:
-    return _golden(args) if args.golden else _gpu(args)
+    if args.gpu is None:
+        return _golden(args)
+    if args.require or args.device != "cpu":
+        raise UserError("--require and --device go with --golden; --gpu watches steps on the CPU")
+    return _gpu(args)
 
 
 def _gpu(args: argparse.Namespace) -> int:
@@ -57,18 +62,17 @@ def _gpu(args: argparse.Namespace) -> int:
     catalog = build_catalog(dataset)
     study = Study(request, recipe, parse(args.gpu, catalog), pairs.parse(args.pair, "digits"), (0,), "fp32")
     plan = expand(study, dataset.info, catalog)
-    table = Table("method", "on a GPU", box=None, pad_edge=False)
+    table = Table("method", "pair", "on a GPU", box=None, pad_edge=False)
     hindered = 0
     for cohort in plan.cohorts:
         found = lint_cohort(cohort, dataset) if cohort.teachers else {}
         for trial in cohort.trials if cohort.teachers else ():
             findings = found[trial.id]
             hindered += any(finding.plain for finding in findings)
-            table.add_row(
-                trial.method, "; ".join(finding.sentence for finding in findings) or "recorded once and replayed"
-            )
+            said = "; ".join(finding.sentence for finding in findings) or "nothing was found that a GPU forbids"
+            table.add_row(trial.method, trial.pair, said)
     for trial, reason in plan.not_applicable:
-        table.add_row(trial.method, f"n/a: {reason}")
+        table.add_row(trial.method, trial.pair, f"n/a: {reason}")
     console().print(table, highlight=False, markup=False)
     return 1 if hindered else 0
 

@@ -8,6 +8,7 @@ are its own. `Cuda` does that; `Plain` is for devices on which nothing is record
 from __future__ import annotations
 
 import gc
+import random
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -15,17 +16,19 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 
 SHORTEST = 50
 """Steps of an epoch from which on recording pays."""
 
 REPAIRED = (2, 13)
-"""The torch version from which on a recording that failed leaves allocator and generators as they were (pytorch#176752,
-#180395)."""
+"""The torch version from which on every graph has its own state of the default generator, and a recording that failed
+leaves allocator and generators as they were (pytorch#176752, #180395)."""
 
-OWN_OFFSETS = (2, 12)
-"""The torch version from which on every graph has its own place for the state of the default generator."""
+
+SYNCHRONIZES = "called a synchronizing CUDA operation"
+"""In torch's warnings; that it warns of this, once a process, is another one."""
 
 
 class Stream(ABC):
@@ -71,9 +74,10 @@ class Accelerator(ABC):
         """
         raise NotImplementedError
 
-    def recording_failed(self) -> None:
-        """Called when a recording raised: what was launched in it never runs. No other is made from then on."""
-        self.can_record = False
+    def host_states(self) -> tuple[object, ...]:
+        """The states of the host's random generators that a step must not draw from."""
+        name, keys, *rest = np.random.get_state(legacy=True)
+        return random.getstate(), (name, keys.tobytes(), *rest)  # type: ignore[union-attr]
 
     def default_generator_state(self) -> torch.Tensor:
         """The state of the generator that dropout draws from."""
@@ -135,7 +139,7 @@ class Cuda(Accelerator):
         super().__init__()
         self.device = device
         self.main = CudaStream(torch.cuda.default_stream(device))
-        self.shares_default_generator = torch_version() < OWN_OFFSETS
+        self.shares_default_generator = torch_version() < REPAIRED
 
     def stream(self) -> CudaStream:
         return CudaStream(torch.cuda.Stream(self.device))
@@ -153,12 +157,28 @@ class Cuda(Accelerator):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 register(generator)
-        with _no_collection(), torch.cuda.graph(graph, pool=pool, stream=stream.cuda):
-            work()
+        # Workspaces of cuBLAS are then made in the recording's own pool: others are freed with any graph of the stream.
+        getattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None)()
+        failure: Exception | None = None
+        try:
+            with _no_collection(), stream.running():  # torch leaves the stream current if the recording cannot end
+                try:
+                    with torch.cuda.graph(graph, pool=pool, stream=stream.cuda):
+                        try:
+                            work()
+                        except Exception as error:
+                            failure = error  # the recording ends in an orderly way, if it can
+                except Exception:
+                    self.can_record = torch_version() >= REPAIRED
+                    raise
+            if failure is not None:
+                raise failure
+        finally:
+            failure = None  # its frames hold the student
         return graph.replay
 
-    def recording_failed(self) -> None:
-        self.can_record = torch_version() >= REPAIRED
+    def host_states(self) -> tuple[object, ...]:
+        return *super().host_states(), torch.default_generator.get_state().numpy().tobytes()
 
     def default_generator_state(self) -> torch.Tensor:
         return torch.cuda.default_generators[self.device.index or 0].get_state()
@@ -175,7 +195,7 @@ class Cuda(Accelerator):
             finally:
                 torch.cuda.set_sync_debug_mode(mode)
         for warning in caught:
-            if "synchroniz" in str(warning.message):
+            if SYNCHRONIZES in str(warning.message):
                 found.append(f"{warning.filename}, line {warning.lineno}")
             else:
                 warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
@@ -186,7 +206,6 @@ def _no_collection() -> Iterator[None]:
     """No garbage is collected within: a graph that is destroyed while another is recorded breaks that one
     (pytorch#161037).
     """
-    gc.collect()
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -98,6 +98,8 @@ def seed_default_generator(device: torch.device, seed: int) -> None:
 def reset_peak_memory(device: torch.device) -> None:
     """Let `peak_mib` begin anew, where the system can (on a CPU: Linux)."""
     if device.type == "cuda":
+        with suppress(RuntimeError):  # of a torch that has not recovered from a recording that failed
+            torch.cuda.empty_cache()  # what is cached counts as reserved
         torch.cuda.reset_peak_memory_stats(device)
     else:
         with suppress(OSError):

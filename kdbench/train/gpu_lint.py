@@ -7,16 +7,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdbench.core.trial import Cohort
 from kdbench.data.dataset import Dataset
 from kdbench.train.cohort import CohortTrainer, build_student
+from kdbench.train.cuda_graph import Plain
 from kdbench.train.device import seed_default_generator
+from kdbench.train.failures import status_and_reason
 from kdbench.train.measure_costs import untrained
-from kdbench.train.recorded_step import changes, python_state
+from kdbench.train.recorded_step import changes, python_state, shared_storage
 from kdbench.train.shared_inputs import StepInputs
 from kdbench.train.student import Student
 
@@ -48,6 +50,22 @@ BY_MASK = frozenset(("index", "index_put", "index_put_", "_index_put_impl_"))
 TO_HOST = frozenset(("__array__", "cpu", "numpy", "tolist"))
 """Methods of tensors that read values back, which on a CPU torch does not see as operations."""
 
+SAID = {
+    "_local_scalar_dense": ".item(), float() or bool()",
+    "index": "indexing with a mask",
+    "index_put": "indexing with a mask",
+    "index_put_": "indexing with a mask",
+    "lift_fresh": "values that come from Python or numpy",
+    "tensor": "values that come from Python or numpy",
+    "_linalg_eigh": "torch.linalg.eigh",
+    "_linalg_svd": "torch.linalg.svd",
+    "linalg_eig": "torch.linalg.eig",
+    "_linalg_check_errors": "torch.linalg, which checks its result",
+    "to": '.to("cpu")',
+    **{name: f".{name}()" for name in ("cpu", "numpy", "tolist")},
+}
+"""How authors of methods write what waits."""
+
 FACTORIES = frozenset(
     (
         torch.arange,
@@ -55,13 +73,15 @@ FACTORIES = frozenset(
         torch.eye,
         torch.full,
         torch.linspace,
+        torch.normal,
         torch.ones,
         torch.rand,
         torch.randint,
         torch.randn,
         torch.randperm,
         torch.scalar_tensor,
-        torch.tensor,
+        torch.tril_indices,
+        torch.triu_indices,
         torch.zeros,
     )
 )
@@ -114,7 +134,7 @@ class _Calls(TorchFunctionMode):
         to_host = any(isinstance(target, str) and target == "cpu" for target in targets)
         if name in TO_HOST or to_host or func is torch.tensor:
             self.copied.append(name)
-        if func in FACTORIES and kwargs.get("device") is None:
+        if func in FACTORIES and kwargs.get("device") is None and not any(isinstance(arg, Tensor) for arg in args):
             self.on_host.append(name)
         return func(*args, **kwargs)
 
@@ -124,7 +144,7 @@ class Finding:
     """What was found in a method's step, in one sentence for its author."""
 
     sentence: str
-    plain: bool  # whether the step cannot be recorded because of it
+    plain: bool  # whether the step cannot be recorded, or would fail, because of it
 
 
 def lint(student: Student, inputs: Callable[[int], Iterator[StepInputs]]) -> list[Finding]:
@@ -134,31 +154,49 @@ def lint(student: Student, inputs: Callable[[int], Iterator[StepInputs]]) -> lis
     def note(sentence: str, plain: bool = True) -> None:
         found.setdefault(sentence, Finding(sentence, plain))
 
-    stages = ((-1, "pretraining"), (1, "training")) if student.pretraining else ((1, "training"),)
     modules = (("network", student.network), ("self", student.distiller))
-    for epoch, stage in stages:
+    for name in _unregistered(student.distiller):
+        note(f"{name} is a tensor that stays on the CPU: register_buffer moves it to the device")
+    for epoch in (-1, 1) if student.pretraining else (1,):
         steps = inputs(epoch)
         student.begin_epoch(epoch)
         student.step(next(steps))
         before = python_state(modules)
         assert student.current is not None
         seed_default_generator(student.device, student.current.dropout_seed + student.steps)
-        undrawn, batch = torch.default_generator.get_state(), next(steps)
+        undrawn, batch, host = torch.default_generator.get_state(), next(steps), Plain().host_states()
         with Waits() as operations, _Calls() as calls:
             student.step(batch)
-        drawn = not torch.equal(undrawn, torch.default_generator.get_state())
-        for name in dict.fromkeys((*operations.found, *calls.copied)):
-            note(f"waits for the device in {stage} ({name}): it is slow on a GPU, and cannot be recorded")
-        for name in changes(before, python_state(modules)):
-            mend = "change a buffer in place instead, or set it to None again if it only hands something on"
-            note(f"changes {name} in Python in {stage}, and cannot be recorded: {mend}")
-        for name in dict.fromkeys(calls.on_host):
-            note(f"calls torch.{name} without device= in {stage}: on a GPU the tensor would be on the wrong device")
-        if drawn:
+        after = python_state(modules)
+        waited = dict.fromkeys(SAID.get(name, name) for name in (*operations.found, *calls.copied))
+        if waited:
+            note(f"waits for the device ({', '.join(waited)}): torch.where and masks keep the work there")
+        kept = shared_storage(after, batch.tensors())
+        for name in kept:
+            note(f"{name} keeps a tensor of the step, which the next step overwrites: keep a clone")
+        if changed := [name for name in changes(before, after) if name not in kept]:
+            mend = "change a buffer in place, or set to None again what only hands something on"
+            note(f"changes {', '.join(changed)} in Python, which a recording freezes: {mend}")
+        if host != Plain().host_states():
+            note("draws random numbers on the host, which a recording freezes: use self.generator")
+        if calls.on_host:
+            names = ", ".join(f"torch.{name}" for name in dict.fromkeys(calls.on_host))
+            note(f"makes a tensor on the CPU ({names}): give device=")
+        if not torch.equal(undrawn, torch.default_generator.get_state()):
             note("draws from torch's default generator: self.generator lets it run beside others on any torch", False)
-        if student.reads_epoch:
-            note("reads step.epoch: it is recorded again in every epoch", False)
+        if student.epoch_reads:
+            note("reads the epoch: it is recorded again whenever that gives another value", False)
     return list(found.values())
+
+
+def _unregistered(distiller: nn.Module) -> list[str]:
+    """Attributes that hold tensors which are neither parameters nor buffers; the training labels are moved by hand."""
+    return [
+        f"{path}.{name}"
+        for path, module in distiller.named_modules(prefix="self")
+        for name, value in vars(module).items()
+        if isinstance(value, Tensor)
+    ]
 
 
 def lint_cohort(cohort: Cohort, dataset: Dataset) -> dict[str, list[Finding]]:
@@ -173,6 +211,10 @@ def lint_cohort(cohort: Cohort, dataset: Dataset) -> dict[str, list[Finding]]:
             yield trainer.inputs.advance()
 
     for trial, original in zip(job.cohort.trials, cohort.trials, strict=True):
-        student = build_student(trial, dataset, trainer.teachers, trainer.loader)
-        found[original.id] = lint(student, inputs)
+        try:
+            student = build_student(trial, dataset, trainer.teachers, trainer.loader)
+            found[original.id] = lint(student, inputs)
+        except Exception as error:
+            _, reason = status_and_reason(error, "in its first steps")
+            found[original.id] = [Finding(f"fails {reason}", plain=True)]
     return found

@@ -15,7 +15,7 @@ from kdbench.data.views import View
 from kdbench.distill.step import Requires
 from kdbench.train.cuda_graph import Accelerator
 from kdbench.train.meters import Timer
-from kdbench.train.recorded_step import TIMED_STEPS, RecordedStep
+from kdbench.train.recorded_step import TIMED_STEPS, RecordedStep, Work
 from kdbench.train.shared_inputs import BATCH, SharedInputs, StepInputs
 from kdbench.train.teacher import Teachers
 
@@ -63,7 +63,8 @@ class InputsAhead(SharedInputs):
 
     def recompute(self) -> StepInputs:
         fresh = self._inputs(self._step, next(self.loader.epoch(self._epoch, self._step)))
-        return self._use(copy(fresh, self.current))
+        copy_all(fresh.tensors(), self.current.tensors())
+        return self._use(self.current)
 
     def _launch(self, step: int) -> StepInputs:
         """Begin to make a step's inputs; `join` must follow before they are used."""
@@ -85,7 +86,7 @@ class InputsAhead(SharedInputs):
                 fresh = [*batch.tensors(), *(tensor for view in views.values() for tensor in view.tensors())]
                 copy_all(fresh, inputs.images())
             if inputs.outputs():
-                self.recorded(slot, inputs, lambda: self._update_outputs(inputs))
+                self.recorded(slot, inputs, Work(lambda: self._update_outputs(inputs)))
             if alone:
                 self.recorded.join()
         return inputs
@@ -93,12 +94,6 @@ class InputsAhead(SharedInputs):
     def _update_outputs(self, inputs: StepInputs) -> None:
         views = {view: shared.view for view, shared in inputs.views.items()}
         copy_all(self._with_outputs(inputs.batch, views).outputs(), inputs.outputs())
-
-
-def copy(source: StepInputs, into: StepInputs) -> StepInputs:
-    """Copy all tensors of the one into those of the other, which is returned."""
-    copy_all(source.images() + source.outputs(), into.images() + into.outputs())
-    return into
 
 
 def copy_all(source: Sequence[Tensor], into: Sequence[Tensor]) -> None:

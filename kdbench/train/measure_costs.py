@@ -22,7 +22,7 @@ from kdbench.train.cohort import CohortTrainer
 from kdbench.train.cuda_graph import Accelerator, Plain, accelerator
 from kdbench.train.device import on_device
 from kdbench.train.evaluate import autocast
-from kdbench.train.recorded_step import WARM_UP, RecordedStep
+from kdbench.train.recorded_step import WARM_UP, RecordedStep, Work
 
 REPETITIONS = 3
 
@@ -56,7 +56,8 @@ def measure_costs(
         new = [t for t in cohort.trials if t.method not in methods and (t.method, t.pair) not in tried and t.teachers]
         for group in (new[start : start + GROUP] for start in range(0, len(new), GROUP)):
             part = cohort.with_trials(group)
-            measured = _method_costs(part, dataset, device, Plain(), steps=1, epochs=1)
+            cold = device.type == "cuda"
+            measured = _method_costs(part, dataset, device, Plain(), steps=1, epochs=1 + cold)
             once = cohort.recipe.batch_size * sum(seconds for seconds, *_ in measured.values())
             if once < SLOW:
                 steps = REPETITIONS + replayed.records * (WARM_UP + 1)
@@ -174,14 +175,15 @@ def architecture_costs(
 
 def _median_seconds(work: Callable[[], None], device: torch.device, on: Accelerator) -> float:
     step, times = RecordedStep("an architecture", on), list[float]()
+    cold = device.type == "cuda"  # its libraries are loaded in the first step
     uncounted = 1 + on.records * WARM_UP
     while len(times) < uncounted + REPETITIONS:
         started = time.perf_counter()
-        step(0, "cost", work)
+        step(0, "cost", Work(work))
         step.join()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - started)
-        if times[0] > SLOW:
-            return times[0]
+        if len(times) > cold and times[-1] > SLOW:
+            return times[-1]
     return median(times[uncounted:])

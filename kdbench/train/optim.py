@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 
@@ -18,6 +19,15 @@ def learning_rate(recipe: Recipe, initial: float, epoch: int) -> float:
 def build_optimizer(recipe: Recipe, parameters: Iterable[torch.Tensor], lr: float) -> torch.optim.Optimizer:
     """The recipe's optimizer."""
     return OPTIMIZERS[recipe.optimizer](recipe, list(parameters), lr)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load a state that may come from another device: whether steps can be recorded is the device's own."""
+    own = [group.get("capturable") for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, capturable in zip(optimizer.param_groups, own, strict=True):
+        if capturable is not None:
+            group["capturable"] = capturable
 
 
 def _step(recipe: Recipe, epoch: int) -> float:

@@ -39,6 +39,10 @@ class StepInputs:
     extra: Mapping[str, Output]
     slot: int = 0  # which set of tensors this is, where steps are recorded for each
 
+    def tensors(self) -> list[Tensor]:
+        """All of them, in a fixed order."""
+        return self.images() + self.outputs()
+
     def images(self) -> list[Tensor]:
         """All tensors of the batch and its views, in a fixed order."""
         return [*self.batch.tensors(), *(tensor for view in self.views.values() for tensor in view.view.tensors())]
@@ -137,4 +141,4 @@ class SharedInputs:
         return teacher(batch, **self._requested)
 
     def _versions(self) -> list[int]:
-        return [tensor._version for tensor in (*self.current.images(), *self.current.outputs())]
+        return [tensor._version for tensor in self.current.tensors()]

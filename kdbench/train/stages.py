@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from kdbench.train.meters import EpochTimer, LossMeter
+from kdbench.train.optim import load_optimizer
 
 
 class PretrainingStage:
@@ -21,7 +22,7 @@ class PretrainingStage:
         return {"losses": self.losses, "optimizer": self.optimizer.state_dict()}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
         self.losses = list(state["losses"])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from math import isfinite
 from typing import Any
@@ -28,8 +28,8 @@ from kdbench.train.device import compiled, on_device, seed_default_generator
 from kdbench.train.evaluate import autocast
 from kdbench.train.failures import Diverged, NonfiniteGradient, epoch_name
 from kdbench.train.meters import EpochTimer, LossMeter
-from kdbench.train.optim import build_optimizer, learning_rate
-from kdbench.train.recorded_step import RecordedStep
+from kdbench.train.optim import build_optimizer, learning_rate, load_optimizer
+from kdbench.train.recorded_step import RecordedStep, Work
 from kdbench.train.shared_inputs import StepInputs
 from kdbench.train.stages import EpochState, PretrainingStage
 
@@ -42,15 +42,35 @@ def to_float32(tensor: Tensor) -> Tensor:
     return converted
 
 
-class ObservedStep(Step):
-    """A step that notes whether a method reads its epoch: a recording of it then holds for that epoch alone."""
+EpochReads = dict[tuple[str, tuple[float, ...]], None]
+"""How a method reads the epoch: the attribute or function of `Step`, and what it is called with."""
 
-    epoch_was_read = False
+
+@dataclass(frozen=True)
+class ObservedStep(Step):
+    """A step that notes how a method reads its epoch: a recording holds for as long as that gives the same values."""
+
+    reads: EpochReads = field(default_factory=dict)
 
     def __getattribute__(self, name: str) -> Any:
         if name == "epoch":
-            vars(self)["epoch_was_read"] = True  # around the frozen dataclass
+            self.reads[name, ()] = None
         return super().__getattribute__(name)
+
+    def epoch_of(self, total: int) -> float:
+        return self._read("epoch_of", total)
+
+    def warm_up(self, epochs: float) -> float:
+        return self._read("warm_up", epochs)
+
+    def cosine_decay(self, start: float) -> float:
+        return self._read("cosine_decay", start)
+
+    def _read(self, name: str, *arguments: float) -> float:
+        self.reads[name, arguments] = None
+        plain = Step(self.batch, self.student, self.teachers, super().__getattribute__("epoch"), self.epochs)
+        value: float = getattr(plain, name)(*arguments)
+        return value
 
 
 class Student:
@@ -67,7 +87,7 @@ class Student:
         self.current: EpochState | None = None
         self.timer = EpochTimer(device)
         self.recorded = RecordedStep(trial.method, accelerator or Plain(), self.timer)
-        self.reads_epoch = False
+        self.epoch_reads: EpochReads = {}
         self._saved_epoch: dict[str, Any] | None = None  # an epoch under way, from a checkpoint
         self._seed_key = (trial.stream or trial.method, trial.teacher, trial.arch, trial.seed)
         method, hyper = registry.distiller(trial.base), registry.hyper_of(trial.base, trial.settings)
@@ -112,7 +132,7 @@ class Student:
         if self.current and self.current.epoch * epoch > 0:
             meter = self.current.meter
         else:  # another stage has other terms, and another optimizer
-            meter, self.reads_epoch = LossMeter(self.device), False
+            meter, self.epoch_reads = LossMeter(self.device), {}
             self.recorded.restart()
         dropout_seed = derive_seed("dropout", *self._seed_key, epoch)
         self.current = EpochState(epoch, lr, dropout_seed, meter, self.timer)
@@ -141,14 +161,14 @@ class Student:
         state = self._epoch_state()
         seed_default_generator(self.device, state.dropout_seed + state.steps)
         state.steps += 1
-        self.recorded(
-            inputs.slot,
-            (inputs, state.lr, state.epoch if self.reads_epoch else None),
+        work = Work(
             partial(self._train_step, inputs),
             discard=self._zero_grad,
             modules=(("network", self.network), ("self", self.distiller)),
             generator=self.distiller.generator,
+            reads=inputs.tensors,
         )
+        self.recorded(inputs.slot, (inputs, state.lr, self._epoch_values()), work)
 
     def join(self) -> None:
         """What is launched after this waits for the step."""
@@ -171,7 +191,6 @@ class Student:
             state.meter.update(terms, self._clip(optimizer))
         optimizer.step()
         self._zero_grad()
-        self.reads_epoch |= step.epoch_was_read
         if self._compiled is not self.network and len(self._first_seconds) < 2:
             self._first_seconds.append(time.perf_counter() - started)
 
@@ -181,7 +200,6 @@ class Student:
 
     def _forward_step(self, inputs: StepInputs) -> ObservedStep:
         """The network on the batch, then on each view that the method requires."""
-        state = self._epoch_state()
         student = self._forward(inputs.batch)
         views = Required()
         for view in self.requires.views:
@@ -189,9 +207,20 @@ class Student:
             content = shared.view
             output = self._forward(content.batch)
             views[view.name] = ViewStep(content.batch, output, shared.teachers, content.partner, content.lam)
-        epochs = self.trial.recipe.epochs if state.epoch > 0 else self.trial.recipe.pretraining_epochs
-        extra = Required(inputs.extra)
-        return ObservedStep(inputs.batch, student, inputs.teachers, abs(state.epoch), epochs, views, extra)
+        epoch, extra = self._epoch_and_epochs(), Required(inputs.extra)
+        return ObservedStep(inputs.batch, student, inputs.teachers, *epoch, views, extra, self.epoch_reads)
+
+    def _epoch_and_epochs(self) -> tuple[int, int]:
+        """Of the current stage, as a method sees them."""
+        state, recipe = self._epoch_state(), self.trial.recipe
+        return abs(state.epoch), recipe.epochs if state.epoch > 0 else recipe.pretraining_epochs
+
+    def _epoch_values(self) -> tuple[float, ...]:
+        """What the method would read of the epoch now."""
+        if not self.epoch_reads:
+            return ()
+        step: Any = Step(None, None, (), *self._epoch_and_epochs())  # type: ignore[arg-type]
+        return tuple(getattr(step, name)(*args) if args else step.epoch for name, args in self.epoch_reads)
 
     def _forward(self, batch: Batch) -> Output:
         with autocast(self.device, self.trial.precision):
@@ -329,7 +358,7 @@ class Student:
         epochs = [EpochMetrics(**epoch) for epoch in state["epochs"]]
         self.network.load_state_dict(state["network"])
         self.distiller.load_state_dict(state["distiller"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
         if self.pretraining:
             self.pretraining.load_state(state["pretraining"])
         self.epochs, self.metrics, self._saved_epoch = epochs, state["metrics"], state["epoch_under_way"]

@@ -37,6 +37,7 @@ class Launch:
     operations: Iterator[Operation]
     clock: Clock
     generator_state: Tensor
+    pool: object
     begun: bool = False
 
 
@@ -113,9 +114,8 @@ class Emulated(Accelerator, TorchDispatchMode):
         finally:
             self.watch = None
 
-    def recording_failed(self) -> None:
-        self.failures += 1
-        self.can_record = self.recovers
+    def pool(self) -> object:
+        return object()
 
     def record(
         self, stream: Stream, work: Callable[[], object], generator: torch.Generator | None, pool: Any
@@ -128,6 +128,10 @@ class Emulated(Accelerator, TorchDispatchMode):
         try:
             with stream.running():
                 work()
+        except Exception:
+            self.failures += 1
+            self.can_record = self.recovers
+            raise
         finally:
             self.recording = None
             recording.undo()
@@ -137,8 +141,10 @@ class Emulated(Accelerator, TorchDispatchMode):
 
         def replay() -> None:
             self.replays += 1
+            queued = [launch for other in self.streams if other is not stream for launch in other.queue]
+            assert not any(launch.pool is pool for launch in queued), "two replays in one pool at the same time"
             clock, state = dict(stream.clock), torch.default_generator.get_state()
-            stream.queue.append(Launch(iter(recording.operations), clock, state))
+            stream.queue.append(Launch(iter(recording.operations), clock, state, pool))
 
         return replay
 

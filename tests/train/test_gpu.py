@@ -17,7 +17,7 @@ from kdbench.train import cohort as cohort_module
 from kdbench.train import cuda_graph
 from kdbench.train.device import configure_torch, describe_environment, resolve_device, resolve_precision
 from tests.train import tiny_study
-from tests.train.test_recorded_step import trials
+from tests.train.test_recorded_step import REFUSED, trials
 from tests.train.tiny_study import CPU, DATASET, cohort, run_cohort, train, trial
 
 pytestmark = [
@@ -79,7 +79,14 @@ def exact(monkeypatch: pytest.MonkeyPatch) -> torch.device:
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     monkeypatch.setattr(cuda_graph, "SHORTEST", 1)
+    cuda_graph._cuda.cache_clear()
     return device
+
+
+def refusals(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Who was not recorded; nobody else may have been, or there is nothing to compare."""
+    messages = [record.getMessage() for record in caplog.records if "without a CUDA graph" in record.getMessage()]
+    return [message.split(" runs without")[0] for message in messages]
 
 
 def on_device(
@@ -106,12 +113,16 @@ def differences(left: dict[str, Outcome], right: dict[str, Outcome]) -> list[str
 
 
 @pytest.mark.parametrize("part", range(6))
-def test_replayed_steps_train_as_plain_ones(tmp_path: Path, exact: torch.device, part: int) -> None:
+def test_replayed_steps_train_as_plain_ones(
+    tmp_path: Path, exact: torch.device, part: int, caplog: pytest.LogCaptureFixture
+) -> None:
     """Every method, both stages, across a drop of the rate."""
     names = [trial.method for trial in trials()][part::6]
     plain = on_device(tmp_path / "plain", exact, names, plain=True)
     replayed = on_device(tmp_path / "replayed", exact, names)
     assert differences(plain, replayed) == []
+    assert refusals(caplog) == [name for name in names if name in REFUSED]
+    assert cuda_graph.accelerator(exact, STEPS).can_record
 
 
 def test_a_method_that_waits_leaves_the_others_recorded(
@@ -124,15 +135,16 @@ def test_a_method_that_waits_leaves_the_others_recorded(
     finally:
         del registry._METHODS["t_waits"]
     assert differences(plain, replayed) == []
-    messages = [record.getMessage() for record in caplog.records if "without a CUDA graph" in record.getMessage()]
-    assert [message.split(" (")[0] for message in messages] == [
-        "t_waits runs without a CUDA graph: its step waits for the device"
-    ]
+    assert refusals(caplog) == ["t_waits"]
+    assert cuda_graph.accelerator(exact, STEPS).can_record
 
 
-def test_stopped_in_the_midst_of_an_epoch_after_recording(tmp_path: Path, exact: torch.device) -> None:
+def test_stopped_in_the_midst_of_an_epoch_after_recording(
+    tmp_path: Path, exact: torch.device, caplog: pytest.LogCaptureFixture
+) -> None:
     asked = iter([False] * 30 + [True])
     with pytest.raises(Interrupted):
         on_device(tmp_path / "parts", exact, METHODS, stop=lambda: next(asked))
     resumed = on_device(tmp_path / "parts", exact, METHODS)
     assert differences(on_device(tmp_path / "whole", exact, METHODS), resumed) == []
+    assert refusals(caplog) == []
