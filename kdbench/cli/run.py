@@ -98,7 +98,7 @@ def build_parser() -> argparse.ArgumentParser:
         default=False,
         help="show trials, cohorts and the estimated time; train nothing",
     )
-    about = "compile networks with torch.compile: a slow start; changes the last bits of results"
+    about = "compile networks with torch.compile: a slow start, and rounding differs"
     how.add_argument("--compile", action="store_true", help=about)
     about = "save a checkpoint every N epochs (5) or minutes (10min); default: every epoch, on a GPU every 5 minutes"
     how.add_argument("--checkpoint-every", metavar="N", help=about)

@@ -71,7 +71,7 @@ class RunOptions:
     jobs: str = "auto"  # cohorts trained side by side, see runner/parallel.py
     gpus_per_job: float | None = None  # share of a GPU; None: a whole one
     threads: int | None = None
-    compile: bool = False  # networks by torch.compile; like threads it changes the last bits
+    compile: bool = False  # networks by torch.compile; rounding differs
     cluster: str | None = None  # auto, local or HOST:PORT of a Ray cluster
     data_dir: Path | None = None
     checkpoint_every: str = "auto"

@@ -9,8 +9,10 @@ from kdbench.core.trial import Trial
 from kdbench.plan import recipes
 
 
-def command(trial: Trial) -> str:
-    """For a shell. PATH and FILE stand for paths of images and teacher files, since reports are passed on."""
+def command(trial: Trial, compiled: bool = False) -> str:
+    """For a shell. PATH and FILE stand for paths of images and teacher files, since reports are passed on; the folder
+    is a new one, since in its own there is nothing left to train.
+    """
     recipe, data, request = trial.recipe, trial.data, trial.data.request
     kind, colon, _ = (request.source if request else data.label).partition(":")
     teacher = trial.teacher or trial.arch
@@ -28,4 +30,6 @@ def command(trial: Trial) -> str:
     words += ["--max-grad-norm", f"{recipe.max_grad_norm:g}"] if recipe.max_grad_norm is not None else []
     if any(source.sha256 for source in trial.teachers):
         words += ["--teacher", "FILE"] if len(trial.teachers) == 1 else ["--teacher-dir", "DIR"]
+    words += ["--compile"] if compiled else []
+    words += ["--out", "again"]
     return "python bench.py " + shlex.join(words)

@@ -176,7 +176,9 @@ def answer(comparison: Comparison) -> list[str]:
     elif rest:
         said += f"; next is {rest[0]}, {_gap(comparison, rest[0])}"
     if plain is not None and plain >= means[first]:
-        said += "; that of the plain student is as high or higher"
+        said += "; the plain student's is at least as high"
+    elif plain is not None and comparison.baseline != VANILLA:
+        said += f"; the plain student is {means[first] - plain:.2f} points below it"
     return [f"{said}.", *_certainty(comparison, first, others)]
 
 
@@ -209,7 +211,10 @@ def _certainty(comparison: Comparison, first: str, others: Sequence[str]) -> lis
         significant, cells = _within_pairs(comparison)
         within = ", nor within them with one seed"
         if seeds > 1:
-            within = f"; within them, {significant} of {cells} differences to {comparison.baseline} are significant"
+            few = " (with two seeds hardly any could be)" if seeds == 2 else ""
+            within = (
+                f"; within them, {significant} of {cells} differences to {comparison.baseline} are significant{few}"
+            )
         return [f"Nothing is claimed over pairs ({comparison.untested}){within}."]
     near = comparison.not_below(first, others)
     lower = [method for method in others if method not in near]
@@ -232,7 +237,12 @@ def sentences(comparison: Comparison) -> list[str]:
         return ["No baseline: neither the method asked for nor the plain student was trained."]
     others = [method for method in comparison.methods if method not in (comparison.baseline, VANILLA)]
     if not others:
-        return [f"Nothing to compare with {comparison.baseline}."]
+        if VANILLA not in comparison.values or comparison.baseline == VANILLA:
+            return [f"Nothing to compare with {comparison.baseline}."]
+        means = comparison.means(comparison.baseline), comparison.means(VANILLA)
+        gap = fmean(means[0][pair] - means[1][pair] for pair in means[0] if pair in means[1])
+        side = "above" if gap >= 0 else "below"
+        return [f"{comparison.baseline} is {abs(gap):.2f} points {side} the plain student; there is no other method."]
     pairs = len(comparison.pairs)
     said = _over_pairs(comparison, others, pairs) if pairs > 1 else []
     if pairs == 1:

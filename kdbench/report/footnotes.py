@@ -58,6 +58,9 @@ def footnotes(results: StudyResults) -> list[str]:
     return notes
 
 
+MIXED_COMPILED = "mixes compiled networks and others"
+
+
 def _spread(counts: set[int]) -> list[str]:
     notes = ["n = 1: no spread can be given."] if 1 in counts else []
     if len(counts) > 1:
@@ -79,7 +82,7 @@ def _mixtures(groups: Sequence[Group]) -> list[str]:
     mixed["Pillow versions"] = values("pillow", [record for record in records if record.trial.data.encoded])
     notes = [f"This table mixes {what} {listed(of, 9)}." for what, of in mixed.items() if len(of) > 1]
     if len({"compiled" in record.environment for record in records}) > 1:
-        notes.append("This table mixes compiled networks and others.")
+        notes.append(f"This table {MIXED_COMPILED}.")
     contents = {group.records[0].trial.data.content for group in groups}
     if len(contents) > 1:
         notes.append(f"This table mixes {len(contents)} versions of the images under one label.")

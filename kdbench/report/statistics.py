@@ -91,7 +91,7 @@ def over_pairs(found: Mapping[Pair, Mapping[int, float]]) -> Difference | None:
     }
     mean, n = fmean(means.values()), len(means)
     if n < MIN_PAIRS:
-        return Difference(mean, n, untested=f"{MIN_PAIRS} pairs are needed, and {n} are there")
+        return Difference(mean, n, untested=f"{MIN_PAIRS} pairs are needed; there are {n}")
     tests = []
     for name, values in units.items():
         if len(values) < 2:

@@ -34,6 +34,10 @@ class Timer:
             yield
             self._seconds.append(time.perf_counter() - started)
 
+    def discard(self) -> None:
+        """Forget the regions so far."""
+        self._seconds, self._events = [], []
+
     def mean(self) -> float:
         """Mean seconds of a region since the last call, 0 without any; waits for the device."""
         seconds = self._collect()

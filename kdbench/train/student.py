@@ -168,7 +168,10 @@ class Student:
             generator=self.distiller.generator,
             reads=inputs.tensors,
         )
+        compiling = self._compiled is not self.network and len(self._first_seconds) < 2
         self.recorded(inputs.slot, (inputs, state.lr, self._epoch_values()), work)
+        if compiling:
+            self.timer.discard()  # no epoch costs what the first steps do
 
     def join(self) -> None:
         """What is launched after this waits for the step."""

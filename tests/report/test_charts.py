@@ -18,8 +18,10 @@ from kdbench.report import published
 from kdbench.report.charts import style
 from kdbench.report.charts.accuracy import accuracy
 from kdbench.report.charts.curves import band, curves
+from kdbench.report.charts.ranks import ranks
 from kdbench.report.results import StudyResults
 from tests.report.factory import epochs, study, trained
+from tests.report.test_comparison import known
 
 METHODS = [
     *("kd", "fitnet", "at", "sp", "cc", "vid", "rkd", "pkt", "ab", "ft", "fsp", "nst", "crd", "crd+kd"),
@@ -191,3 +193,14 @@ def test_settings_outside_are_left_alone() -> None:
     with style.house_style():
         assert matplotlib.rcParams["svg.hashsalt"] == "kdbench"
     assert dict(matplotlib.rcParams) == before
+
+
+@pytest.mark.parametrize(("pairs", "bars"), [(3, False), (6, True)])
+def test_ranks_over_few_pairs_are_drawn_without_a_test(pairs: int, bars: bool) -> None:
+    results = StudyResults(known(pairs=pairs))
+    (study,) = results.comparisons
+    figure = ranks(results, (study.dataset, study.recipe))
+    assert figure is not None
+    (words,) = [text.get_text() for text in figure.findobj(Text) if text.get_text().startswith("left is better")]
+    assert ("Nemenyi" in words) == bars
+    assert ("with fewer than 5 pairs ranks are not tested" in words) != bars

@@ -77,7 +77,7 @@ def test_two_sentences_answer_which_method_is_best_and_how_sure_that_is() -> Non
     icd = study.over_pairs["icd"]
     assert answer(known()) == [
         f"Over 6 pairs: icd has the highest mean accuracy, {icd.mean:.2f} points above kd (95 % interval "
-        f"{icd.low:+.2f} to {icd.high:+.2f}; significant).",
+        f"{icd.low:+.2f} to {icd.high:+.2f}; significant); the plain student is 3.37 points below it.",
         "crd is significantly lower (5 %, corrected for all pairs of methods).",
     ]
     # Without icd, a tenth of a point is left between two methods whose noise is twice that.
@@ -103,8 +103,8 @@ def test_what_is_below_the_first_is_below_after_all_pairs_of_methods_and_by_an_i
 def test_the_answer_says_plainly_where_nothing_may_be_claimed() -> None:
     first, second = answer(known(pairs=3))
     assert first.startswith("Over 3 pairs: icd has the highest mean accuracy, 1.")
-    assert first.endswith(" points above kd.")  # no interval
-    assert second.startswith("Nothing is claimed over pairs (5 pairs are needed, and 3 are there); within them, ")
+    assert " points above kd; the plain student is 3.5" in first  # no interval
+    assert second.startswith("Nothing is claimed over pairs (5 pairs are needed; there are 3); within them, ")
     assert answer(known(seeds=1))[1] == (
         "Nothing is claimed over pairs (two seeds are needed that all pairs have), nor within them with one seed."
     )
@@ -115,7 +115,9 @@ def test_the_answer_says_plainly_where_nothing_may_be_claimed() -> None:
     assert first.startswith("resnet56 → resnet20: icd has the highest mean accuracy, 1.")
     assert "significant)" in first
     assert second == "One pair says nothing of other pairs."
-    assert answer([trained(VANILLA), trained("kd", 71.0)]) == ["Nothing to compare with kd."]
+    alone = [trained(VANILLA), trained("kd", 71.5)]
+    assert answer(alone) == ["kd is 1.50 points above the plain student; there is no other method."]
+    assert answer([trained("kd", 71.5)]) == ["Nothing to compare with kd."]
     assert answer([trained("crd", 71.0), trained("icd", 71.0)])[0].startswith("No baseline")
 
 
@@ -127,7 +129,7 @@ def test_the_answer_claims_what_the_comparison_does(
     claimed: bool | None, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(comparison.Comparison, "claimed", lambda self, method: claimed)
-    assert answer(known())[0].endswith(f"; {words}).")
+    assert f"; {words}); the plain student is" in answer(known())[0]
 
 
 def test_a_method_without_a_test_does_not_silence_the_answer() -> None:
@@ -146,9 +148,9 @@ def test_the_answer_passes_over_chosen_means_small_steps_and_the_plain_student()
     ]
     assert answer(failed)[0].startswith("Over 6 pairs: crd has the highest mean accuracy")
     coarse = [replace(r, trial=replace(r.trial, data=replace(r.trial.data, test=50))) for r in known()]
-    assert "points above kd, which is less than one of the 50 test images." in answer(coarse)[0]
+    assert "points above kd, which is less than one of the 50 test images;" in answer(coarse)[0]
     plain = [replace(r, top1=r.top1 + 9) if r.top1 and r.trial.method == VANILLA else r for r in known()]
-    assert answer(plain)[0].endswith("; that of the plain student is as high or higher.")
+    assert answer(plain)[0].endswith("; the plain student's is at least as high.")
     lacking = [r for r in known() if (r.trial.teacher or PAIRS[0][0]) == PAIRS[0][0] or r.trial.method == "kd"]
     assert answer(lacking)[0].startswith("Over 6 pairs: kd has the highest mean accuracy")
 
@@ -185,7 +187,7 @@ def test_few_pairs_allow_no_claim_however_clear_they_look() -> None:
     """Three pairs that share their networks, as in the README's study; every difference is the same way."""
     (study,) = StudyResults(known(pairs=3)).comparisons
     said = comparison.sentences(study)
-    assert "Nothing is claimed over pairs: 5 pairs are needed, and 3 are there." in said
+    assert "Nothing is claimed over pairs: 5 pairs are needed; there are 3." in said
     assert any(word.endswith("with fewer than 5 pairs ranks are not tested.") for word in said)
     assert not any("better" in word for word in said)
     assert study.over_pairs["icd"].mean == pytest.approx(1.5, abs=0.3)  # the number stands in the tables

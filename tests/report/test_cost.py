@@ -84,3 +84,10 @@ def test_records_from_before_costs_were_kept_are_read(tmp_path: Path, known: boo
         del content["cost"]
         path.write_bytes(dumps_checksummed(content))
     assert [record.cost for record in store.records()] == [{"extra_mib": 1.5} if known else {}]
+
+
+def test_times_of_compiled_networks_are_not_compared_in_silence() -> None:
+    compiled = trained("kd", own=2.5, environment={"torch": "2.11.0", "device": "cpu", "threads": 2, "compiled": True})
+    words = "Cost: mixes compiled networks and others; their times cannot be compared."
+    assert words in cost(StudyResults([trained(VANILLA), compiled])).notes
+    assert words not in cost(StudyResults([trained(VANILLA), trained("kd", own=2.5)])).notes

@@ -205,6 +205,8 @@ def test_by_keyboard_in_print_and_with_charts_in_the_colors_of_the_page(page: Pa
     tab.locator("#theme").click()
     assert tab.evaluate(color) != light
     tab.emulate_media(media="print")
+    dark = "document.documentElement.dataset.theme = 'dark', getComputedStyle(document.body).color"
+    assert tab.evaluate(dark) == "rgb(0, 0, 0)"  # on paper, whatever the screen shows
     assert tab.locator("input[type=search]:visible").count() == 0
     assert tab.locator("#theme:visible").count() == 0
 
@@ -213,9 +215,10 @@ def test_the_command_that_trains_a_cell_again() -> None:
     record = trained("icd(alpha=0.1)+kd", seed=2, pair=PAIRS[0], data=PART)
     assert command(record.trial) == (
         "python bench.py --methods 'icd(alpha=0.1)+kd' --pairs resnet56:resnet20 --seeds 2, --dataset cifar100 "
-        "--recipe paper --epochs 240 --size 32 --precision fp32 --subset 1000"
+        "--recipe paper --epochs 240 --size 32 --precision fp32 --subset 1000 --out again"
     )
     clipped = replace(record.trial, recipe=replace(record.trial.recipe, max_grad_norm=5.0))
-    assert command(clipped).endswith("--subset 1000 --max-grad-norm 5")
+    assert command(clipped).endswith("--subset 1000 --max-grad-norm 5 --out again")
+    assert command(clipped, compiled=True).endswith("--max-grad-norm 5 --compile --out again")
     hostile = replace(record.trial, method="kd; rm -rf ~ $(id)")
     assert "--methods 'kd; rm -rf ~ $(id)' " in command(hostile)

@@ -243,7 +243,7 @@ def test_where_nothing_is_tested_over_pairs() -> None:
     assert statistics.over_pairs({}) is None
     few = statistics.over_pairs({pair: gaps[pair] for pair in PAPER[:4]})
     assert few is not None
-    assert (few.p, few.untestable, few.untested) == (None, False, "5 pairs are needed, and 4 are there")
+    assert (few.p, few.untestable, few.untested) == (None, False, "5 pairs are needed; there are 4")
     one_teacher = statistics.over_pairs({("vgg13", f"student{i}"): {0: 1.0, 1: 0.1 * i} for i in range(6)})
     assert one_teacher is not None
     assert one_teacher.untested == "two teachers are needed"

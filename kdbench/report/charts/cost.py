@@ -41,8 +41,10 @@ def cost(results: StudyResults, place: Place) -> Figure | None:
     axes.set_ylabel(f"top-1 above the {VANILLA} student (points)")
     axes.margins(x=0.12, y=0.12)
     keys = [
-        Line2D([], [], linestyle="none", marker="o", color=style.PALETTE[0], label="nothing is better and cheaper"),
-        Line2D([], [], linestyle="none", marker="s", color=style.GRAY, label="another method is better and cheaper"),
+        Line2D(
+            [], [], linestyle="none", marker="o", color=style.PALETTE[0], label="no method is both better and cheaper"
+        ),
+        Line2D([], [], linestyle="none", marker="s", color=style.GRAY, label="some method is both better and cheaper"),
     ]
     figure.legend(handles=keys, loc="outside lower left", ncols=2)
     return figure

@@ -21,7 +21,7 @@ Array = NDArray[np.float64]
 
 def correlation_chart(differences: Mapping[str, Array], caption: str) -> Figure:
     """A panel a method: |student - teacher| by true class and logit, [C, C]; one color scale from 0 for all."""
-    figure, panels = _panels(list(differences), "Difference to the teacher, standardised logits by class", caption, 0.7)
+    figure, panels = _panels(list(differences), "Difference to the teacher, standardized logits by class", caption, 0.7)
     highest = max(float(difference.max()) for difference in differences.values()) or 1.0
     for axes, (method, matrix) in zip(panels, differences.items(), strict=True):
         shown = axes.imshow(matrix, cmap="Blues", vmin=0, vmax=highest, interpolation="nearest")

@@ -58,7 +58,7 @@ def page(results: StudyResults, sheets: Sequence[Sheet], charts: Mapping[Place, 
         sections.append(Section(name, answer, words, shown, pictures))
     records = results.records
     newest = max((finished(record) for record in records), default=None)
-    subtitle = f"{len(records)} trials" + (f", the newest of {newest:%Y-%m-%d}" if newest else "")
+    subtitle = f"{len(records)} trials" + (f", the latest from {newest:%Y-%m-%d}" if newest else "")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     source = files("kdbench.report.renderers").joinpath("page.html.jinja").read_text("utf-8")
     return environment.from_string(source).render(
@@ -95,12 +95,14 @@ def _number(value: float | None, decimals: int = 2) -> str:
 
 
 def _details(group: Group) -> dict[str, Any]:
-    header = ["seed", "status", "top-1", "top-5", "best (optimistic)", "s an epoch", "finished", "reason", "id"]
+    header = ["seed", "status", "top-1", "top-5", "best (optimistic)", "s/epoch", "finished", "reason", "id"]
     trials = []
     for record in group.records:
         numbers = (record.top1, record.top5, record.best_top1, record.seconds_per_epoch)
         row = [str(record.trial.seed), record.status, *map(_number, numbers), record.finished[:19], record.reason or ""]
-        trials.append({"row": [*row, record.trial.id], "command": command(record.trial)})
+        trials.append(
+            {"row": [*row, record.trial.id], "command": command(record.trial, "compiled" in record.environment)}
+        )
     pair = " → ".join(filter(None, (group.teacher, group.student)))
     title = f"{pair}, {group.method} ({group.dataset}, {group.recipe})"
     return {"title": title, "header": header, "trials": trials}

@@ -10,6 +10,7 @@ import pandas as pd
 
 from kdbench.core.record import Record
 from kdbench.core.trial import VANILLA
+from kdbench.report.footnotes import MIXED_COMPILED
 from kdbench.report.groups import Group, newest
 from kdbench.report.model import Cell, Sheet, table
 from kdbench.report.results import StudyResults
@@ -55,7 +56,10 @@ def cost(results: StudyResults) -> Sheet:
     """Seconds of an epoch, and how many times the plain student's."""
     frame = costs(results)
     tables = [grid("", place, rows_of(frame, *place), _cell) for place in places(frame)]
-    return Sheet("Cost of a training epoch", frame, tables, notes(frame))
+    said = notes(frame)
+    if any(MIXED_COMPILED in note for note in results.notes):
+        said.append(f"Cost: {MIXED_COMPILED}; their times cannot be compared.")
+    return Sheet("Cost of a training epoch", frame, tables, said)
 
 
 def _cell(row: dict[str, Any]) -> Cell:

@@ -33,7 +33,7 @@ NOTES = (
     "Over the test split, after the last epoch; mean ± sample standard deviation (ddof = 1) over n seeds.",
     "agreement: images to which student and teacher give the same first class. KL to teacher: mean "
     "KL(teacher ‖ student) in nats, temperature 1. CKA: linear, between embeddings.",
-    "corr. mean, corr. max: of the difference between student and teacher in their standardised logits by true class, "
+    "corr. mean, corr. max: of the difference between student and teacher in their standardized logits by true class, "
     "the diagonal left out.",
     "ECE: expected calibration error, 15 bins, in per cent. NLL: negative log-likelihood in nats.",
 )
