@@ -55,6 +55,8 @@ def choose(args: argparse.Namespace, records: Sequence[Record]) -> list[Record]:
 
         methods = {VANILLA, *(method.expression for method in parse(args.methods, build_catalog(None)))}
         groups = [group for group in groups if group.method in methods]
+        if absent := methods - {VANILLA} - {group.method for group in groups}:
+            raise UserError(f"--methods: no student of {', '.join(sorted(absent))} was trained in {args.out}")
     networks = {record.trial.id: record for group in groups for record in group.done}
     taught = {source.trial for record in networks.values() for source in record.trial.teachers}
     networks |= {

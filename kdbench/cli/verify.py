@@ -57,6 +57,8 @@ def _gpu(args: argparse.Namespace) -> int:
 
     if args.plugins is not None:
         load_plugins(args.plugins)
+    if not args.gpu.strip():
+        raise UserError("--gpu needs methods, as `list methods` names them")
     request, recipe = DataRequest("digits", 8), recipes.recipe("digits", epochs=2)
     dataset = prepare(request, default_data_dir())
     catalog = build_catalog(dataset)
@@ -73,6 +75,8 @@ def _gpu(args: argparse.Namespace) -> int:
             table.add_row(trial.method, trial.pair, said)
     for trial, reason in plan.not_applicable:
         table.add_row(trial.method, trial.pair, f"n/a: {reason}")
+    if not table.rows:
+        raise UserError(f"--gpu {args.gpu!r} names no distillation method")
     console().print(table, highlight=False, markup=False)
     return 1 if hindered else 0
 

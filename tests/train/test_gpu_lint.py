@@ -158,6 +158,9 @@ def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
     assert "torch.linalg.eigh" in capsys.readouterr().out
     assert main(["verify", "--gpu", "kd", "--require", "kd"]) == 2
     assert "go with --golden" in capsys.readouterr().err
+    for nothing in ("", "vanilla"):
+        assert main(["verify", "--gpu", nothing]) == 2
+        assert "--gpu" in capsys.readouterr().err
     assert main(["verify", "--gpu", "no_such_method"]) == 2
     assert "no_such_method" in capsys.readouterr().err
     mine = tmp_path / "mine.py"
