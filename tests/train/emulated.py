@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_leaves
 
 from kdbench.train.cuda_graph import Accelerator, Stream
 from kdbench.train.gpu_lint import waits
@@ -41,14 +40,18 @@ class Launch:
     begun: bool = False
 
 
-@dataclass
 class Operation:
-    """One recorded operation of torch."""
+    """One operation of torch, and what memory it uses."""
 
-    function: Any
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    output: Any
+    def __init__(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        self.function, self.args, self.kwargs = function, args, kwargs
+        given = _tensors(args, kwargs)
+        known = set(map(_storage, given))
+        self.writes = list(map(_storage, _written(function, args, kwargs)))
+        self.reads = [] if function.is_view else list(known.difference(self.writes))
+        self.outputs = _tensors(output)
+        self.fresh = [(place, tensor) for place, tensor in enumerate(self.outputs) if _storage(tensor) not in known]
+        self.draws = torch.Tag.nondeterministic_seeded in function.tags and kwargs.get("generator") is None
 
 
 @dataclass
@@ -98,7 +101,8 @@ class Emulated(Accelerator, TorchDispatchMode):
         self.streams = [self.main]
         self.recording: Recording | None = None
         self.watch: list[str] | None = None
-        self.accesses: dict[int, Access] = {}
+        self.accesses: dict[int, Access] = {}  # by storage
+        self.recorded_memory: set[int] = set()  # storages that recordings made
         self.slot: Launch | None = None  # whose default generator state is in the shared place
         self.recordings = self.replays = self.failures = 0
 
@@ -138,6 +142,7 @@ class Emulated(Accelerator, TorchDispatchMode):
             for one, state in zip(generators, states, strict=True):
                 one.set_state(state)
         self.recordings += 1
+        self.recorded_memory |= recording.fresh
 
         def replay() -> None:
             self.replays += 1
@@ -150,23 +155,27 @@ class Emulated(Accelerator, TorchDispatchMode):
 
     def finish(self, stream: EmulatedStream) -> None:
         """Run what is queued on a stream, and at random what is queued on others meanwhile."""
-        while stream.queue:
-            chosen = self.random.choice([other for other in self.streams if other.queue])
-            launch = chosen.queue[0]
-            if not launch.begun:
-                launch.begun, self.slot = True, launch
-            operation = next(launch.operations, None)
-            if operation is None:
-                chosen.queue.popleft()
-                continue
-            for other, time in launch.clock.items():
-                chosen.clock[other] = max(chosen.clock.get(other, 0), time)
-            with _disable_current_modes(), torch._C._AutoDispatchBelowAutograd():
-                self._replay(operation, chosen, launch)
+        if not stream.queue:
+            return
+        with _disable_current_modes(), torch._C._AutoDispatchBelowAutograd():
+            busy = [other for other in self.streams if other.queue]
+            while stream.queue:
+                chosen = self.random.choice(busy)
+                launch = chosen.queue[0]
+                if not launch.begun:
+                    launch.begun, self.slot = True, launch
+                    for other, time in launch.clock.items():
+                        chosen.clock[other] = max(chosen.clock.get(other, 0), time)
+                operation = next(launch.operations, None)
+                if operation is not None:
+                    self._replay(operation, chosen, launch)
+                else:
+                    chosen.queue.popleft()
+                    busy = [other for other in self.streams if other.queue]
 
     def _replay(self, operation: Operation, stream: EmulatedStream, launch: Launch) -> None:
-        self._note(stream, operation.function, operation.args, operation.kwargs, None)
-        if _draws_from_default_generator(operation.function, operation.kwargs):
+        self._note(stream, operation)
+        if operation.draws:
             of_host = torch.default_generator.get_state()
             read = self.slot if self.shares_default_generator and self.slot else launch
             torch.default_generator.set_state(read.generator_state)
@@ -175,11 +184,10 @@ class Emulated(Accelerator, TorchDispatchMode):
             torch.default_generator.set_state(of_host)
         else:
             result = operation.function(*operation.args, **operation.kwargs)
-        given = set(map(_storage, _tensors(operation.args, operation.kwargs)))
-        for recorded, fresh in zip(_tensors(operation.output), _tensors(result), strict=True):
-            if _storage(recorded) not in given:
-                recorded.copy_(fresh)
-                self._write(stream, recorded)
+        if operation.fresh:
+            results = _tensors(result)
+            for place, recorded in operation.fresh:
+                recorded.copy_(results[place])
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -190,46 +198,44 @@ class Emulated(Accelerator, TorchDispatchMode):
                 self.watch.append(func.overloadpacket.__name__)
         if self.recording:
             return self.recording.run(func, args, kwargs)
-        self.finish(self.current)
+        if self.current.queue:
+            self.finish(self.current)
         output = func(*args, **kwargs)
-        self._note(self.current, func, args, kwargs, output)
+        operation = Operation(func, args, kwargs, output)
+        self._note(self.current, operation)
         return output
 
-    def _note(self, stream: EmulatedStream, func: Any, args: Any, kwargs: Any, output: Any) -> None:
+    def _note(self, stream: EmulatedStream, operation: Operation) -> None:
         """Check that this operation's accesses are ordered with all earlier ones, and remember them."""
         stream.time += 1
-        written = {_storage(tensor) for tensor in _written(func, args, kwargs)}
-        given = set()
-        if not _is_view(func):
-            for tensor in _tensors(args, kwargs):
-                given.add(_storage(tensor))
-                if _storage(tensor) in written:
-                    self._write(stream, tensor)
-                else:
-                    self._read(stream, tensor)
-        else:
-            given = set(map(_storage, _tensors(args, kwargs)))
-        for tensor in _tensors(output):
-            if _storage(tensor) not in given:
-                self.accesses[_storage(tensor)] = Access((stream, stream.time))  # new memory
+        for key in operation.writes:
+            self._write(stream, key, operation)
+        for key in operation.reads:
+            self._read(stream, key, operation)
+        for _, tensor in operation.fresh:
+            key = _storage(tensor)
+            if key in self.recorded_memory:
+                self._write(stream, key, operation)
+            else:
+                self.accesses[key] = Access((stream, stream.time))  # new memory
 
-    def _read(self, stream: EmulatedStream, tensor: Tensor) -> None:
-        access = self.accesses.setdefault(_storage(tensor), Access())
-        self._ordered(stream, access.written, tensor, "reads what {0} writes")
+    def _read(self, stream: EmulatedStream, key: int, operation: Operation) -> None:
+        access = self.accesses.setdefault(key, Access())
+        self._ordered(stream, access.written, operation, "reads what {0} writes")
         access.read[stream] = stream.time
 
-    def _write(self, stream: EmulatedStream, tensor: Tensor) -> None:
-        access = self.accesses.setdefault(_storage(tensor), Access())
-        self._ordered(stream, access.written, tensor, "writes what {0} writes")
+    def _write(self, stream: EmulatedStream, key: int, operation: Operation) -> None:
+        access = self.accesses.setdefault(key, Access())
+        self._ordered(stream, access.written, operation, "writes what {0} writes")
         for reader in access.read.items():
-            self._ordered(stream, reader, tensor, "writes what {0} reads")
+            self._ordered(stream, reader, operation, "writes what {0} reads")
         access.written, access.read = (stream, stream.time), {}
 
     def _ordered(
-        self, stream: EmulatedStream, other: tuple[EmulatedStream, int] | None, tensor: Tensor, what: str
+        self, stream: EmulatedStream, other: tuple[EmulatedStream, int] | None, operation: Operation, what: str
     ) -> None:
         if other is not None and other[0] is not stream and stream.clock.get(other[0], 0) < other[1]:
-            raise Race(f"{stream.name} {what.format(other[0].name)}: {tuple(tensor.shape)}")
+            raise Race(f"{stream.name} {what.format(other[0].name)}, in {operation.function}")
 
 
 class Recording:
@@ -237,19 +243,18 @@ class Recording:
 
     def __init__(self) -> None:
         self.operations: list[Operation] = []
-        self._fresh: set[int] = set()  # storages made by the step itself
+        self.fresh: set[int] = set()  # storages made by the step itself
         self._saved: dict[int, tuple[Tensor, Tensor]] = {}
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         for tensor in _written(func, args, kwargs):
             key = _storage(tensor)
-            if key not in self._fresh and key not in self._saved:
+            if key not in self.fresh and key not in self._saved:
                 whole = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())
                 self._saved[key] = whole, whole.clone()
         output = func(*args, **kwargs)
-        given = set(map(_storage, _tensors(args, kwargs)))
-        self._fresh |= {_storage(tensor) for tensor in _tensors(output)} - given
         self.operations.append(Operation(func, args, kwargs, output))
+        self.fresh |= {_storage(tensor) for _, tensor in self.operations[-1].fresh}
         return output
 
     def undo(self) -> None:
@@ -259,16 +264,20 @@ class Recording:
 
 
 def _tensors(*values: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
+    """All tensors in arguments or results, in order."""
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, list | tuple):
+            found += _tensors(*value)
+        elif isinstance(value, dict):
+            found += _tensors(*value.values())
+    return found
 
 
 def _storage(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
-
-
-def _is_view(func: Any) -> bool:
-    """Whether an operation reads no memory."""
-    return bool(func.is_view)
 
 
 def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
@@ -280,7 +289,3 @@ def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[T
     if func.overloadpacket.__name__ == "native_batch_norm" and args[5]:  # its schema does not say so
         written += args[3:5]
     return _tensors(written)
-
-
-def _draws_from_default_generator(func: Any, kwargs: dict[str, Any]) -> bool:
-    return torch.Tag.nondeterministic_seeded in func.tags and kwargs.get("generator") is None

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdbench.core.record import Outcome
 from kdbench.core.trial import VANILLA, Trial
@@ -35,8 +35,8 @@ from tests.train.emulated import Emulated, Race
 from tests.train.tiny_study import CPU, Quiet, equal
 
 STEPS, EPOCHS = 5, 2
-DATASET = tiny_study.dataset(train=16 * STEPS, test=16)
-RECIPE = replace(tiny_study.RECIPE, batch_size=16, epochs=EPOCHS, milestones=(1.0,))  # the rate drops before epoch 2
+DATASET = tiny_study.dataset(train=8 * STEPS, test=8)
+RECIPE = replace(tiny_study.RECIPE, batch_size=8, epochs=EPOCHS, milestones=(1.0,))  # the rate drops before epoch 2
 
 REFUSED = {
     "kdsvd": "_linalg_eigh",
@@ -173,12 +173,12 @@ def test_resumed_in_the_midst_of_an_epoch_after_recording(tmp_path: Path) -> Non
     assert different(resumed, *some) == []
 
 
+@pytest.mark.usefixtures("plugged")
 def test_graphs_that_share_the_default_generator_run_one_by_one(tmp_path: Path) -> None:
     """As in torch up to 2.11: what draws from it is never replayed beside another."""
-    some = [trial(method) for method in (*FEW, "mgd+kd")]
-    for seed in range(2):
-        shared = train(tmp_path / str(seed), Emulated(seed, shares_default_generator=True), *some)
-        assert different(shared, *some) == []
+    some = [trial(method) for method in ("t_drops", "kd", "t_drops+kd", "icd", "t_drops(kd_weight=2)")]
+    shared = train(tmp_path, Emulated(shares_default_generator=True), *some)
+    assert different(shared, *some) == []
 
 
 def test_vanilla_cohorts_record_no_teacher(tmp_path: Path) -> None:
@@ -257,6 +257,20 @@ class _Spoils(Distiller[Hyper]):
         return {}
 
 
+class _WaitsAndSpoils(_Spoils):
+    """The same in a plain step, beside which others would be replayed."""
+
+    def after_backward(self, step: Step) -> None:
+        assert step.student.logits.mean().item() < 1e9
+
+
+class _Drops(Distiller[Hyper]):
+    """Draws from torch's default generator."""
+
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        return {"dropped": nn.functional.dropout(step.student.logits, 0.5).square().mean()}
+
+
 class _Raises(Distiller[Hyper]):
     def losses(self, step: Step) -> dict[str, Tensor]:
         if step.epoch == 2:
@@ -273,6 +287,8 @@ PLUGGED: dict[str, type[Distiller[Hyper]]] = {
     "t_host": _DrawsOnHost,
     "t_keeps": _Keeps,
     "t_spoils": _Spoils,
+    "t_waits_and_spoils": _WaitsAndSpoils,
+    "t_drops": _Drops,
     "t_raises": _Raises,
 }
 
@@ -301,25 +317,44 @@ def test_what_a_recording_would_freeze_runs_plainly(tmp_path: Path, caplog: pyte
 @pytest.mark.usefixtures("plugged")
 def test_a_method_that_reads_the_epoch_is_recorded_in_each(tmp_path: Path) -> None:
     """Although the rate stays the same, for which the others are recorded once."""
-    constant = replace(RECIPE, milestones=())
-    some = [replace(trial(method), recipe=constant) for method in ("kd", "t_epoch")]
+    constant = replace(RECIPE, epochs=3, milestones=())
+    some = [replace(trial(method), recipe=constant) for method in ("kd", "t_epoch", "t_warms_up")]
     emulated = Emulated()
     recorded = train(tmp_path, emulated, *some)
     assert different(recorded, *some) == []
-    assert emulated.recordings == SLOTS * (1 + 1 + EPOCHS)  # the teacher, kd, t_epoch
+    # the teacher and kd once, t_epoch in every epoch, t_warms_up while its weight grows: 2/3, 1, 1
+    assert emulated.recordings == SLOTS * (1 + 1 + 3 + 2)
 
 
 @pytest.mark.usefixtures("plugged")
-@pytest.mark.parametrize("name", ["t_spoils", "t_raises"])
+def test_a_method_that_keeps_what_is_overwritten_fails_and_says_why(tmp_path: Path) -> None:
+    outcomes = train(tmp_path, Emulated(), trial("t_keeps"), trial("kd"))
+    assert outcomes["kd"].status == "done"
+    assert outcomes["t_keeps"].status == "failed"
+    expected = "self.before keeps a tensor of the step, which the next step overwrites: keep a clone"
+    assert expected in (outcomes["t_keeps"].reason or "")
+
+
+@pytest.mark.usefixtures("plugged")
+def test_numbers_drawn_on_the_host_are_drawn_in_every_step(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    some = [trial("t_host"), trial("kd")]
+    random.seed(1)
+    plain(*some)
+    random.seed(1)
+    assert different(train(tmp_path, Emulated(), *some), *some) == []
+    assert warnings(caplog) == ["t_host runs without a CUDA graph: its step draws random numbers on the host"]
+
+
+@pytest.mark.usefixtures("plugged")
+@pytest.mark.parametrize("name", ["t_spoils", "t_raises", "t_waits_and_spoils"])
 def test_a_student_that_leaves_takes_nothing_with_it(tmp_path: Path, name: str) -> None:
     """Neither what it spoiled, which others may be reading, nor what it has launched."""
     some = [trial(method) for method in ("crd", "kd", name, "icd", "t_waits")]
     assert plain(*some)[name].status == "failed"
-    for seed in range(3):
-        emulated = Emulated(seed)
-        recorded = train(tmp_path / str(seed), emulated, *some)
-        assert different(recorded, *some) == []
-        assert not emulated._forked
+    emulated = Emulated(3)
+    recorded = train(tmp_path, emulated, *some)
+    assert different(recorded, *some) == []
+    assert not emulated._forked
 
 
 def test_a_teacher_that_cannot_be_recorded(
