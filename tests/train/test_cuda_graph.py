@@ -347,7 +347,7 @@ def test_checkpoints_on_a_gpu_wait_for_five_minutes_and_an_epoch(monkeypatch: py
 def test_a_teacher_that_cannot_be_folded_keeps_its_own_weights() -> None:
     """It is cast as a copy: its weights are also those of extra teachers, and its classifier is read in float32."""
     network = build("resnet8", 4, 8)
-    network.forward = network.forward  # type: ignore[method-assign]
+    network.forward = network.forward
     assert fold(network) is network
     teacher = Teacher(network, "resnet8", tiny_study.CPU, "bf16")
     assert {parameter.dtype for parameter in teacher.network.parameters()} == {torch.float32}
