@@ -207,6 +207,9 @@ def test_by_keyboard_in_print_and_with_charts_in_the_colors_of_the_page(page: Pa
     tab.emulate_media(media="print")
     dark = "document.documentElement.dataset.theme = 'dark', getComputedStyle(document.body).color"
     assert tab.evaluate(dark) == "rgb(0, 0, 0)"  # on paper, whatever the screen shows
+    tab.emulate_media(media="print", color_scheme="dark")
+    tab.evaluate("delete document.documentElement.dataset.theme")
+    assert tab.evaluate("getComputedStyle(document.body).color") == "rgb(0, 0, 0)"
     assert tab.locator("input[type=search]:visible").count() == 0
     assert tab.locator("#theme:visible").count() == 0
 
