@@ -355,19 +355,28 @@ def build_parser(description: str | None = __doc__) -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the comparison. Returns the exit code."""
-    args, console = build_parser().parse_args(argv), Console()
+def command(
+    args: argparse.Namespace,
+    measure: Callable[[argparse.Namespace, Path], Mapping[str, Any]],
+    show: Callable[[Mapping[str, Any], Console], None],
+) -> int:
+    """Measure, write the figures where that is asked for, and print them. Returns the exit code."""
     try:
         with TemporaryDirectory() as folder:
-            figures = measure(args, Path(folder), partial(console.print, highlight=False))
+            figures = measure(args, Path(folder))
     except UserError as error:
-        print(f"compare: {error}", file=sys.stderr)
+        print(f"{Path(sys.argv[0]).stem}: {error}", file=sys.stderr)
         return 2
     if args.json:
         write_json(args.json, figures)
-    show(figures, console)
+    show(figures, Console())
     return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the comparison. Returns the exit code."""
+    log = partial(Console().print, highlight=False)
+    return command(build_parser().parse_args(argv), lambda args, folder: measure(args, folder, log), show)
 
 
 def _sizes(text: str) -> tuple[int, ...]:

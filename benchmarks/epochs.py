@@ -12,10 +12,9 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -24,10 +23,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.compare import Bench, build_parser, catalog_of_both, header, load, summary, write_json
+from benchmarks.compare import Bench, build_parser, catalog_of_both, command, header, load, summary, write_json
 from benchmarks.conventional import ConventionalTrainer, synchronize
 from kdbench.core.data import DataRequest
-from kdbench.core.errors import UserError
 from kdbench.core.events import Checkpoint, EpochEnd, Event, TrialEnd
 from kdbench.core.jobs import CohortJob
 from kdbench.core.trial import Cohort
@@ -110,7 +108,7 @@ def images(args: argparse.Namespace) -> ResidentDataset:
     return replace(dataset, info=replace(dataset.info, test=len(test)), test=test)
 
 
-def show(figures: dict[str, Any], console: Console) -> None:
+def show(figures: Mapping[str, Any], console: Console) -> None:
     """Print the figures as a table."""
     table = Table("", "seconds an epoch, median", "min - max")
     rows = [(name, value) for name, value in figures["conventional_seconds_each"].items()]
@@ -125,17 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser(__doc__)
     parser.add_argument("--epochs", type=int, default=2, help="epochs of each run that are counted")
     parser.set_defaults(images="synthetic:2560", repetitions=2)
-    args = parser.parse_args(argv)
-    try:
-        with TemporaryDirectory() as folder:
-            figures = measure(args, Path(folder))
-    except UserError as error:
-        print(f"epochs: {error}", file=sys.stderr)
-        return 2
-    if args.json:
-        write_json(args.json, figures)
-    show(figures, Console())
-    return 0
+    return command(parser.parse_args(argv), measure, show)
 
 
 if __name__ == "__main__":

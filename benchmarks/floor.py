@@ -14,12 +14,11 @@ import argparse
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -29,9 +28,8 @@ import torch.nn.functional as F
 from rich.console import Console
 from torch import Tensor, nn
 
-from benchmarks.compare import Bench, build_parser, header, load, summary, write_json
+from benchmarks.compare import Bench, build_parser, command, header, load, summary
 from benchmarks.conventional import synchronize
-from kdbench.core.errors import UserError
 from kdbench.distill import Requires
 from kdbench.models import build
 from kdbench.runner.catalog import build_catalog
@@ -182,26 +180,18 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
 
 
+def show(figures: Mapping[str, Any], console: Console) -> None:
+    """Print the share."""
+    share = figures["share_of_the_floor"]
+    shown = f"share of the floor: {share['median']:.1%} ({share['min']:.1%} - {share['max']:.1%})"
+    console.print(shown, figures["machine"], sep="\n", highlight=False)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the measurement. Returns the exit code."""
     parser = build_parser(__doc__)
     parser.set_defaults(images="synthetic:2560", methods="kd,crd,icd", repetitions=5, steps=3)
-    args = parser.parse_args(argv)
-    try:
-        with TemporaryDirectory() as folder:
-            figures = measure(args, Path(folder))
-    except UserError as error:
-        print(f"floor: {error}", file=sys.stderr)
-        return 2
-    if args.json:
-        write_json(args.json, figures)
-    share = figures["share_of_the_floor"]
-    Console().print(
-        f"share of the floor: {share['median']:.1%} ({share['min']:.1%} - {share['max']:.1%})",
-        figures["machine"],
-        sep="\n",
-    )
-    return 0
+    return command(parser.parse_args(argv), measure, show)
 
 
 if __name__ == "__main__":

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -24,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from benchmarks.compare import Bench, build_parser, header, load, summary, write_json
+from benchmarks.compare import Bench, build_parser, command, header, load, summary
 from kdbench.core.errors import UserError
 from kdbench.core.trial import VANILLA
 from kdbench.models.output import Output
@@ -105,7 +104,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
 
 
-def show(figures: dict[str, Any], console: Console) -> None:
+def show(figures: Mapping[str, Any], console: Console) -> None:
     """Print the figures as a table."""
     table = Table("", "step, ms", "parts alone, ms", "over plain", "over plain + parts", "with teacher, ms", "MiB held")
     for method, row in figures["methods"].items():
@@ -120,17 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the measurement. Returns the exit code."""
     parser = build_parser(__doc__)
     parser.set_defaults(methods="vanilla,all")
-    args = parser.parse_args(argv)
-    try:
-        with TemporaryDirectory() as folder:
-            figures = measure(args, Path(folder))
-    except UserError as error:
-        print(f"marginal: {error}", file=sys.stderr)
-        return 2
-    if args.json:
-        write_json(args.json, figures)
-    show(figures, Console())
-    return 0
+    return command(parser.parse_args(argv), measure, show)
 
 
 if __name__ == "__main__":

@@ -190,7 +190,7 @@ def lint(student: Student, inputs: Callable[[int], Iterator[StepInputs]]) -> lis
 
 
 def _unregistered(distiller: nn.Module) -> list[str]:
-    """Attributes that hold tensors which are neither parameters nor buffers; the training labels are moved by hand."""
+    """Attributes that hold tensors which are neither parameters nor buffers."""
     return [
         f"{path}.{name}"
         for path, module in distiller.named_modules(prefix="self")

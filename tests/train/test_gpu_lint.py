@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.cli.main import main
-from kdbench.distill import Context, Distiller, Hyper, Step, register, registry
+from kdbench.distill import Context, Distiller, Hyper, Step, registry
 from kdbench.train.gpu_lint import Waits, lint_cohort
 from tests.train import tiny_study
 from tests.train.tiny_study import DATASET, trial
@@ -92,11 +92,8 @@ class _Clean(Distiller[Hyper]):
 
 @pytest.fixture
 def _plugged() -> Iterator[None]:
-    for name, cls in (("t_everything", _Everything), ("t_clean", _Clean)):
-        register(name, Hyper, paper="-")(cls)
-    yield
-    for name in ("t_everything", "t_clean"):
-        del registry._METHODS[name]
+    with tiny_study.registered({"t_everything": _Everything, "t_clean": _Clean}):
+        yield
 
 
 @pytest.mark.usefixtures("_plugged")

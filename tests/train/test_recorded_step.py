@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from kdbench.core.record import Outcome
 from kdbench.core.trial import VANILLA, Trial
 from kdbench.data.dataset import Batch
-from kdbench.distill import Context, Distiller, Hyper, Shapes, Step, register, registry
+from kdbench.distill import Context, Distiller, Hyper, Shapes, Step, registry
 from kdbench.models import features, info
 from kdbench.train import cohort as cohort_module
 from kdbench.train import inputs_ahead, measure_costs, recorded_step
@@ -295,11 +295,8 @@ PLUGGED: dict[str, type[Distiller[Hyper]]] = {
 
 @pytest.fixture
 def plugged() -> Iterator[None]:
-    for name, cls in PLUGGED.items():
-        register(name, Hyper, paper="-")(cls)
-    yield
-    for name in PLUGGED:
-        del registry._METHODS[name]
+    with tiny_study.registered(PLUGGED):
+        yield
 
 
 @pytest.mark.usefixtures("plugged")
@@ -460,7 +457,6 @@ def test_a_student_that_left_is_freed_without_the_collector(tmp_path: Path, monk
         original(self)
 
     monkeypatch.setattr(Student, "close", close)
-    register("t_raises", Hyper, paper="-")(_Raises)
     counts: list[int] = []
 
     def stop() -> bool:
@@ -470,10 +466,10 @@ def test_a_student_that_left_is_freed_without_the_collector(tmp_path: Path, monk
     gc.collect()
     gc.disable()
     try:
-        train(tmp_path, Emulated(), trial("t_raises"), trial("kd"), stop=stop)
+        with tiny_study.registered({"t_raises": _Raises}):
+            train(tmp_path, Emulated(), trial("t_raises"), trial("kd"), stop=stop)
     finally:
         gc.enable()
-        del registry._METHODS["t_raises"]
     assert len(alive) >= 1
     assert counts[-1] == 0
 

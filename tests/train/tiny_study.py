@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from kdbench.core.record import Outcome
 from kdbench.core.trial import SELF, VANILLA, CheckpointInterval, Cohort, TeacherSource, Trial
 from kdbench.data.dataset import Dataset, Split
 from kdbench.data.resident import ResidentDataset
-from kdbench.distill import registry
+from kdbench.distill import Distiller, Hyper, registry
 from kdbench.models import build
 from kdbench.plan.expressions import parse
 from kdbench.plan.recipes import recipe
@@ -45,6 +46,18 @@ def dataset(train: int = 200, test: int = 50, classes: int = 4) -> ResidentDatas
 
 
 DATASET = dataset()
+
+
+@contextmanager
+def registered(methods: Mapping[str, type[Distiller[Hyper]]]) -> Iterator[None]:
+    """Methods by name, for as long as this lasts."""
+    for name, cls in methods.items():
+        registry.register(name, Hyper, paper="-")(cls)
+    try:
+        yield
+    finally:
+        for name in methods:
+            del registry._METHODS[name]
 
 
 class Quiet:
