@@ -19,7 +19,7 @@ from kdbench.train.device import on_device
 from kdbench.train.evaluate import autocast, evaluate
 from kdbench.train.failures import Diverged
 from kdbench.train.meters import Timer
-from kdbench.train.optim import build_optimizer, learning_rate
+from kdbench.train.optim import build_optimizer, learning_rate, set_learning_rate
 
 
 class ProbedNetwork(nn.Module):
@@ -90,8 +90,7 @@ class ProbeTrainer:
         self._sum, self._steps = torch.zeros((), dtype=torch.float64, device=self.device), 0
         self._dropout = derive_seed("probe dropout", self.probe.fingerprint, epoch)
         self.epoch = epoch
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.probe.recipe, self.probe.lr, epoch)
+        set_learning_rate(self.optimizer, learning_rate(self.probe.recipe, self.probe.lr, epoch))
 
     def end_epoch(self) -> None:
         """Compute the mean loss. Raises Diverged if it is not finite."""
@@ -174,7 +173,7 @@ class StackedProbes:
         losses = []
         with timer.running():
             for epoch in range(1, recipe.epochs + 1):
-                optimizer.param_groups[0]["lr"] = learning_rate(recipe, probe.lr, epoch)
+                set_learning_rate(optimizer, learning_rate(recipe, probe.lr, epoch))
                 stream = torch.Generator().manual_seed(
                     derive_seed("probe batches", probe.data.content, probe.seed, epoch)
                 )

@@ -17,17 +17,29 @@ def learning_rate(recipe: Recipe, initial: float, epoch: int) -> float:
 
 
 def build_optimizer(recipe: Recipe, parameters: Iterable[torch.Tensor], lr: float) -> torch.optim.Optimizer:
-    """The recipe's optimizer."""
-    return OPTIMIZERS[recipe.optimizer](recipe, list(parameters), lr)
+    """The recipe's optimizer. Its learning rate is a tensor, from which recorded steps read what `set_learning_rate`
+    wrote: on CUDA of float32, which its kernels require, elsewhere of float64, in which Python counts.
+    """
+    parameters = list(parameters)
+    device = parameters[0].device
+    rate = torch.tensor(lr, device=device, dtype=torch.float32 if device.type == "cuda" else torch.float64)
+    return OPTIMIZERS[recipe.optimizer](recipe, parameters, rate)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """In place, for all parameters."""
+    for group in optimizer.param_groups:
+        group["lr"].fill_(lr)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load a state that may come from another device: whether steps can be recorded is the device's own."""
-    own = [group.get("capturable") for group in optimizer.param_groups]
+    """Load a state that may come from another device: whether steps can be recorded is the device's own, and so is the
+    tensor of the learning rate, whose value the next epoch sets.
+    """
+    kept = [{key: group[key] for key in _OWN if key in group} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
-    for group, capturable in zip(optimizer.param_groups, own, strict=True):
-        if capturable is not None:
-            group["capturable"] = capturable
+    for group, own in zip(optimizer.param_groups, kept, strict=True):
+        group.update(own)
 
 
 def _step(recipe: Recipe, epoch: int) -> float:
@@ -41,19 +53,21 @@ def _cosine(recipe: Recipe, epoch: int) -> float:
     return (1 + math.cos(math.pi * (epoch - 1) / recipe.epochs)) / 2
 
 
-def _sgd(recipe: Recipe, parameters: list[torch.Tensor], lr: float) -> torch.optim.Optimizer:
+def _sgd(recipe: Recipe, parameters: list[torch.Tensor], lr: torch.Tensor) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=True)
 
 
-def _adamw(recipe: Recipe, parameters: list[torch.Tensor], lr: float) -> torch.optim.Optimizer:
+def _adamw(recipe: Recipe, parameters: list[torch.Tensor], lr: torch.Tensor) -> torch.optim.Optimizer:
     capturable = parameters[0].is_cuda  # else it refuses to be recorded in a CUDA graph
     return torch.optim.AdamW(parameters, lr=lr, weight_decay=recipe.weight_decay, fused=True, capturable=capturable)
 
 
+_OWN: tuple[str, ...] = ("capturable", "lr")
+
 SCHEDULES: Mapping[str, Callable[[Recipe, int], float]] = {"step": _step, "cosine": _cosine}
 """Name -> the factor of the initial learning rate in an epoch."""
 
-OPTIMIZERS: Mapping[str, Callable[[Recipe, list[torch.Tensor], float], torch.optim.Optimizer]] = {
+OPTIMIZERS: Mapping[str, Callable[[Recipe, list[torch.Tensor], torch.Tensor], torch.optim.Optimizer]] = {
     "sgd": _sgd,
     "adamw": _adamw,
 }

@@ -28,7 +28,7 @@ from kdbench.train.device import compiled, on_device, seed_default_generator
 from kdbench.train.evaluate import autocast
 from kdbench.train.failures import Diverged, NonfiniteGradient, epoch_name
 from kdbench.train.meters import EpochTimer, LossMeter
-from kdbench.train.optim import build_optimizer, learning_rate, load_optimizer
+from kdbench.train.optim import build_optimizer, learning_rate, load_optimizer, set_learning_rate
 from kdbench.train.recorded_step import RecordedStep, Work
 from kdbench.train.shared_inputs import StepInputs
 from kdbench.train.stages import EpochState, PretrainingStage
@@ -143,8 +143,7 @@ class Student:
         self.distiller.train()
         if epoch > 0:
             self.network.train()
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
+            set_learning_rate(self.optimizer, lr)
         else:
             assert self.pretraining is not None
             self.network.eval()
@@ -169,7 +168,7 @@ class Student:
             reads=inputs.tensors,
         )
         compiling = self._compiled is not self.network and len(self._first_seconds) < 2
-        self.recorded(inputs.slot, (inputs, state.lr, self._epoch_values()), work)
+        self.recorded(inputs.slot, (inputs, self._epoch_values()), work)
         if compiling:
             self.timer.discard()  # no epoch costs what the first steps do
 

@@ -27,7 +27,7 @@ from kdbench.train.checkpoint import CheckpointSchedule
 from kdbench.train.cuda_graph import Cuda
 from kdbench.train.device import is_out_of_memory, peak_mib, reset_peak_memory
 from kdbench.train.evaluate import autocast, evaluation_batch
-from kdbench.train.optim import build_optimizer, load_optimizer
+from kdbench.train.optim import build_optimizer, load_optimizer, set_learning_rate
 from kdbench.train.shared_inputs import SharedInputs
 from kdbench.train.student import Student
 from kdbench.train.teacher import Teacher
@@ -232,21 +232,48 @@ def test_adamw_can_be_recorded_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 
     class Parameter:
         is_cuda = True
+        device = torch.device("meta")
 
     monkeypatch.setattr(torch.optim, "AdamW", lambda parameters, **options: made.update(options))
     build_optimizer(replace(tiny_study.RECIPE, optimizer="adamw"), [Parameter()], 0.1)  # type: ignore[list-item]
     assert made["capturable"]
 
 
-def test_a_checkpoint_from_elsewhere_leaves_adamw_recordable() -> None:
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_checkpoint_from_elsewhere_leaves_the_optimizer_recordable(name: str) -> None:
     parameter = torch.nn.Parameter(torch.ones(2))
-    here, there = (torch.optim.AdamW([parameter], fused=True) for _ in range(2))
-    here.param_groups[0]["capturable"] = True
+    recipe = replace(tiny_study.RECIPE, optimizer=name)
+    here, there = (build_optimizer(recipe, [parameter], lr) for lr in (0.1, 0.2))
+    read = here.param_groups[0]["lr"]  # by recorded steps, from then on
+    if name == "adamw":
+        here.param_groups[0]["capturable"] = True
     parameter.grad = torch.ones(2)
     there.step()
     load_optimizer(here, there.state_dict())
-    assert here.param_groups[0]["capturable"]
-    assert here.state_dict()["state"][0]["step"] == 1
+    set_learning_rate(here, 0.3)
+    assert here.param_groups[0]["lr"] is read
+    assert read.item() == 0.3
+    if name == "adamw":
+        assert here.param_groups[0]["capturable"]
+    (state,) = here.state_dict()["state"].values()
+    assert state["step" if name == "adamw" else "momentum_buffer"] is not None
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_rate_in_a_tensor_gives_the_bits_of_a_number(name: str) -> None:
+    """Otherwise trajectories would leave those of the authors' code."""
+    recipe = replace(tiny_study.RECIPE, optimizer=name)
+    numbers, tensors = (torch.nn.Parameter(torch.linspace(-1, 1, 100)) for _ in range(2))
+    ours, plain = (build_optimizer(recipe, [parameter], 0.05) for parameter in (tensors, numbers))
+    for step in range(3):
+        rate = 0.05 * 0.7**step
+        set_learning_rate(ours, rate)
+        plain.param_groups[0]["lr"] = rate
+        for parameter in (numbers, tensors):
+            parameter.grad = parameter.detach().square() + step
+        ours.step()
+        plain.step()
+    assert torch.equal(numbers, tensors)
 
 
 def test_batches_of_evaluation_fit_the_device() -> None:

@@ -134,8 +134,8 @@ def test_every_method_trains_as_in_plain_steps(tmp_path: Path, part: int, caplog
         f"{name} runs without a CUDA graph: its step waits for the device ({REFUSED[name]})" for name in refused
     ]
     pretrained = sum(outcome.extra_info.get("pretraining_epochs") == 1 for outcome in recorded.values())
-    # for each slot: the teacher once a set of requirements, a student once a rate, and once in pretraining
-    assert emulated.recordings >= SLOTS * (1 + 2 * (len(some) - len(refused)) + pretrained)
+    # for each slot: the teacher once a set of requirements, a student once, and once in pretraining
+    assert emulated.recordings >= SLOTS * (1 + len(some) - len(refused) + pretrained)
     assert emulated.replays >= (STEPS - WARM_UP + STEPS) * (len(some) - len(refused))
 
 
@@ -185,7 +185,7 @@ def test_vanilla_cohorts_record_no_teacher(tmp_path: Path) -> None:
     emulated = Emulated()
     outcomes = train(tmp_path, emulated, trial("vanilla", teacher=None))
     assert outcomes["vanilla"].status == "done"
-    assert emulated.recordings == SLOTS * EPOCHS  # of the student, which has another rate in each
+    assert emulated.recordings == SLOTS  # of the student, whose graph reads the rate of each epoch
     assert emulated.replays == STEPS - WARM_UP + STEPS
 
 
@@ -313,9 +313,9 @@ def test_what_a_recording_would_freeze_runs_plainly(tmp_path: Path, caplog: pyte
 
 @pytest.mark.usefixtures("plugged")
 def test_a_method_that_reads_the_epoch_is_recorded_in_each(tmp_path: Path) -> None:
-    """Although the rate stays the same, for which the others are recorded once."""
-    constant = replace(RECIPE, epochs=3, milestones=())
-    some = [replace(trial(method), recipe=constant) for method in ("kd", "t_epoch", "t_warms_up")]
+    """The others are recorded once, although the rate is another in each."""
+    cosine = replace(RECIPE, epochs=3, schedule="cosine")
+    some = [replace(trial(method), recipe=cosine) for method in ("kd", "t_epoch", "t_warms_up")]
     emulated = Emulated()
     recorded = train(tmp_path, emulated, *some)
     assert different(recorded, *some) == []
@@ -420,7 +420,7 @@ def test_a_recording_that_fails_leaves_nothing_behind(
 def test_after_a_recording_that_failed_older_torch_replays_what_it_has(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Those that come after it, and those that must be recorded again, run plainly."""
+    """Those that come after it run plainly."""
     some = [trial(method) for method in ("kd", "icd", "crd")]
     second_of_crd = 2 * len(some) + 1  # after the first one of the teacher
     failing = FailingOnce(second_of_crd, None, ValueError("not in a graph"), recovers=False)
@@ -433,7 +433,8 @@ def test_after_a_recording_that_failed_older_torch_replays_what_it_has(
     assert all(
         line.endswith("an earlier recording failed, and this torch makes no other after that") for line in others
     )
-    assert failing.replays == 2 * (STEPS - WARM_UP) + 1 + 2  # of kd and icd, until the rate drops; crd; the teacher
+    # of kd and icd, in both epochs; of crd and of the teacher until they run plainly
+    assert failing.replays == 2 * (EPOCHS * STEPS - WARM_UP) + 1 + 2
 
 
 def test_memory_that_ends_in_a_recording_splits_the_cohort(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -532,7 +533,7 @@ def test_the_estimate_measures_replayed_steps() -> None:
     emulated = Emulated()
     with emulated:
         costs = measure_costs._method_costs(cohort, DATASET, CPU, emulated, steps=STEPS, epochs=2)
-        assert emulated.recordings == SLOTS * (1 + 2 * 2)  # of the teacher, and of both students at both rates
+        assert emulated.recordings == SLOTS * (1 + 2)  # of the teacher and of both students
         methods = emulated.replays
         archs = measure_costs.architecture_costs(["resnet8"], DATASET.info, RECIPE, CPU, "fp32", on=emulated)
     assert methods >= 2 * STEPS  # of two students, in the second epoch
