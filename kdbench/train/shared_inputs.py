@@ -60,6 +60,7 @@ class SharedInputs:
         self.loader, self.teachers, self.device = loader, teachers, device
         self._timers: dict[View | str, Timer] = {}  # by what they time
         self._timed_steps = 0
+        self._compiling = any(teacher.compiles for teacher in (*teachers.teachers, *teachers.extra.values()))
         self.current: StepInputs
 
     def begin_epoch(self, epoch: int, requires: Collection[Requires], start: int = 0) -> None:
@@ -79,7 +80,10 @@ class SharedInputs:
         self._timed_steps += 1
         with self._timing(BATCH):
             batch = next(self._batches)
-        return self._use(self._inputs(self._step, batch, self._timing))
+        inputs = self._inputs(self._step, batch, self._timing)
+        if self._compiling:  # no epoch costs what the first step does
+            self._compiling, self._timers, self._timed_steps = False, {}, 0
+        return self._use(inputs)
 
     def seconds_per_step(self) -> dict[View | str, float]:
         """Since the last call, by what it was spent on: BATCH, which is the batch and the teachers' outputs for it,

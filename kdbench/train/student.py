@@ -101,8 +101,8 @@ class Student:
             context = Context(**vars(shapes), generator=torch.Generator(device), **known)
             self.distiller: Distiller[Any] = method(hyper, context)
         self.network = on_device(network, device)
-        self._compiled = compiled(self.network)
-        self._first_seconds: list[float] = []  # of the first calls, if the network is compiled in them
+        self._compiled = compiled(self.network)  # for training steps; evaluations would compile it once more
+        self._first_seconds: list[list[float]] = []  # of the first steps of each stage, if it is compiled in them
         self.distiller = self.distiller.to(device)
         parameters = [*self.network.parameters(), *(p for p in self.distiller.parameters() if p.requires_grad)]
         self.optimizer = build_optimizer(trial.recipe, parameters, trial.lr)
@@ -134,6 +134,7 @@ class Student:
         else:  # another stage has other terms, and another optimizer
             meter, self.epoch_reads = LossMeter(self.device), {}
             self.recorded.restart()
+            self._first_seconds.append([])
         dropout_seed = derive_seed("dropout", *self._seed_key, epoch)
         self.current = EpochState(epoch, lr, dropout_seed, meter, self.timer)
         self.distiller.generator.manual_seed(derive_seed("draws", *self._seed_key, epoch))
@@ -167,10 +168,15 @@ class Student:
             generator=self.distiller.generator,
             reads=inputs.tensors,
         )
-        compiling = self._compiled is not self.network and len(self._first_seconds) < 2
+        compiling = self._compiling
         self.recorded(inputs.slot, (inputs, self._epoch_values()), work)
         if compiling:
             self.timer.discard()  # no epoch costs what the first steps do
+
+    @property
+    def _compiling(self) -> bool:
+        """Whether the next step is one of the stage's first, which compile the network or tell how long that took."""
+        return self._compiled is not self.network and len(self._first_seconds[-1]) < 2
 
     def join(self) -> None:
         """What is launched after this waits for the step."""
@@ -193,8 +199,8 @@ class Student:
             state.meter.update(terms, self._clip(optimizer))
         optimizer.step()
         self._zero_grad()
-        if self._compiled is not self.network and len(self._first_seconds) < 2:
-            self._first_seconds.append(time.perf_counter() - started)
+        if self._compiling:
+            self._first_seconds[-1].append(time.perf_counter() - started)
 
     def _zero_grad(self) -> None:
         self.network.zero_grad(set_to_none=True)
@@ -202,12 +208,12 @@ class Student:
 
     def _forward_step(self, inputs: StepInputs) -> ObservedStep:
         """The network on the batch, then on each view that the method requires."""
-        student = self._forward(inputs.batch)
+        student = self._forward(self._compiled, inputs.batch)
         views = Required()
         for view in self.requires.views:
             shared = inputs.views[view]
             content = shared.view
-            output = self._forward(content.batch)
+            output = self._forward(self._compiled, content.batch)
             views[view.name] = ViewStep(content.batch, output, shared.teachers, content.partner, content.lam)
         epoch, extra = self._epoch_and_epochs(), Required(inputs.extra)
         return ObservedStep(inputs.batch, student, inputs.teachers, *epoch, views, extra, self.epoch_reads)
@@ -224,10 +230,10 @@ class Student:
         step: Any = Step(None, None, (), *self._epoch_and_epochs())  # type: ignore[arg-type]
         return tuple(getattr(step, name)(*args) if args else step.epoch for name, args in self.epoch_reads)
 
-    def _forward(self, batch: Batch) -> Output:
+    def _forward(self, network: nn.Module, batch: Batch) -> Output:
         with autocast(self.device, self.trial.precision):
             images = batch.images_for(self.normalization)
-            output: Output = self._compiled(images, pre_activations=self.requires.pre_activations)
+            output: Output = network(images, pre_activations=self.requires.pre_activations)
         output = (output if self.requires.last_map else replace(output, last_map=None)).convert(to_float32)
         return replace(output, classifier=classifier_of(self.network)) if self.requires.classifier else output
 
@@ -296,7 +302,7 @@ class Student:
 
     def predict(self, batch: Batch) -> Tensor:
         """The logits [B, C] that are evaluated."""
-        return self.distiller.predict(self._forward(batch))
+        return self.distiller.predict(self._forward(self.network, batch))
 
     def extra_info(self) -> dict[str, Value]:
         """What the method says of itself. Raises TypeError if that cannot be recorded."""
@@ -314,9 +320,8 @@ class Student:
         parameters = sum(parameter.numel() for parameter in self.distiller.parameters())
         held = sum(tensor.nbytes for tensor in (*self.distiller.parameters(), *self.distiller.buffers()))
         cost: dict[str, Value] = {"extra_parameters": parameters, "extra_mib": held / 2**20}
-        if self._first_seconds:
-            first, *second = self._first_seconds
-            cost["compile_seconds"] = first - sum(second)
+        if self._compiled is not self.network:
+            cost["compile_seconds"] = sum(first - sum(second) for first, *second in filter(None, self._first_seconds))
         return cost
 
     def deployed_parameters(self) -> int:

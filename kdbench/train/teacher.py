@@ -47,15 +47,31 @@ class Teacher:
         self.arch, self.device, self.precision = arch, device, precision
         self.normalization = info(arch).normalization
         folded = fold(self.network)
-        self._folded = compiled(cast_weights(folded) if precision == "bf16" else folded)
+        self._folded = cast_weights(folded) if precision == "bf16" else folded
+        self._compiled = compiled(self._folded)  # for training steps, as with students
+        self.compiles = self._compiled is not self._folded
 
-    @torch.no_grad()
     def __call__(
         self, batch: Batch, *, pre_activations: bool = False, classifier: bool = False, last_map: bool = False
     ) -> Output:
-        """Its output for a batch, in float32."""
+        """Its output for a batch of a training step, in float32."""
+        return self._output(self._compiled, batch, pre_activations, classifier, last_map)
+
+    def evaluate(self, batch: Batch) -> Output:
+        """Its output for a batch of any size, in float32."""
+        return self._output(self._folded, batch)
+
+    @torch.no_grad()
+    def _output(
+        self,
+        network: nn.Module,
+        batch: Batch,
+        pre_activations: bool = False,
+        classifier: bool = False,
+        last_map: bool = False,
+    ) -> Output:
         with autocast(self.device, self.precision):
-            output: Output = self._folded(batch.images_for(self.normalization), pre_activations=pre_activations)
+            output: Output = network(batch.images_for(self.normalization), pre_activations=pre_activations)
         # Feature maps are converted here, once for all students, and not in the time of the first that reads them.
         output = output if last_map else replace(output, last_map=None)
         output = output.convert(Tensor.float).materialize()
@@ -133,7 +149,7 @@ class Teachers:
 
     def log_probabilities(self, batch: Batch) -> Tensor:
         """Log-probabilities, float64 [B, C], of the one teacher, or of the mean of their class probabilities."""
-        log_p = torch.stack([teacher(batch).logits.double().log_softmax(dim=1) for teacher in self.teachers])
+        log_p = torch.stack([teacher.evaluate(batch).logits.double().log_softmax(dim=1) for teacher in self.teachers])
         return log_p[0] if len(log_p) == 1 else log_p.logsumexp(dim=0) - math.log(len(log_p))
 
     def embeddings(self, loader: Loader, count: int) -> Tensor:
@@ -143,7 +159,7 @@ class Teachers:
         """
         if self._embeddings is None:
             batches = loader.training_images(evaluation_batch(self.device, self._size))
-            found = torch.cat([self.teachers[0](batch).embedding for batch in batches])
+            found = torch.cat([self.teachers[0].evaluate(batch).embedding for batch in batches])
             self._embeddings = found if len(found) == count else found[torch.arange(count) % len(found)]
         return self._embeddings
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,16 +25,22 @@ def _off_again() -> Iterator[None]:
     configure_torch(CPU, "fp32", threads)
 
 
+COMPILING = 0.5  # seconds
+
+
 class _Compiled(nn.Module):
     """Stands for what torch.compile returns, without the minutes it takes."""
 
-    calls = 0
+    calls = 0  # of all networks
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.first = network, True
 
     def forward(self, *args: Any, **options: Any) -> Any:
+        if self.first:
+            time.sleep(COMPILING)
+        self.first = False
         _Compiled.calls += 1
         return self.network(*args, **options)
 
@@ -46,15 +53,19 @@ def test_networks_are_called_through_the_compiler(tmp_path: Path, monkeypatch: p
     plain = both(tmp_path / "plain")
     assert "compiled" not in describe_environment(CPU)
     monkeypatch.setattr(torch, "compile", _Compiled)
+    monkeypatch.setattr(_Compiled, "calls", 0)
     configure_torch(CPU, "fp32", None, compiles=True)
     compiled = both(tmp_path / "compiled")
     assert describe_environment(CPU)["compiled"] is True
-    assert _Compiled.calls > 2 * 3 * 3  # two students, three epochs of three steps, and evaluations
+    assert _Compiled.calls == (1 + 2) * 3 * 3  # the teacher and two students, in three epochs of three steps
     for name, outcome in compiled.items():
         assert equal(plain[name], outcome)
         assert outcome.weights is not None
         assert outcome.weights.keys() == (plain[name].weights or {}).keys()
-        assert isinstance(outcome.cost["compile_seconds"], float)
+        assert 0.7 * COMPILING < float(outcome.cost["compile_seconds"]) < 2 * COMPILING
+        first = outcome.epochs[0]
+        assert first.student_seconds < COMPILING
+        assert 0 < first.shared_seconds < COMPILING
         assert "compile_seconds" not in plain[name].cost
 
 
