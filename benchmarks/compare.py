@@ -160,11 +160,17 @@ class Bench:
     def _timer(self, warmup: int, steps: int) -> StepTimer:
         return StepTimer(self.device, warmup, steps, self.checkpoints)
 
-    def trainer(self, cohort: Cohort, timer: StepTimer | None = None, limit: int | None = None) -> CohortTrainer:
+    def trainer(
+        self,
+        cohort: Cohort,
+        timer: StepTimer | None = None,
+        limit: int | None = None,
+        on: Accelerator | None = None,
+    ) -> CohortTrainer:
         """The trainer of a cohort, before its students are built."""
         emit = timer or self._timer(self.args.warmup, self.args.steps)
         job = CohortJob(cohort, self.weights)
-        return CohortTrainer(job, self.dataset, self.device, emit, load=self.checkpoints.load, limit=limit)
+        return CohortTrainer(job, self.dataset, self.device, emit, load=self.checkpoints.load, limit=limit, on=on)
 
     def part_seconds(self) -> dict[str, float]:
         """Time a step of the last cohort's parts, one by one: the data, the teachers, all optimizers."""

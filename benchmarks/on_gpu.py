@@ -185,6 +185,8 @@ def proof(figures: Figures, out: Path) -> None:
     figures.run("resumed", [*tests, "midst"], 120)
     for part in range(6):
         figures.run(f"replayed as plain, part {part}", [*tests, f"replayed and {part}"], 150)
+    kernels = ["benchmarks/kernels.py", "--methods", "kd,crd,icd"]
+    figures.run("kernels of a step", kernels, 60)
     if shutil.which("compute-sanitizer"):
         memcheck = ["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9", sys.executable]
         figures.run("memcheck", [*memcheck, *tests, "waits"], 240)

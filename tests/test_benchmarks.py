@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks import compare, conventional, epochs, floor, marginal, on_gpu, precision, probes
+from benchmarks import compare, conventional, epochs, floor, kernels, marginal, on_gpu, precision, probes
 from kdbench.core.record import Record
 from kdbench.core.trial import VANILLA
 from kdbench.distill import Batch, Context, Output, Requires, Shapes, Step, View
@@ -303,6 +303,20 @@ def test_layers_alone_do_the_work_of_training(trained: bool) -> None:
         for work in works:
             work()
     assert [operations.count(name) for name in ("convolution", "convolution_backward")] == expected
+
+
+@pytest.mark.usefixtures("_threads")
+def test_what_a_step_launches_is_counted(tmp_path: Path) -> None:
+    counts = {}
+    for methods in ("kd", "kd,icd"):
+        path = tmp_path / "figures.json"
+        argv = f"--pair {NETWORKS} --methods {methods} --images synthetic:64 --size 8 --batch 16 --device cpu"
+        assert kernels.main([*argv.split(), "--threads", "1", "--json", str(path)]) == 0
+        figures = json.loads(path.read_text("utf-8"))
+        counts[methods] = figures["plain"]["operations"]
+        assert "replayed" not in figures  # nothing is, on a CPU
+    network = len(floor.layers("resnet8", 16, 100, 8, trained=True))
+    assert counts["kd,icd"] - counts["kd"] > 3 * network  # a student more: forward, and backward to weights and inputs
 
 
 def test_pieces_are_joined_in_any_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
