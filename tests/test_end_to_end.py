@@ -229,6 +229,8 @@ def test_transfers_of_a_study(study: Path, tmp_path: Path) -> None:
     few = bench(*argv[:5], "--protocol", "frozen", "--methods", "kd", out=study)
     assert "5 transfers: 0 already there, 5 to train" in few  # other epochs; teacher, vanilla and kd
     assert "transfer.md" in {path.name for path in (study / "tables").iterdir()}
+    assert "Top-1 accuracy after transfer" in (study / "report.html").read_text("utf-8")
+    assert "transfers: 19 done" in bench("status", out=study)
 
 
 def test_transfers_side_by_side_are_those_of_one_job(study: Path, tmp_path: Path) -> None:

@@ -11,11 +11,14 @@ from kdbench.cli.options import (
     add_device,
     add_plugins,
     add_results,
+    add_rules,
     add_selection,
     add_validation,
+    check_rules,
     data_request,
     load_plugins,
     print_sheets,
+    rebuild_report,
     written,
 )
 from kdbench.cli.selection import add_choice, choose
@@ -53,6 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_results(how)
     add_device(how)
     add_plugins(how)
+    add_rules(parser.add_argument_group("the report, which is written anew"))
     return parser
 
 
@@ -66,6 +70,7 @@ def main(args: argparse.Namespace) -> int:
         raise UserError(f"--samples must be at least 3, got {args.samples}")
     store = Store(args.out)
     chosen = choose(args, store.records())
+    check_rules(store, args)
     store.require_writable("tables", "charts")
     images = _images(args, chosen)
 
@@ -101,7 +106,8 @@ def main(args: argparse.Namespace) -> int:
             for name, figure in pair_figures.draw(args.samples):
                 paths += write_picture(figure, name, (*pair, f"s{seed}"), args.out)
     fidelity = sheet(measured)
-    paths = [*write_sheet(fidelity, "fidelity", args.out), *paths]
+    write_sheet(fidelity, "fidelity", args.out)
+    paths = [*rebuild_report(store, chosen, args), *paths]
     print_sheets([fidelity])
     written(paths)
     return 0

@@ -14,11 +14,11 @@ from kdbench.core.errors import UserError
 from kdbench.core.record import Record
 from kdbench.plan.parsing import parse_classes
 from kdbench.plan.study import PRECISIONS, RunOptions
-from kdbench.report.epoch_rules import RULES
+from kdbench.report.epoch_rules import RULES, apply_rule
 
 if TYPE_CHECKING:
     from kdbench.report.model import Sheet
-    from kdbench.results import Folders
+    from kdbench.results import Folders, Store
 
 
 class Parser(argparse.ArgumentParser):
@@ -116,6 +116,22 @@ def show(folders: Folders, shown: Sequence[Record], baseline: str, rule: str) ->
     own = results if len(shown) == len(results.stored) else replace(results, stored=shown, read_epochs=None)
     print_sheets(printed_sheets(own))
     written(report)
+
+
+def rebuild_report(store: Store, shown: Sequence[Record], args: argparse.Namespace) -> list[Path]:
+    """Write the whole report of a folder, by the options of `add_rules`. Raises UserError, see `check_rules`."""
+    from kdbench.report import load, write_report
+    from kdbench.results import Folders
+
+    return write_report(load(Folders([store]), shown, args.baseline, args.select), store.root)
+
+
+def check_rules(store: Store, args: argparse.Namespace) -> None:
+    """Raise UserError, before anything long, if the records lack the baseline or the accuracy of the rule."""
+    from kdbench.report import load
+    from kdbench.results import Folders
+
+    apply_rule(load(Folders([store]), (), args.baseline, args.select).stored, args.select)
 
 
 def print_sheets(sheets: Iterable[Sheet]) -> None:

@@ -100,7 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     about = "compile networks with torch.compile: a slow start, and rounding differs"
     how.add_argument("--compile", action="store_true", help=about)
-    about = "save a checkpoint every N epochs (5) or minutes (10min); default: every epoch, on a GPU every 5 minutes"
+    about = "save a checkpoint every N epochs (5) or so often (10min, 1h); default: every epoch, on GPUs 5min"
     how.add_argument("--checkpoint-every", metavar="N", help=about)
     about = "which final weights stay: all (default), teachers, none"
     how.add_argument("--keep-weights", choices=KEEP_WEIGHTS, help=about)
@@ -207,7 +207,8 @@ def _estimate(prepared: StudyRun, out: Path) -> int:
         print("measuring a few steps of each network and each method ...", flush=True)
         costs = measure_costs(plan, prepared.dataset, prepared.placement.device, _say)
         seconds = estimate_seconds(prepared.jobs, costs, prepared.parallel.jobs)
-        print(f"estimated time on this device: {format_duration(seconds)}")
+        compiled = " for networks that are not compiled" if prepared.parallel.compiles else ""
+        print(f"estimated time on this device: {format_duration(seconds)}{compiled}")
         kept, checkpoint_bytes = estimate_disk(prepared.jobs, costs, prepared.parallel.jobs)
         existing = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir())
         free = shutil.disk_usage(existing).free

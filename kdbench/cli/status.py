@@ -33,7 +33,8 @@ def main(args: argparse.Namespace) -> int:
     plan = read_plan(args.out)
     if plan is None:
         raise UserError(f"{args.out} holds no plan; start a study first, or name its folder with --out")
-    records = {record.trial.fingerprint: record for record in Store(args.out, quarantine=False).records()}
+    store = Store(args.out, quarantine=False)
+    records = {record.trial.fingerprint: record for record in store.records()}
     locks = TrialLocks(args.out)
     states = {trial: _state(trial, records, locks, args.out) for trial in plan.trials}
     counts = Counter(states.values())
@@ -45,9 +46,20 @@ def main(args: argparse.Namespace) -> int:
     left = [trial for trial, state in states.items() if state in ("running", "interrupted", "waiting")]
     if left:
         seconds = _estimate(left, list(records.values()))
-        text = "not known before a trial has ended" if seconds is None else f"about {format_duration(seconds)}"
-        print(f"left, if one process trains it from the start: {text}")
+        jobs = _jobs(records.values())
+        text = "not known before a trial has ended" if seconds is None else f"about {format_duration(seconds / jobs)}"
+        how = f"{jobs} jobs side by side train it, each trial" if jobs > 1 else "one process trains it"
+        print(f"left, if {how} from the start: {text}")
+    if transfers := Counter(str(record.status) for record in store.probe_records()):
+        print(f"transfers: {', '.join(f'{transfers[state]} {state}' for state in ORDER if transfers[state])}")
     return 0
+
+
+def _jobs(records: Iterable[Record]) -> int:
+    """How many ran side by side when the latest record was made, whose times the estimate takes."""
+    latest = max(records, key=lambda record: record.finished, default=None)
+    jobs = latest.environment.get("jobs") if latest else None
+    return jobs if isinstance(jobs, int) and jobs > 0 else 1
 
 
 def _state(trial: PlannedTrial, records: dict[str, Record], locks: TrialLocks, out: Path) -> str:

@@ -13,11 +13,14 @@ from kdbench.cli.options import (
     add_jobs,
     add_plugins,
     add_results,
+    add_rules,
     add_selection,
+    check_rules,
     console,
     data_request,
     load_plugins,
     print_sheets,
+    rebuild_report,
     written,
 )
 from kdbench.cli.selection import add_choice, choose
@@ -66,6 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_device(how)
     add_jobs(how, "groups of probes")
     add_plugins(how)
+    add_rules(parser.add_argument_group("the report, which is written anew"))
     return parser
 
 
@@ -79,6 +83,7 @@ def main(args: argparse.Namespace) -> int:
         protocol(name, epochs=args.epochs, size=32)  # raises UserError, before anything heavy
     store = Store(args.out)
     sources = choose(args, store.records())
+    check_rules(store, args)
 
     from kdbench.core.jobs import ProbeJob
     from kdbench.runner.parallel import Work
@@ -115,7 +120,7 @@ def main(args: argparse.Namespace) -> int:
         executor = machine.executor(parallel, precision, datasets, checkpoints, None, SIGNALS.asked)
         with SIGNALS.orderly(), progress(console(), chosen) as display:
             run_jobs(chosen, store, executor, checkpoints, display, environment, finished_at, SIGNALS.asked)
-    return _show(store, everything)
+    return _show(store, sources, everything, args)
 
 
 def _probes(
@@ -148,14 +153,12 @@ def _probes(
     return datasets, groups
 
 
-def _show(store: Store, probes: Sequence[LinearProbe]) -> int:
-    from kdbench.report import write_sheet
+def _show(store: Store, sources: Sequence[Record], probes: Sequence[LinearProbe], args: argparse.Namespace) -> int:
     from kdbench.report.tables.transfer import sheet
 
-    records = store.probe_records()
-    paths = write_sheet(sheet(records), "transfer", store.root)
     wanted = {probe.fingerprint for probe in probes}
-    mine = [record for record in records if record.probe.fingerprint in wanted]
+    mine = [record for record in store.probe_records() if record.probe.fingerprint in wanted]
+    paths = rebuild_report(store, sources, args)
     print_sheets([sheet(mine)])
     written(paths)
     return 0 if len(mine) == len(wanted) and all(record.status == "done" for record in mine) else 1

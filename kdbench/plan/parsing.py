@@ -23,23 +23,29 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 
 
 def parse_interval(text: str) -> CheckpointInterval | None:
-    """`5` means epochs, `10min` minutes, `auto` what suits the device: None."""
+    """`5` means epochs, `10min` or `1h` a time, `auto` what suits the device: None. Raises UserError."""
     if text.strip() == "auto":
         return None
-    match = re.fullmatch(r"\s*(\d{1,6}|\d{1,6}\.\d{1,6}(?=\s*m))\s*(m|min|minutes?)?\s*", text)
-    if not match or not float(match[1]):
-        raise UserError(
-            f"--checkpoint-every {text!r} is neither a number of epochs (5) nor of minutes (10min), nor auto"
-        )
-    return CheckpointInterval(minutes=float(match[1])) if match[2] else CheckpointInterval(int(match[1]))
+    if re.fullmatch(r"\s*\d{1,6}\s*", text) and int(text):
+        return CheckpointInterval(int(text))
+    if seconds := _seconds(text):
+        return CheckpointInterval(minutes=seconds / 60)
+    raise UserError(
+        f"--checkpoint-every {text!r} is neither a number of epochs (5) nor a time such as 10min or 1h, nor auto"
+    )
 
 
 def parse_duration(text: str) -> float:
     """Seconds of `90s`, `50min` or `2h`. Raises UserError."""
-    match = re.fullmatch(r"\s*(\d{1,6}(?:\.\d{1,6})?)\s*(s|m|min|h)\s*", text)
-    if not match or not float(match[1]):
-        raise UserError(f"--time-limit {text!r} is not a time such as 50min, 2h or 90s")
-    return float(match[1]) * {"s": 1, "m": 60, "min": 60, "h": 3600}[match[2]]
+    if seconds := _seconds(text):
+        return seconds
+    raise UserError(f"--time-limit {text!r} is not a time such as 50min, 2h or 90s")
+
+
+def _seconds(text: str) -> float:
+    """Of a time with its unit; 0 for what is none."""
+    match = re.fullmatch(r"\s*(\d{1,6}(?:\.\d{1,6})?)\s*(s|m|min|minutes?|h)\s*", text)
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2][0]] if match else 0.0
 
 
 def parse_classes(text: str) -> tuple[int, ...]:

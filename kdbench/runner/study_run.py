@@ -67,9 +67,12 @@ class StudyRun:
         """How many trials are done, to train, resumed and not applicable."""
         plan = self.plan
         resumed = sum(self.checkpoints.exists(trial.id) for trial in plan.pending)
+        cohorts, jobs = len(plan.cohorts), len(self.jobs)
         return (
-            f"{len(plan.trials)} trials: {len(plan.completed)} already there, {len(plan.pending)} to train in "
-            f"{len(plan.cohorts)} cohorts, {len(plan.not_applicable)} not applicable"
+            f"{len(plan.trials)} trial{'s' * (len(plan.trials) != 1)}: {len(plan.completed)} already there, "
+            f"{len(plan.pending)} to train in {cohorts} cohort{'s' * (cohorts != 1)}"
+            + (f" ({jobs} jobs)" if jobs != cohorts else "")
+            + f", {len(plan.not_applicable)} not applicable"
             + (f"; {resumed} resume from checkpoints" if resumed else "")
         )
 
@@ -186,7 +189,7 @@ def prepare_study(
             models.fetch(arch, dataset.info.classes, dataset.info.size)
         _write_study(run, study, parallel, resumes=any(checkpoints.exists(trial.id) for trial in planned.pending))
         write_plan(run.out, planned.trials)
-    configure_torch(place.device, study.precision, parallel.threads, run.compile)
+    configure_torch(place.device, study.precision, parallel.threads, run.compile and not dry_run)
     for line in place.describe(parallel):
         say(line)
     return StudyRun(

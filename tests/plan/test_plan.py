@@ -241,7 +241,10 @@ def test_intervals() -> None:
     assert parse_interval("5") == CheckpointInterval(epochs=5)
     assert parse_interval(" 10min") == CheckpointInterval(minutes=10)
     assert parse_interval("0.5 m") == CheckpointInterval(minutes=0.5)
-    for wrong in ("", "0", "0min", "-1", "1.5", "ten", "5h"):
+    assert parse_interval("2minutes") == CheckpointInterval(minutes=2)
+    assert parse_interval("1h") == CheckpointInterval(minutes=60)
+    assert parse_interval("90s") == CheckpointInterval(minutes=1.5)
+    for wrong in ("", "0", "0min", "-1", "1.5", "ten", "5d", "1 hour"):
         with pytest.raises(UserError, match="neither a number of epochs"):
             parse_interval(wrong)
 

@@ -108,6 +108,22 @@ def test_points_bars_and_references() -> None:
         assert words == ["method: mean ± sd", "one seed", "vanilla student", "teacher"]
 
 
+def test_a_method_that_collapsed_does_not_press_the_others_together() -> None:
+    records = [trained(VANILLA, 68.0), *(trained(f"m{number}", 69 + number / 2) for number in range(5))]
+    records += [trained("kd", 1.0), trained("kd", 2.0, 1)]
+    with style.house_style():
+        figure = by_method(records)
+    assert figure is not None
+    (axes,) = figure.axes
+    assert axes.get_xlim()[0] > 60
+    assert [text.get_text() for text in axes.texts] == ["◂ 1.50"]
+    with style.house_style():
+        near = by_method([*records[:-2], trained("kd", 62.0)])
+    assert near is not None
+    assert near.axes[0].get_xlim()[0] < 62
+    assert not near.axes[0].texts
+
+
 def test_a_figure_grows_with_its_methods() -> None:
     def height(count: int) -> float:
         with style.house_style():

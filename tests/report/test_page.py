@@ -24,7 +24,9 @@ HOSTILE = "<script>alert(1)</script> & </script>"
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("page")
     kinds = {"kd": "logits", "crd": "contrastive", "icd": "contrastive"}
-    records = [replace(r, trial=replace(r.trial, kind=kinds.get(r.trial.method, ""))) for r in known()]
+    records = [
+        replace(r, trial=replace(r.trial, kind=kinds.get(r.trial.method, "")), metrics={"kl": 0.1}) for r in known()
+    ]
     records += [trained("fsp", None, pair=PAIRS[0], status="n/a", reason="maps of other sizes")]
     records += [trained("rkd", None, 0, pair=PAIRS[0], status="failed", reason=HOSTILE)]
     records += [trained("sp", None, 1, pair=PAIRS[0], status="diverged", reason="the loss was not finite")]
@@ -93,8 +95,16 @@ def test_in_a_browser(page: Path, browser: Any) -> None:
     assert set(rules.all_inner_texts()) == {
         f"{teacher} → vgg8: {method}" for teacher in ("vgg13", "ResNet50") for method in ("kd", "icd")
     }
+    of_pairs = tab.locator("h3:visible", has_text="Fidelity and calibration, ")
+    assert {text.split(", ")[-1] for text in of_pairs.all_inner_texts()} == {"vgg13 → vgg8", "ResNet50 → vgg8"}
+    nothing = tab.get_by_text("Nothing here matches the filter.").locator("visible=true")
+    assert nothing.count() == 0
+    tab.locator("#methods").fill("no such method")
+    assert nothing.count() > 0
     for name in ("#methods", "#pairs"):
         tab.locator(name).fill("")
+    assert nothing.count() == 0
+    assert of_pairs.count() == len(PAIRS)
     assert tab.locator("#kind option").all_inner_texts() == ["all kinds", "contrastive", "logits"]
     tab.locator("#kind").select_option("contrastive")
     assert set(names.all_inner_texts()) == {"crd", "icd"}
@@ -116,9 +126,13 @@ def test_in_a_browser(page: Path, browser: Any) -> None:
     light = tab.evaluate(ground)
     tab.locator("#theme").click()
     assert tab.evaluate(ground) != light
+    tab.reload()
+    assert tab.evaluate(ground) != light  # the choice is kept
     tab.locator("#theme").click()
     assert tab.evaluate(ground) == light
     tab.emulate_media(color_scheme="dark")
+    assert tab.evaluate(ground) == light
+    tab.evaluate("localStorage.clear()")
     tab.reload()
     assert tab.evaluate(ground) != light
     assert said == []

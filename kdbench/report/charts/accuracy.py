@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from math import isnan, nan
+from statistics import median
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -23,6 +24,7 @@ from kdbench.report.results import StudyResults
 from kdbench.report.scores import method_order, rows_of
 
 _ROW = 0.2  # inches a method
+_FAR = 10.0  # points below the median method
 
 
 @chart("accuracy", order=10)
@@ -43,7 +45,8 @@ def accuracy(results: StudyResults, place: Place) -> Figure | None:
         axes.hlines(range(len(methods)), 0, 1, transform=axes.get_yaxis_transform(), zorder=0.5, **style.GRID)
         mine = {row["method"]: row for row in rows if (row["teacher"], row["student"]) == pair}
         _references(axes, mine)
-        _points(axes, [mine.get(method) for method in methods], [seeds.get((*pair, method), ()) for method in methods])
+        own = [mine.get(method) for method in methods]
+        _points(axes, own, [seeds.get((*pair, method), ()) for method in methods], _least(own))
         axes.margins(x=0.08)
         axes.xaxis.set_major_locator(MaxNLocator(4))
     first = figure.axes[0]  # the others share its vertical axis
@@ -54,19 +57,36 @@ def accuracy(results: StudyResults, place: Place) -> Figure | None:
     return figure
 
 
-def _points(axes: Axes, rows: Sequence[Mapping[str, Any] | None], seeds: Sequence[Sequence[float]]) -> None:
+def _least(rows: Sequence[Mapping[str, Any] | None]) -> float:
+    """Below this a mean is written, not drawn: it would press all others together."""
+    means = [row["top1_mean"] for row in rows if row is not None and row["top1_mean"] is not None]
+    return median(means) - max(_FAR, 4 * (max(means) - median(means))) if means else nan
+
+
+def _points(
+    axes: Axes, rows: Sequence[Mapping[str, Any] | None], seeds: Sequence[Sequence[float]], least: float
+) -> None:
     """A line a row; what looks alike is drawn at once."""
     alike: defaultdict[tuple[str, str, str], list[tuple[int, Mapping[str, Any]]]] = defaultdict(list)
+    written: set[int] = set()
     for place, row in enumerate(rows):
-        if row is not None and row["top1_mean"] is not None:
+        if row is not None and row["top1_mean"] is not None and row["top1_mean"] >= least:
             color, marker = _kind(row["method"])
             face = color if row["status"] == "done" else "white"  # hollow: some seeds did not get this far
             alike[color, marker, face].append((place, row))
-        elif row is not None:  # a word where there is no number
+        elif row is not None:  # what lies far to the left, or a word where there is no number
+            written.add(place)
+            word = row["status"] if row["top1_mean"] is None else f"◂ {row['top1_mean']:.2f}"
             box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
             look: dict[str, Any] = {"va": "center", "color": style.GRAY, "style": "italic", "bbox": box}
-            axes.text(0.03, place, row["status"], transform=axes.get_yaxis_transform(), **look)
-    dots = [(score, place) for place, scores in enumerate(seeds) if len(scores) > 1 for score in scores]
+            axes.text(0.03, place, word, transform=axes.get_yaxis_transform(), **look)
+    dots = [
+        (score, place)
+        for place, scores in enumerate(seeds)
+        if len(scores) > 1 and place not in written
+        for score in scores
+        if score >= least
+    ]
     if dots:
         axes.plot(*zip(*dots, strict=True), ".", color=style.GRAY, markersize=3.5, zorder=4)
     for (color, marker, face), of in alike.items():

@@ -45,7 +45,7 @@ def _table(study: Comparison) -> Table:
         for method, difference in study.over_pairs.items()
     ]
     columns = [("points",), ("95 % interval",), ("p (Holm)",), ("pairs",)]
-    title = f"above {study.baseline}, over pairs" if study.baseline else ""
+    title = f"points above {study.baseline}, over pairs" if study.baseline else ""
     return Table(title, (study.dataset, study.recipe), columns, rows, answer(study), sentences(study))
 
 
