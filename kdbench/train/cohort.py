@@ -80,6 +80,15 @@ class CohortTrainer:
 
     def train(self) -> None:
         """Train all students; one's failure leaves the others as they would be alone."""
+        try:
+            self._train()
+        except DeviceLost:
+            raise
+        except BaseException:
+            self.accelerator.join()  # what was launched ahead would write to memory that is another's by then
+            raise
+
+    def _train(self) -> None:
         recipe = self.cohort.recipe
         for trial in self.cohort.trials:
             try:

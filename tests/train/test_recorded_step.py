@@ -165,11 +165,12 @@ FEW = ("kd", "crd", "mgd", "ft", "rld", "icd")
 def test_resumed_in_the_midst_of_an_epoch_after_recording(tmp_path: Path) -> None:
     from kdbench.core.errors import Interrupted
 
-    some = [trial(method) for method in FEW]
+    some, device = [trial(method) for method in FEW], Emulated(1)
     asked = iter([False] * (2 * STEPS + 3) + [True])  # both stages, and in the second epoch
     with pytest.raises(Interrupted):
-        train(tmp_path / "parts", Emulated(1), *some, stop=lambda: next(asked))
-    resumed = train(tmp_path / "parts", Emulated(2), *some)
+        train(tmp_path / "parts", device, *some, stop=lambda: next(asked))
+    assert not device._forked  # nothing is under way that could write to memory of whoever comes next
+    resumed = train(tmp_path / "parts", device, *some)
     assert different(resumed, *some) == []
 
 
