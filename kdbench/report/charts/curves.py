@@ -108,8 +108,8 @@ def _draw_lines(axes: Axes, lines: Mapping[str, Sequence[Sequence[EpochMetrics]]
         epochs = sorted(set.intersection(*(set(of_seed) for of_seed in values)))
         if not epochs:
             continue
-        columns = [[of_seed[epoch] for of_seed in values] for epoch in epochs]
-        mean = [sum(column) / len(column) for column in columns]
+        top1 = np.array([list(map(of_seed.__getitem__, epochs)) for of_seed in values])  # [seeds, epochs]
+        mean = top1.mean(axis=0)
         if method not in (VANILLA, *methods):
             axes.plot(epochs, mean, color=style.GRAY, linewidth=0.5, zorder=1.5)
             continue
@@ -131,7 +131,7 @@ def _draw_lines(axes: Axes, lines: Mapping[str, Sequence[Sequence[EpochMetrics]]
                 zorder=3,
             )
         if len(values) > 1:
-            bands.append(band(epochs, [min(column) for column in columns], [max(column) for column in columns]))
+            bands.append(band(epochs, top1.min(axis=0).tolist(), top1.max(axis=0).tolist()))
             colors.append(color)
     axes.add_collection(PolyCollection(bands, facecolors=colors, alpha=0.12, linewidths=0, zorder=2))
 
