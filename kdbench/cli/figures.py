@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 Compare students with their teacher on the test split: differences of logits by class (the paper's figure), t-SNE,
 reliability diagrams, and a table of agreement, KL, CKA, calibration error and likelihood. Name the data as in training.
+The report of the folder is written anew, with this table; --baseline and --select are those of `bench.py report`.
 """
 
 
@@ -62,15 +63,16 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> int:
     from kdbench.report.groups import table_of
-    from kdbench.results import Store
+    from kdbench.results import Folders, Store
 
     check_threads(args.threads)
     load_plugins(args.plugins)
     if args.samples < 3:
         raise UserError(f"--samples must be at least 3, got {args.samples}")
     store = Store(args.out)
-    chosen = choose(args, store.records())
-    check_rules(store, args)
+    records = store.records()
+    chosen = choose(args, records)
+    check_rules(records, args.baseline, args.select)
     store.require_writable("tables", "charts")
     images = _images(args, chosen)
 
@@ -107,9 +109,9 @@ def main(args: argparse.Namespace) -> int:
                 paths += write_picture(figure, name, (*pair, f"s{seed}"), args.out)
     fidelity = sheet(measured)
     write_sheet(fidelity, "fidelity", args.out)
-    paths = [*rebuild_report(store, chosen, args), *paths]
     print_sheets([fidelity])
-    written(paths)
+    _, report = rebuild_report(Folders([store]), chosen, args.baseline, args.select)
+    written([*report, *paths])
     return 0
 
 

@@ -18,7 +18,8 @@ from kdbench.report.epoch_rules import RULES, apply_rule
 
 if TYPE_CHECKING:
     from kdbench.report.model import Sheet
-    from kdbench.results import Folders, Store
+    from kdbench.report.results import StudyResults
+    from kdbench.results import Folders
 
 
 class Parser(argparse.ArgumentParser):
@@ -109,29 +110,30 @@ def data_request(args: argparse.Namespace, source: str, size: int) -> DataReques
 
 def show(folders: Folders, shown: Sequence[Record], baseline: str, rule: str) -> None:
     """Write the whole report of the folders; print the tables of the records in `shown`. Raises UserError."""
-    from kdbench.report import load, printed_sheets, write_report
+    from kdbench.report import printed_sheets
 
-    results = load(folders, shown, baseline, rule)
-    report = write_report(results, folders.root)
+    results, report = rebuild_report(folders, shown, baseline, rule)
     own = results if len(shown) == len(results.stored) else replace(results, stored=shown, read_epochs=None)
     print_sheets(printed_sheets(own))
     written(report)
 
 
-def rebuild_report(store: Store, shown: Sequence[Record], args: argparse.Namespace) -> list[Path]:
-    """Write the whole report of a folder, by the options of `add_rules`. Raises UserError, see `check_rules`."""
+def rebuild_report(
+    folders: Folders, shown: Sequence[Record], baseline: str, rule: str
+) -> tuple[StudyResults, list[Path]]:
+    """Write the whole report of the folders; which files that are. Raises UserError, see `check_rules`."""
     from kdbench.report import load, write_report
-    from kdbench.results import Folders
 
-    return write_report(load(Folders([store]), shown, args.baseline, args.select), store.root)
+    results = load(folders, shown, baseline, rule)
+    return results, write_report(results, folders.root)
 
 
-def check_rules(store: Store, args: argparse.Namespace) -> None:
+def check_rules(records: Sequence[Record], baseline: str, rule: str) -> None:
     """Raise UserError, before anything long, if the records lack the baseline or the accuracy of the rule."""
-    from kdbench.report import load
-    from kdbench.results import Folders
+    from kdbench.report import check_baseline
 
-    apply_rule(load(Folders([store]), (), args.baseline, args.select).stored, args.select)
+    check_baseline(records, baseline)
+    apply_rule(records, rule)
 
 
 def print_sheets(sheets: Iterable[Sheet]) -> None:

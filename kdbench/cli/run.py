@@ -100,7 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     about = "compile networks with torch.compile: a slow start, and rounding differs"
     how.add_argument("--compile", action="store_true", help=about)
-    about = "save a checkpoint every N epochs (5) or so often (10min, 1h); default: every epoch, on GPUs 5min"
+    about = "save a checkpoint every N epochs (5) or at an interval (10min, 1h); default: every epoch, on GPUs 5min"
     how.add_argument("--checkpoint-every", metavar="N", help=about)
     about = "which final weights stay: all (default), teachers, none"
     how.add_argument("--keep-weights", choices=KEEP_WEIGHTS, help=about)

@@ -22,7 +22,7 @@ ORDER = ("done", "n/a", "diverged", "failed", "running", "interrupted", "waiting
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python bench.py status",
-        description="Show what is done, running and left of the latest study in a results folder.",
+        description="Show what is done, running and left of the latest study in a results folder, and its transfers.",
         allow_abbrev=False,
     )
     add_results(parser)
@@ -45,21 +45,13 @@ def main(args: argparse.Namespace) -> int:
             print(f"  {state}: {trial.pair} {trial.method}, seed {trial.seed}{reason}")
     left = [trial for trial, state in states.items() if state in ("running", "interrupted", "waiting")]
     if left:
-        seconds = _estimate(left, list(records.values()))
-        jobs = _jobs(records.values())
-        text = "not known before a trial has ended" if seconds is None else f"about {format_duration(seconds / jobs)}"
-        how = f"{jobs} jobs side by side train it, each trial" if jobs > 1 else "one process trains it"
-        print(f"left, if {how} from the start: {text}")
+        seconds = _estimate(left, list(records.values()), plan.jobs)
+        text = "not known before a trial has ended" if seconds is None else f"about {format_duration(seconds)}"
+        workers = f"{plan.jobs} jobs side by side begin" if plan.jobs > 1 else "one process begins"
+        print(f"left, if {workers} anew with these trials: {text}")
     if transfers := Counter(str(record.status) for record in store.probe_records()):
         print(f"transfers: {', '.join(f'{transfers[state]} {state}' for state in ORDER if transfers[state])}")
     return 0
-
-
-def _jobs(records: Iterable[Record]) -> int:
-    """How many ran side by side when the latest record was made, whose times the estimate takes."""
-    latest = max(records, key=lambda record: record.finished, default=None)
-    jobs = latest.environment.get("jobs") if latest else None
-    return jobs if isinstance(jobs, int) and jobs > 0 else 1
 
 
 def _state(trial: PlannedTrial, records: dict[str, Record], locks: TrialLocks, out: Path) -> str:
@@ -71,17 +63,22 @@ def _state(trial: PlannedTrial, records: dict[str, Record], locks: TrialLocks, o
     return "interrupted" if (out / "checkpoints" / f"{trial.id}.pt").exists() else "waiting"
 
 
-def _estimate(left: Sequence[PlannedTrial], records: Sequence[Record]) -> float | None:
-    """Seconds, from the medians of records with the same method and architecture, or else of all."""
+def _estimate(left: Sequence[PlannedTrial], records: Sequence[Record], jobs: int) -> float | None:
+    """Seconds, from the medians of records with the same method and architecture, or else of all.
+
+    Students of a pair and seed are one job, each network without a teacher another: no job is divided.
+    """
     timed = [record for record in records if record.student_seconds is not None]
     if not timed:
         return None
-    total = 0.0
+    shared = _median(record.shared_seconds for record in timed)
+    seconds: dict[tuple[str, str, int], float] = {}
     for trial in left:
         alike = [r for r in timed if (r.trial.method, r.trial.arch) == (trial.method, trial.arch)] or timed
-        total += trial.epochs * _median(record.student_seconds for record in alike)
-    cohorts = {(trial.pair if ":" in trial.pair else "", trial.seed): trial.epochs for trial in left}
-    return total + sum(cohorts.values()) * _median(record.shared_seconds for record in timed)
+        job = (trial.pair, "" if ":" in trial.pair else trial.arch, trial.seed)
+        own = trial.epochs * _median(record.student_seconds for record in alike)
+        seconds[job] = seconds.get(job, trial.epochs * shared) + own
+    return max(sum(seconds.values()) / jobs, max(seconds.values()))
 
 
 def _median(values: Iterable[float | None]) -> float:

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Freeze the backbone of every trained network (distilled students, vanilla students and teachers), train a linear
-classifier on it for another data set, and tabulate the accuracy on that data set.
+classifier on it for another data set, and tabulate the accuracy on that data set. The report of the folder is written
+anew, with these tables; --baseline and --select are those of `bench.py report`.
 
 protocols:
 """ + "\n".join(f"  {name:8} {how.summary}" for name, how in PROTOCOLS.items())
@@ -74,7 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> int:
-    from kdbench.results import Store
+    from kdbench.results import Folders, Store
 
     check_threads(args.threads)  # before anything heavy
     load_plugins(args.plugins)
@@ -82,8 +83,9 @@ def main(args: argparse.Namespace) -> int:
     for name in names:
         protocol(name, epochs=args.epochs, size=32)  # raises UserError, before anything heavy
     store = Store(args.out)
-    sources = choose(args, store.records())
-    check_rules(store, args)
+    records = store.records()
+    sources = choose(args, records)
+    check_rules(records, args.baseline, args.select)
 
     from kdbench.core.jobs import ProbeJob
     from kdbench.runner.parallel import Work
@@ -97,7 +99,7 @@ def main(args: argparse.Namespace) -> int:
     run = RunOptions(args.out, args.device, args.jobs, threads=args.threads, plugins=args.plugins)
     machine = Machine(run)
     device = machine.device
-    store.require_writable("transfers", "checkpoints", "tables")
+    store.require_writable("transfers", "checkpoints", "tables", "charts")
     datasets, groups = _probes(args, sources, names, device)
     everything = [probe for group in groups for probe in group]
     finished_at, completed = store.finished_at(), store.completed_probes()
@@ -120,7 +122,10 @@ def main(args: argparse.Namespace) -> int:
         executor = machine.executor(parallel, precision, datasets, checkpoints, None, SIGNALS.asked)
         with SIGNALS.orderly(), progress(console(), chosen) as display:
             run_jobs(chosen, store, executor, checkpoints, display, environment, finished_at, SIGNALS.asked)
-    return _show(store, sources, everything, args)
+    status = _show(store, everything)
+    _, paths = rebuild_report(Folders([store]), sources, args.baseline, args.select)
+    written(paths)
+    return status
 
 
 def _probes(
@@ -153,12 +158,11 @@ def _probes(
     return datasets, groups
 
 
-def _show(store: Store, sources: Sequence[Record], probes: Sequence[LinearProbe], args: argparse.Namespace) -> int:
+def _show(store: Store, probes: Sequence[LinearProbe]) -> int:
+    """Print their table. Returns the exit code."""
     from kdbench.report.tables.transfer import sheet
 
     wanted = {probe.fingerprint for probe in probes}
     mine = [record for record in store.probe_records() if record.probe.fingerprint in wanted]
-    paths = rebuild_report(store, sources, args)
     print_sheets([sheet(mine)])
-    written(paths)
     return 0 if len(mine) == len(wanted) and all(record.status == "done" for record in mine) else 1

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from kdbench.report.results import StudyResults
     from kdbench.results import Folders
 
-__all__ = ["import_report", "load", "printed_sheets", "write_picture", "write_report", "write_sheet"]
+__all__ = ["check_baseline", "import_report", "load", "printed_sheets", "write_picture", "write_report", "write_sheet"]
 
 
 def load(folders: Folders, requested: Sequence[Record] = (), baseline: str = "kd", rule: str = "last") -> StudyResults:
@@ -32,9 +32,7 @@ def load(folders: Folders, requested: Sequence[Record] = (), baseline: str = "kd
     from kdbench.report.results import StudyResults
 
     records = folders.records()
-    known = dict.fromkeys(record.trial.method for record in records)
-    if baseline not in known and baseline != RunOptions.baseline:
-        raise unknown_name("baseline", baseline, known, f"trained are {', '.join(known)}")
+    check_baseline(records, baseline)
     return StudyResults(
         records,
         {record.trial.variant for record in requested},
@@ -45,6 +43,13 @@ def load(folders: Folders, requested: Sequence[Record] = (), baseline: str = "kd
         measured=_measured(folders.root),
         folder_notes=folders.notes,
     )
+
+
+def check_baseline(records: Sequence[Record], baseline: str) -> None:
+    """Raise UserError if no record is of the baseline; the default one may be missing."""
+    known = dict.fromkeys(record.trial.method for record in records)
+    if baseline not in known and baseline != RunOptions.baseline:
+        raise unknown_name("baseline", baseline, known, f"trained are {', '.join(known)}")
 
 
 def write_report(results: StudyResults, out: Path) -> list[Path]:

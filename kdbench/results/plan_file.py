@@ -35,15 +35,16 @@ class PlanFile:
 
     begun: str  # ISO 8601, UTC
     trials: tuple[PlannedTrial, ...]
+    jobs: int = 1  # that run side by side
 
 
-def write_plan(folder: Path, trials: Sequence[Trial]) -> None:
-    """Write the plan of a study that begins. Raises DiskError."""
+def write_plan(folder: Path, trials: Sequence[Trial], jobs: int = 1) -> None:
+    """Write the plan of a study that begins, with so many jobs side by side. Raises DiskError."""
     planned = tuple(
         PlannedTrial(trial.id, trial.fingerprint, trial.pair, trial.arch, trial.method, trial.seed, trial.recipe.epochs)
         for trial in trials
     )
-    content = asdict(PlanFile(datetime.now(UTC).isoformat(timespec="milliseconds"), planned))
+    content = asdict(PlanFile(datetime.now(UTC).isoformat(timespec="milliseconds"), planned, jobs))
     write_atomic(folder / NAME, serialize.dumps_checksummed(content))
 
 

@@ -71,13 +71,9 @@ class Machine:
         return parallel
 
     def describe(self, parallel: Parallel) -> list[str]:
-        lines = []
-        if parallel.jobs > 1:
-            threads = f"{parallel.threads} thread{'s' * (parallel.threads != 1)}"
-            lines.append(f"{parallel.jobs} jobs side by side, {threads} each")
-        if parallel.compiles:
-            lines.append("networks are compiled in their first steps, each for up to a minute")
-        return lines
+        if parallel.jobs == 1:
+            return []
+        return [f"{parallel.jobs} jobs side by side, {parallel.threads} thread{'s' * (parallel.threads != 1)} each"]
 
     def executor(
         self,

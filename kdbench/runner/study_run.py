@@ -71,7 +71,7 @@ class StudyRun:
         return (
             f"{len(plan.trials)} trial{'s' * (len(plan.trials) != 1)}: {len(plan.completed)} already there, "
             f"{len(plan.pending)} to train in {cohorts} cohort{'s' * (cohorts != 1)}"
-            + (f" ({jobs} jobs)" if jobs != cohorts else "")
+            + (f" ({jobs} parts)" if jobs != cohorts else "")
             + f", {len(plan.not_applicable)} not applicable"
             + (f"; {resumed} resume from checkpoints" if resumed else "")
         )
@@ -188,10 +188,13 @@ def prepare_study(
             say(f"weights of {arch}: loading from the cache, or downloading ...")
             models.fetch(arch, dataset.info.classes, dataset.info.size)
         _write_study(run, study, parallel, resumes=any(checkpoints.exists(trial.id) for trial in planned.pending))
-        write_plan(run.out, planned.trials)
-    configure_torch(place.device, study.precision, parallel.threads, run.compile and not dry_run)
+        write_plan(run.out, planned.trials, parallel.jobs)
+    compiles = parallel.compiles and not dry_run
+    configure_torch(place.device, study.precision, parallel.threads, compiles)
     for line in place.describe(parallel):
         say(line)
+    if compiles and planned.pending:
+        say("networks are compiled in their first steps, each for up to a minute")
     return StudyRun(
         study,
         planned,

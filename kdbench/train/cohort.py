@@ -82,10 +82,9 @@ class CohortTrainer:
         """Train all students; one's failure leaves the others as they would be alone."""
         try:
             self._train()
-        except DeviceLost:
-            raise
         except BaseException:
-            self.accelerator.join()  # what was launched ahead would write to memory that is another's by then
+            with suppress(RuntimeError):  # of a device that has failed
+                self.accelerator.join()  # what was launched ahead would write to memory that is another's by then
             raise
 
     def _train(self) -> None:

@@ -34,7 +34,6 @@ class InputsAhead(SharedInputs):
         self.accelerator = accelerator
         self.recorded = RecordedStep("the teacher", accelerator)
         self._timer, self._seconds, self._timed = Timer(device), 0.0, 0
-        self._required: object = None
         self._slots: dict[int, StepInputs] = {}
         self._ahead: StepInputs | None = None
 
@@ -42,9 +41,8 @@ class InputsAhead(SharedInputs):
         self.accelerator.join()
         super().begin_epoch(epoch, requires, start)
         self._ahead = None
-        required = self._views, self._extra, tuple(self._requested.items())
-        if required != self._required:
-            self._required, self._slots, self._timed = required, {}, 0
+        if self._changed:
+            self._slots, self._timed = {}, 0
             self.recorded.restart()
 
     def advance(self) -> StepInputs:

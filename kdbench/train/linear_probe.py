@@ -19,7 +19,7 @@ from kdbench.train.device import on_device
 from kdbench.train.evaluate import autocast, evaluate
 from kdbench.train.failures import Diverged
 from kdbench.train.meters import Timer
-from kdbench.train.optim import build_optimizer, learning_rate, set_learning_rate
+from kdbench.train.optim import build_optimizer, learning_rate, load_optimizer, set_learning_rate
 
 
 class ProbedNetwork(nn.Module):
@@ -131,7 +131,7 @@ class ProbeTrainer:
         if state["fingerprint"] != self.probe.fingerprint:
             raise ValueError("the state belongs to another probe")
         self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
         self.epoch, self.seconds, self.loss = state["epoch"], state["seconds"], state["loss"]
 
 

@@ -18,9 +18,12 @@ def learning_rate(recipe: Recipe, initial: float, epoch: int) -> float:
 
 def build_optimizer(recipe: Recipe, parameters: Iterable[torch.Tensor], lr: float) -> torch.optim.Optimizer:
     """The recipe's optimizer. Its learning rate is a tensor, from which recorded steps read what `set_learning_rate`
-    wrote: on CUDA of float32, which its kernels require, elsewhere of float64, in which Python counts.
+    wrote: on CUDA of float32, which its kernels require, elsewhere of float64, in which Python counts. Raises
+    ValueError if there is nothing to train.
     """
     parameters = list(parameters)
+    if not parameters:
+        raise ValueError("there are no parameters to train")
     device = parameters[0].device
     rate = torch.tensor(lr, device=device, dtype=torch.float32 if device.type == "cuda" else torch.float64)
     return OPTIMIZERS[recipe.optimizer](recipe, parameters, rate)
@@ -33,8 +36,8 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load a state that may come from another device: whether steps can be recorded is the device's own, and so is the
-    tensor of the learning rate, whose value the next epoch sets.
+    """Load a state that may come from another device or version: whether steps can be recorded is the device's own, and
+    so is the tensor of the learning rate, which keeps its value.
     """
     kept = [{key: group[key] for key in _OWN if key in group} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)

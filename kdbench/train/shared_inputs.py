@@ -60,7 +60,8 @@ class SharedInputs:
         self.loader, self.teachers, self.device = loader, teachers, device
         self._timers: dict[View | str, Timer] = {}  # by what they time
         self._timed_steps = 0
-        self._compiling = any(teacher.compiles for teacher in (*teachers.teachers, *teachers.extra.values()))
+        self._compiles = any(teacher.compiles for teacher in (*teachers.teachers, *teachers.extra.values()))
+        self._required: object = None
         self.current: StepInputs
 
     def begin_epoch(self, epoch: int, requires: Collection[Requires], start: int = 0) -> None:
@@ -72,6 +73,9 @@ class SharedInputs:
             name: any(getattr(require, name) for require in requires)
             for name in ("pre_activations", "classifier", "last_map")
         }
+        before, self._required = self._required, (self._views, self._extra, tuple(self._requested.items()))
+        self._changed = self._required != before
+        self._compiling = self._compiles and self._changed
         self._batches = self.loader.epoch(epoch, start)
 
     def advance(self) -> StepInputs:

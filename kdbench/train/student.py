@@ -102,6 +102,7 @@ class Student:
             self.distiller: Distiller[Any] = method(hyper, context)
         self.network = on_device(network, device)
         self._compiled = compiled(self.network)  # for training steps; evaluations would compile it once more
+        self._compiles = self._compiled is not self.network
         self._first_seconds: list[list[float]] = []  # of the first steps of each stage, if it is compiled in them
         self.distiller = self.distiller.to(device)
         parameters = [*self.network.parameters(), *(p for p in self.distiller.parameters() if p.requires_grad)]
@@ -176,7 +177,7 @@ class Student:
     @property
     def _compiling(self) -> bool:
         """Whether the next step is one of the stage's first, which compile the network or tell how long that took."""
-        return self._compiled is not self.network and len(self._first_seconds[-1]) < 2
+        return self._compiles and len(self._first_seconds[-1]) < 2
 
     def join(self) -> None:
         """What is launched after this waits for the step."""
@@ -320,7 +321,7 @@ class Student:
         parameters = sum(parameter.numel() for parameter in self.distiller.parameters())
         held = sum(tensor.nbytes for tensor in (*self.distiller.parameters(), *self.distiller.buffers()))
         cost: dict[str, Value] = {"extra_parameters": parameters, "extra_mib": held / 2**20}
-        if self._compiled is not self.network:
+        if self._compiles:
             cost["compile_seconds"] = sum(first - sum(second) for first, *second in filter(None, self._first_seconds))
         return cost
 

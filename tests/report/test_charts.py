@@ -117,11 +117,25 @@ def test_a_method_that_collapsed_does_not_press_the_others_together() -> None:
     (axes,) = figure.axes
     assert axes.get_xlim()[0] > 60
     assert [text.get_text() for text in axes.texts] == ["◂ 1.50"]
+    words = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert words == ["method", "vanilla student", "teacher", "far below: its mean"]  # no seeds and no sd are drawn
+    failed = trained("kd", status="failed", reason="x", seed=2)
+    for few in ([trained("kd", 62.0)], [trained("kd", 1.0), trained("kd", 70.0, 1)]):  # near; and one of two seeds
+        with style.house_style():
+            near = by_method([*records[:-2], *few])
+        assert near is not None
+        assert near.axes[0].get_xlim()[0] < few[0].top1  # type: ignore[operator]
+        assert not near.axes[0].texts
     with style.house_style():
-        near = by_method([*records[:-2], trained("kd", 62.0)])
-    assert near is not None
-    assert near.axes[0].get_xlim()[0] < 62
-    assert not near.axes[0].texts
+        two = by_method([trained("crd", 70.0), *records[-2:], failed])
+    assert two is not None
+    assert two.axes[0].get_xlim()[0] > 60
+    assert [text.get_text() for text in two.axes[0].texts] == ["◂ 1.50 failed"]
+    with style.house_style():
+        plain = by_method([trained(VANILLA, 1.0), *(trained(f"m{number}", 69 + number / 2) for number in range(5))])
+    assert plain is not None
+    assert plain.axes[0].get_xlim()[0] > 60
+    assert "vanilla student" not in [text.get_text() for text in plain.legends[0].get_texts()]
 
 
 def test_a_figure_grows_with_its_methods() -> None:

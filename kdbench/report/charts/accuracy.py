@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from math import isnan, nan
-from statistics import median
+from statistics import median_high
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -24,7 +24,7 @@ from kdbench.report.results import StudyResults
 from kdbench.report.scores import method_order, rows_of
 
 _ROW = 0.2  # inches a method
-_FAR = 10.0  # points below the median method
+_FAR = 10.0  # points
 
 
 @chart("accuracy", order=10)
@@ -38,15 +38,19 @@ def accuracy(results: StudyResults, place: Place) -> Figure | None:
     pairs = list(dict.fromkeys((row["teacher"], row["student"]) for row in rows))
     labels = max(style.text_width(method) for method in methods)
     title = f"{', '.join(place)}: accuracy, {RULES[results.rule][1]}"
-    keys = _keys(rows, methods)
+    panels_of = {pair: [row for row in rows if (row["teacher"], row["student"]) == pair] for pair in pairs}
+    far = {pair: _far_below(mine, seeds) for pair, mine in panels_of.items()}
+    drawn = [row for pair, mine in panels_of.items() for row in mine if row["method"] not in far[pair]]
+    keys = _keys(drawn, methods)
+    if any(far.values()):
+        keys.append(Line2D([], [], color=style.GRAY, marker="<", linestyle="none", label="far below: its mean"))
     figure, panels = make_panels(pairs, keys, title, labels, _ROW * (len(methods) + 0.2), TOP1)
     for pair, axes in panels:
         axes.grid(visible=False, axis="y")  # a collection is drawn much faster than as many ticks' lines
         axes.hlines(range(len(methods)), 0, 1, transform=axes.get_yaxis_transform(), zorder=0.5, **style.GRID)
-        mine = {row["method"]: row for row in rows if (row["teacher"], row["student"]) == pair}
-        _references(axes, mine)
-        own = [mine.get(method) for method in methods]
-        _points(axes, own, [seeds.get((*pair, method), ()) for method in methods], _least(own))
+        mine = {row["method"]: row for row in panels_of[pair]}
+        _references(axes, {method: row for method, row in mine.items() if method not in far[pair]})
+        _points(axes, [mine.get(method) for method in methods], [seeds.get((*pair, m), ()) for m in methods], far[pair])
         axes.margins(x=0.08)
         axes.xaxis.set_major_locator(MaxNLocator(4))
     first = figure.axes[0]  # the others share its vertical axis
@@ -57,35 +61,42 @@ def accuracy(results: StudyResults, place: Place) -> Figure | None:
     return figure
 
 
-def _least(rows: Sequence[Mapping[str, Any] | None]) -> float:
-    """Below this a mean is written, not drawn: it would press all others together."""
-    means = [row["top1_mean"] for row in rows if row is not None and row["top1_mean"] is not None]
-    return median(means) - max(_FAR, 4 * (max(means) - median(means))) if means else nan
+def _far_below(rows: Sequence[Mapping[str, Any]], seeds: Mapping[tuple[str, str, str], Sequence[float]]) -> set[str]:
+    """Methods of a pair whose seeds all lie so far below the others that these would be pressed together."""
+    best = {
+        row["method"]: max(seeds.get((row["teacher"], row["student"], row["method"])) or [row["top1_mean"]])
+        for row in rows
+        if row["top1_mean"] is not None
+    }
+    if not best:
+        return set()
+    highest = max(best.values())
+    least = highest - _FAR - 3 * (highest - median_high(best.values()))
+    return {method for method, top1 in best.items() if top1 < least}
 
 
 def _points(
-    axes: Axes, rows: Sequence[Mapping[str, Any] | None], seeds: Sequence[Sequence[float]], least: float
+    axes: Axes, rows: Sequence[Mapping[str, Any] | None], seeds: Sequence[Sequence[float]], far: Collection[str]
 ) -> None:
-    """A line a row; what looks alike is drawn at once."""
+    """A line a row; what looks alike is drawn at once. Of methods that lie far below the mean is written."""
     alike: defaultdict[tuple[str, str, str], list[tuple[int, Mapping[str, Any]]]] = defaultdict(list)
-    written: set[int] = set()
     for place, row in enumerate(rows):
-        if row is not None and row["top1_mean"] is not None and row["top1_mean"] >= least:
+        if row is not None and row["top1_mean"] is not None and row["method"] not in far:
             color, marker = _kind(row["method"])
             face = color if row["status"] == "done" else "white"  # hollow: some seeds did not get this far
             alike[color, marker, face].append((place, row))
-        elif row is not None:  # what lies far to the left, or a word where there is no number
-            written.add(place)
-            word = row["status"] if row["top1_mean"] is None else f"◂ {row['top1_mean']:.2f}"
+        elif row is not None:  # a word where there is no point
+            word = "" if row["status"] == "done" else row["status"]
+            if row["top1_mean"] is not None:
+                word = f"◂ {row['top1_mean']:.2f} {word}".strip()
             box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
             look: dict[str, Any] = {"va": "center", "color": style.GRAY, "style": "italic", "bbox": box}
             axes.text(0.03, place, word, transform=axes.get_yaxis_transform(), **look)
     dots = [
         (score, place)
-        for place, scores in enumerate(seeds)
-        if len(scores) > 1 and place not in written
+        for place, (row, scores) in enumerate(zip(rows, seeds, strict=True))
+        if len(scores) > 1 and row is not None and row["method"] not in far
         for score in scores
-        if score >= least
     ]
     if dots:
         axes.plot(*zip(*dots, strict=True), ".", color=style.GRAY, markersize=3.5, zorder=4)
