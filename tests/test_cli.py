@@ -72,6 +72,8 @@ def bad(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
         (["figures", "--out", "/nonexistent"], ["/nonexistent holds no records"]),
         (["rapport"], ["unknown command 'rapport'", "did you mean 'report'"]),
         (["--methods", "zebra"], ["unknown method 'zebra': see"]),
+        (["--methods", "icd", "--baseline", "nosuch"], ["unknown baseline 'nosuch'", "vanilla, icd"]),
+        (["--methods", "icd", "--baseline", "crd", "--dry-run"], ["unknown baseline 'crd'"]),
         (["--time-limit", "soon"], ["--time-limit 'soon'", "50min"]),
         (["status", "--out", "/nonexistent"], ["/nonexistent holds no plan"]),
         (["list", "metods"], ["metods", "methods"]),

@@ -13,7 +13,7 @@ from kdbench.core.data import DataRequest
 from kdbench.core.errors import UserError
 from kdbench.core.record import Record
 from kdbench.plan.parsing import parse_classes
-from kdbench.plan.study import PRECISIONS, RunOptions
+from kdbench.plan.study import PRECISIONS, RunOptions, check_baseline
 from kdbench.report.epoch_rules import RULES, apply_rule
 
 if TYPE_CHECKING:
@@ -130,9 +130,7 @@ def rebuild_report(
 
 def check_rules(records: Sequence[Record], baseline: str, rule: str) -> None:
     """Raise UserError, before anything long, if the records lack the baseline or the accuracy of the rule."""
-    from kdbench.report import check_baseline
-
-    check_baseline(records, baseline)
+    check_baseline((record.trial.method for record in records), baseline)
     apply_rule(records, rule)
 
 

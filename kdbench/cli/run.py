@@ -193,9 +193,7 @@ def _estimate(prepared: StudyRun, out: Path) -> int:
 
     plan = prepared.plan
     for number, cohort in enumerate(plan.cohorts, start=1):
-        methods = (
-            ", ".join(trial.method for trial in cohort.trials) if cohort.teachers else f"{len(cohort.trials)} networks"
-        )
+        methods = ", ".join(trial.method if trial.teachers else trial.arch for trial in cohort.trials)
         print(f"  [{number}] {cohort.title}, seed {cohort.seed}: {methods}")
     for trial, reason in plan.not_applicable:
         print(f"  n/a {trial.pair} {trial.method}: {reason}")
@@ -207,8 +205,10 @@ def _estimate(prepared: StudyRun, out: Path) -> int:
         print("measuring a few steps of each network and each method ...", flush=True)
         costs = measure_costs(plan, prepared.dataset, prepared.placement.device, _say)
         seconds = estimate_seconds(prepared.jobs, costs, prepared.parallel.jobs)
-        compiled = " for networks that are not compiled" if prepared.parallel.compiles else ""
-        print(f"estimated time on this device: {format_duration(seconds)}{compiled}")
+        print(f"estimated time on this device: {format_duration(seconds)}")
+        if prepared.parallel.compiles:
+            networks = sum(len(cohort.trials) + len(cohort.sources) for cohort in plan.cohorts)
+            print(f"not counted: the compiling of {networks} networks, up to a minute each, and what it saves")
         kept, checkpoint_bytes = estimate_disk(prepared.jobs, costs, prepared.parallel.jobs)
         existing = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir())
         free = shutil.disk_usage(existing).free

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -14,8 +14,9 @@ from kdbench.core.record import Record
 from kdbench.plan.estimate import format_duration
 from kdbench.results import Store
 from kdbench.results.plan_file import PlannedTrial, read_plan
-from kdbench.runner.locks import TrialLocks
+from kdbench.runner.locks import Reached, TrialLocks
 
+UNFINISHED = ("running", "interrupted", "waiting")
 ORDER = ("done", "n/a", "diverged", "failed", "running", "interrupted", "waiting")
 
 
@@ -39,16 +40,15 @@ def main(args: argparse.Namespace) -> int:
     states = {trial: _state(trial, records, locks, args.out) for trial in plan.trials}
     counts = Counter(states.values())
     print(f"{len(states)} trials: {', '.join(f'{counts[state]} {state}' for state in ORDER if counts[state])}")
+    reached = {trial: at for trial in plan.trials if (at := locks.reached(trial.fingerprint))}
     for state in ("running", "failed", "diverged"):
         for trial in (trial for trial, known in states.items() if known == state):
-            reason = f": {records[trial.fingerprint].reason}" if state != "running" else ""
-            print(f"  {state}: {trial.pair} {trial.method}, seed {trial.seed}{reason}")
-    left = [trial for trial, state in states.items() if state in ("running", "interrupted", "waiting")]
+            print(f"  {state}: {trial.pair} {trial.method}, seed {trial.seed}{_more(trial, state, records, reached)}")
+    left = {trial: reached.get(trial) for trial, state in states.items() if state in UNFINISHED}
     if left:
         seconds = _estimate(left, list(records.values()), plan.jobs)
-        text = "not known before a trial has ended" if seconds is None else f"about {format_duration(seconds)}"
-        workers = f"{plan.jobs} jobs side by side begin" if plan.jobs > 1 else "one process begins"
-        print(f"left, if {workers} anew with these trials: {text}")
+        text = "not known before an epoch has ended" if seconds is None else f"about {format_duration(seconds)}"
+        print(f"left{f', with {plan.jobs} jobs side by side' if plan.jobs > 1 else ''}: {text}")
     if transfers := Counter(str(record.status) for record in store.probe_records()):
         print(f"transfers: {', '.join(f'{transfers[state]} {state}' for state in ORDER if transfers[state])}")
     return 0
@@ -63,22 +63,34 @@ def _state(trial: PlannedTrial, records: dict[str, Record], locks: TrialLocks, o
     return "interrupted" if (out / "checkpoints" / f"{trial.id}.pt").exists() else "waiting"
 
 
-def _estimate(left: Sequence[PlannedTrial], records: Sequence[Record], jobs: int) -> float | None:
-    """Seconds, from the medians of records with the same method and architecture, or else of all.
+def _more(
+    trial: PlannedTrial, state: str, records: Mapping[str, Record], reached: Mapping[PlannedTrial, Reached]
+) -> str:
+    """How far it is, or why it failed."""
+    if state != "running":
+        return f": {records[trial.fingerprint].reason}"
+    return f", epoch {reached[trial].epoch}/{trial.epochs}" if trial in reached else ""
+
+
+def _estimate(left: Mapping[PlannedTrial, Reached | None], records: Sequence[Record], jobs: int) -> float | None:
+    """Seconds, from the medians of what has the same method and architecture, or else of all that was trained.
 
     Students of a pair and seed are one job, each network without a teacher another: no job is divided.
     """
-    timed = [record for record in records if record.student_seconds is not None]
+    timed = [(r.trial.method, r.trial.arch, r.student_seconds, r.shared_seconds) for r in records if r.student_seconds]
+    timed += [(trial.method, trial.arch, at.student_seconds, at.shared_seconds) for trial, at in left.items() if at]
     if not timed:
         return None
-    shared = _median(record.shared_seconds for record in timed)
-    seconds: dict[tuple[str, str, int], float] = {}
-    for trial in left:
-        alike = [r for r in timed if (r.trial.method, r.trial.arch) == (trial.method, trial.arch)] or timed
+    own, shared = dict[tuple[str, str, int], float](), dict[tuple[str, str, int], float]()
+    each_shared = _median(seconds for *_, seconds in timed)
+    for trial, at in left.items():
+        alike = [one for one in timed if one[:2] == (trial.method, trial.arch)] or timed
         job = (trial.pair, "" if ":" in trial.pair else trial.arch, trial.seed)
-        own = trial.epochs * _median(record.student_seconds for record in alike)
-        seconds[job] = seconds.get(job, trial.epochs * shared) + own
-    return max(sum(seconds.values()) / jobs, max(seconds.values()))
+        epochs = trial.epochs - (at.epoch if at else 0)
+        own[job] = own.get(job, 0.0) + epochs * _median(seconds for _, _, seconds, _ in alike)
+        shared[job] = max(shared.get(job, 0.0), epochs * each_shared)
+    spent = [seconds + shared[job] for job, seconds in own.items()]
+    return max(sum(spent) / jobs, *spent)
 
 
 def _median(values: Iterable[float | None]) -> float:

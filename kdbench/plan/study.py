@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import NoneType
@@ -81,6 +81,13 @@ class RunOptions:
     plugins: Path | None = None  # file or folder of methods, data sets and recipes
     keep_weights: str = "all"  # one of KEEP_WEIGHTS
     time_limit: str | None = None  # after which an orderly stop begins
+
+
+def check_baseline(methods: Iterable[str], baseline: str) -> None:
+    """Raise UserError if the baseline is none of the methods; the default one may be missing."""
+    known = dict.fromkeys(methods)
+    if baseline not in known and baseline != RunOptions.baseline:
+        raise unknown_name("baseline", baseline, known, f"there are {', '.join(known)}")
 
 
 @dataclass(frozen=True)

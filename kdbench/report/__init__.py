@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdbench.core.errors import unknown_name
 from kdbench.core.files import write_atomic
-from kdbench.plan.study import RunOptions
+from kdbench.plan.study import check_baseline
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from kdbench.report.results import StudyResults
     from kdbench.results import Folders
 
-__all__ = ["check_baseline", "import_report", "load", "printed_sheets", "write_picture", "write_report", "write_sheet"]
+__all__ = ["import_report", "load", "printed_sheets", "write_picture", "write_report", "write_sheet"]
 
 
 def load(folders: Folders, requested: Sequence[Record] = (), baseline: str = "kd", rule: str = "last") -> StudyResults:
@@ -32,7 +31,7 @@ def load(folders: Folders, requested: Sequence[Record] = (), baseline: str = "kd
     from kdbench.report.results import StudyResults
 
     records = folders.records()
-    check_baseline(records, baseline)
+    check_baseline((record.trial.method for record in records), baseline)
     return StudyResults(
         records,
         {record.trial.variant for record in requested},
@@ -43,13 +42,6 @@ def load(folders: Folders, requested: Sequence[Record] = (), baseline: str = "kd
         measured=_measured(folders.root),
         folder_notes=folders.notes,
     )
-
-
-def check_baseline(records: Sequence[Record], baseline: str) -> None:
-    """Raise UserError if no record is of the baseline; the default one may be missing."""
-    known = dict.fromkeys(record.trial.method for record in records)
-    if baseline not in known and baseline != RunOptions.baseline:
-        raise unknown_name("baseline", baseline, known, f"trained are {', '.join(known)}")
 
 
 def write_report(results: StudyResults, out: Path) -> list[Path]:

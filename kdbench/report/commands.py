@@ -5,14 +5,15 @@ from __future__ import annotations
 import shlex
 
 from kdbench.core.data import format_ranges
-from kdbench.core.trial import Trial
+from kdbench.core.record import Record
 from kdbench.plan import recipes
 
 
-def command(trial: Trial, compiled: bool = False) -> str:
-    """For a shell. PATH and FILE stand for paths of images and teacher files, since reports are passed on; the folder
-    is a new one, since in its own there is nothing left to train.
+def command(record: Record) -> str:
+    """For a shell, with what changes the last bits. PATH and FILE stand for paths of images and teacher files, since
+    reports are passed on; the folder is a new one, since in its own there is nothing left to train.
     """
+    trial, machine = record.trial, record.environment
     recipe, data, request = trial.recipe, trial.data, trial.data.request
     kind, colon, _ = (request.source if request else data.label).partition(":")
     teacher = trial.teacher or trial.arch
@@ -30,6 +31,8 @@ def command(trial: Trial, compiled: bool = False) -> str:
     words += ["--max-grad-norm", f"{recipe.max_grad_norm:g}"] if recipe.max_grad_norm is not None else []
     if any(source.sha256 for source in trial.teachers):
         words += ["--teacher", "FILE"] if len(trial.teachers) == 1 else ["--teacher-dir", "DIR"]
-    words += ["--compile"] if compiled else []
+    if machine.get("device") == "cpu" and "threads" in machine:
+        words += ["--threads", str(machine["threads"])]
+    words += ["--compile"] if "compiled" in machine else []
     words += ["--out", "again"]
     return "python bench.py " + shlex.join(words)

@@ -171,6 +171,8 @@ def answer(comparison: Comparison) -> list[str]:
     others = [method for method in rest if method != comparison.baseline]
     where = f"Over {len(comparison.pairs)} pairs" if comparison.pairs[1:] else pair_label(*comparison.pairs[0])
     said = f"{where}: {first} has the highest mean accuracy"
+    if plain is not None and plain >= means[first]:
+        said += " of the methods"
     if first != comparison.baseline:
         said += f", {_gap(comparison, first)}"
     elif rest:
@@ -339,7 +341,8 @@ def _resolution(comparison: Comparison) -> list[str]:
         )
     plain = comparison.means(VANILLA).values() if VANILLA in comparison.values else ()
     if plain and (wrong := (100 - min(plain)) / comparison.step) < NEARLY_SOLVED:
-        said.append(f"The plain student has at most {wrong:.1f} test images wrong: there is little left to gain.")
+        images = f"{wrong:.1f}".removesuffix(".0")
+        said.append(f"The plain student has at most {images} test images wrong: there is little left to gain.")
     return said
 
 

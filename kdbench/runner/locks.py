@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from filelock import BaseFileLock, FileLock, Timeout
 
@@ -14,6 +15,14 @@ from kdbench.core.errors import UserError
 from kdbench.core.files import DiskError
 
 FOLDER = "locks"
+
+
+class Reached(NamedTuple):
+    """How far a trial is, and what its last epoch took."""
+
+    epoch: int
+    student_seconds: float = 0.0
+    shared_seconds: float = 0.0
 
 
 class TrialLocks:
@@ -65,6 +74,25 @@ class TrialLocks:
                 mark.touch()
             else:
                 mark.unlink(missing_ok=True)
+
+    def mark_epoch(self, fingerprint: str, reached: Reached | None) -> None:
+        """Say how far the trial is, whose lock is held here; None: it has ended."""
+        mark = self._reached(fingerprint)
+        with suppress(OSError):  # only people read it
+            if reached:
+                mark.write_text(" ".join(map(str, reached)))
+            else:
+                mark.unlink(missing_ok=True)
+
+    def reached(self, fingerprint: str) -> Reached | None:
+        """How far a trial was that has not ended; None: it is not known."""
+        with suppress(OSError, ValueError):
+            epoch, *seconds = self._reached(fingerprint).read_text().split()
+            return Reached(int(epoch), *map(float, seconds))
+        return None
+
+    def _reached(self, fingerprint: str) -> Path:
+        return self.folder / f"{fingerprint}.epoch"
 
     def is_queued(self, fingerprint: str) -> bool:
         """Whether the process that holds the lock has said that the trial waits for a machine."""

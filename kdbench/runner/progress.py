@@ -38,8 +38,10 @@ from kdbench.core.events import (
 from kdbench.core.jobs import CohortJob, Job
 from kdbench.core.record import Outcome, ProbeOutcome
 from kdbench.core.trial import Trial
+from kdbench.plan.estimate import format_duration
 
 QUIET_SECONDS = 5.0  # at least, between two plain lines of progress
+WAITING_SECONDS = 30.0  # at most, where another process trains what is awaited
 
 
 def progress(console: Console, jobs: Sequence[Job]) -> LiveProgress | PlainProgress:
@@ -143,7 +145,7 @@ class PlainProgress:
                 if text := _failure(outcome):
                     self._print(text)
             case Waiting(items):
-                if self.awaited != items:
+                if self.awaited != items or time.monotonic() - self.printed >= WAITING_SECONDS:
                     self.awaited = items
                     self._print(_waiting(event))
             case _:
@@ -155,10 +157,10 @@ class PlainProgress:
         if isinstance(job, CohortJob):
             trials = [trial for trial in job.items if trial.id in event.latest]
             known = ", ".join(f"{_name(trial)} {event.latest[trial.id].top1:.2f}" for trial in trials)
-            accuracies = f"top-1 % {known or '-'}; "
-        minutes = (time.monotonic() - self.started) / done * (self.work.total - done) / 60 if done else 0.0
-        number = self.numbers[job]
-        self._print(f"{number} epoch {event.epoch}/{job.epochs}: {accuracies}about {minutes:.1f} min left")
+            accuracies = f": top-1 % {known or '-'}"
+        seconds = (time.monotonic() - self.started) / done * (self.work.total - done) if done else 0.0
+        left = f"; about {format_duration(seconds)} left" if seconds else ""
+        self._print(f"{self.numbers[job]} epoch {event.epoch}/{job.epochs}{accuracies}{left}")
 
     def _print(self, text: str) -> None:
         self.console.print(escape(text), highlight=False, soft_wrap=True)

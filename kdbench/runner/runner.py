@@ -14,6 +14,7 @@ from kdbench.core.events import (
     Checkpoint,
     Emit,
     EndedElsewhere,
+    EpochEnd,
     Event,
     Executor,
     JobLost,
@@ -27,7 +28,7 @@ from kdbench.core.jobs import CohortJob, Item, Job, ProbeJob, Weights
 from kdbench.core.record import FINAL, Outcome, ProbeOutcome, failed
 from kdbench.core.trial import Value
 from kdbench.results import Store
-from kdbench.runner.locks import TrialLocks
+from kdbench.runner.locks import Reached, TrialLocks
 from kdbench.train.checkpoint import Checkpoints
 
 log = logging.getLogger("kdbench")
@@ -192,7 +193,13 @@ class _Run:
                 if outcome.status in FINAL:
                     self.checkpoints.remove(outcome.item.id)
                 self.running.discard(outcome.item.fingerprint)
+                self.locks.mark_epoch(outcome.item.fingerprint, None)
                 self.locks.release(outcome.item.fingerprint)
+            case EpochEnd(job):
+                for item in job.items:
+                    if latest := event.latest.get(item.id):
+                        reached = Reached(latest.epoch, latest.student_seconds, latest.shared_seconds)
+                        self.locks.mark_epoch(item.fingerprint, reached)
             case JobQueued(job) | JobPlaced(job):
                 for item in job.items:
                     self.locks.mark_queued(item.fingerprint, isinstance(event, JobQueued))

@@ -25,7 +25,7 @@ from kdbench.data.registry import default_data_dir
 from kdbench.data.sources import prepare
 from kdbench.plan.expand import expand
 from kdbench.plan.parsing import parse_duration, parse_interval
-from kdbench.plan.study import RunOptions, Study
+from kdbench.plan.study import RunOptions, Study, check_baseline
 from kdbench.results import Store
 from kdbench.results.plan_file import begin_rerun, end_rerun, write_plan
 from kdbench.runner.catalog import build_catalog
@@ -180,6 +180,8 @@ def prepare_study(
     planned = plan()
     if needed := planned.teachers & {trial.fingerprint for trial in planned.completed}:  # these need their weights too
         planned = plan(needed)
+    stored = [record.trial.method for record in store.records()]
+    check_baseline([*(trial.method for trial in planned.trials), *stored], run.baseline)
     by_hand = not all(known_to_workers(method.name) for method in study.methods if method.name != VANILLA)
     parallel = place.divide(Work.of(planned), dataset.info, by_hand=by_hand)
     checkpoints = Checkpoints(run.out / "checkpoints")
@@ -215,7 +217,11 @@ def _write_study(run: RunOptions, study: Study, parallel: Parallel, resumes: boo
     """Write the resolved study; say so if checkpoints go on with other threads, which change the last bits on a CPU."""
     path = run.out / "study.toml"
     threads = parallel.threads or torch.get_num_threads()
-    table = {"threads": threads, "plugins": run.plugins and str(run.plugins.resolve())}
+    table = {
+        "threads": threads,
+        "compile": run.compile or None,  # which changes the last bits, as threads do
+        "plugins": run.plugins and str(run.plugins.resolve()),
+    }
     lines = "".join(f"{name} = {json.dumps(value)}\n" for name, value in table.items() if value is not None)
     before = None
     with suppress(OSError, tomllib.TOMLDecodeError, UnicodeDecodeError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import re
@@ -69,6 +70,8 @@ def configure_torch(device: torch.device, precision: str, threads: int | None, c
     """Process-wide switches for one run; `compiles`: whether `compiled` does."""
     global _compiles
     _compiles = compiles
+    if compiles and device.type == "cpu":  # which it is told to use: that there is no GPU is no news
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     if threads is not None:
         torch.set_num_threads(threads)
     if device.type == "cuda":

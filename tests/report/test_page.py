@@ -90,6 +90,13 @@ def test_in_a_browser(page: Path, browser: Any) -> None:
     tab.locator("#pairs").fill("vgg8")
     tab.keyboard.press("Enter")  # which sends nothing anywhere
     assert set(names.all_inner_texts()) == {"kd", "icd", "rkd"}
+    for written in ("vgg13:vgg8", "vgg13 → vgg8, nosuch"):
+        tab.locator("#pairs").fill(written)
+        assert [text.split(" →")[0] for text in heads.all_inner_texts()] == ["method", "vgg13"]
+    tab.locator("#methods").fill("crd, vanilla")
+    assert set(names.all_inner_texts()) == {"crd", "Student"}
+    tab.locator("#methods").fill("kd icd")
+    tab.locator("#pairs").fill("vgg8")
     assert [text.split(" →")[0] for text in heads.all_inner_texts()] == ["method", "vgg13", "ResNet50"]
     rules = tab.locator("table.sortable", has_text="pair: method").first.locator("tbody tr:visible th")
     assert set(rules.all_inner_texts()) == {
@@ -230,12 +237,13 @@ def test_by_keyboard_in_print_and_with_charts_in_the_colors_of_the_page(page: Pa
 
 def test_the_command_that_trains_a_cell_again() -> None:
     record = trained("icd(alpha=0.1)+kd", seed=2, pair=PAIRS[0], data=PART)
-    assert command(record.trial) == (
+    assert command(record) == (
         "python bench.py --methods 'icd(alpha=0.1)+kd' --pairs resnet56:resnet20 --seeds 2, --dataset cifar100 "
-        "--recipe paper --epochs 240 --size 32 --precision fp32 --subset 1000 --out again"
+        "--recipe paper --epochs 240 --size 32 --precision fp32 --subset 1000 --threads 2 --out again"
     )
     clipped = replace(record.trial, recipe=replace(record.trial.recipe, max_grad_norm=5.0))
-    assert command(clipped).endswith("--subset 1000 --max-grad-norm 5 --out again")
-    assert command(clipped, compiled=True).endswith("--max-grad-norm 5 --compile --out again")
-    hostile = replace(record.trial, method="kd; rm -rf ~ $(id)")
+    on_gpu = replace(record, trial=clipped, environment={"device": "cuda", "threads": 2})
+    assert command(on_gpu).endswith("--subset 1000 --max-grad-norm 5 --out again")
+    assert command(replace(on_gpu, environment={"compiled": True})).endswith("--max-grad-norm 5 --compile --out again")
+    hostile = replace(record, trial=replace(record.trial, method="kd; rm -rf ~ $(id)"))
     assert "--methods 'kd; rm -rf ~ $(id)' " in command(hostile)

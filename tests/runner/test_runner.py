@@ -13,10 +13,11 @@ import torch
 
 from kdbench.cli import status
 from kdbench.core.errors import Interrupted
-from kdbench.core.events import Emit, Executor, JobEnd, JobLost, JobPlaced, JobQueued, TrialEnd
+from kdbench.core.events import Emit, EpochEnd, Executor, JobEnd, JobLost, JobPlaced, JobQueued, TrialEnd
 from kdbench.core.jobs import CohortJob, Job, ProbeJob
-from kdbench.core.record import Outcome, ProbeOutcome, failed
+from kdbench.core.record import EpochMetrics, Outcome, ProbeOutcome, failed
 from kdbench.core.trial import SELF, TeacherSource
+from kdbench.plan.estimate import format_duration
 from kdbench.results import Store
 from kdbench.results.plan_file import begin_rerun, end_rerun, write_plan
 from kdbench.runner.executors.local import LocalExecutor
@@ -202,6 +203,37 @@ def test_a_job_that_waits_for_a_machine_is_not_running(tmp_path: Path, capsys: p
     assert holder.acquire(STUDENTS[0].fingerprint)
     status.main(Namespace(out=tmp_path))
     assert capsys.readouterr().out.startswith("2 trials: 1 running, 1 waiting")
+
+
+def test_a_status_says_how_far_trials_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A quarter of one is done; of the other nothing, and each of three jobs trains one network."""
+    networks = [trial("vanilla", teacher=None, seed=seed) for seed in range(3)]
+    recipe = replace(networks[0].recipe, epochs=100)
+    networks = [replace(network, recipe=recipe) for network in networks]
+    metrics = EpochMetrics(25, 0.05, {"ce": 1.0}, 50.0, 90.0, 3.0, 1.0)
+    said: dict[int, list[str]] = {}
+
+    class Training(Scripted):
+        def run(self, jobs: Iterator[Job | None], emit: Emit) -> None:
+            job = next(jobs)
+            assert job is not None
+            emit(EpochEnd(job, 25, 1, {networks[0].id: metrics}))
+            for many in (1, 2, 8):
+                write_plan(tmp_path, networks, many)
+                status.main(Namespace(out=tmp_path))
+                said[many] = capsys.readouterr().out.splitlines()
+            emit(TrialEnd(failed(networks[0], "for this test")))
+            assert TrialLocks(tmp_path).reached(networks[0].fingerprint) is None
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        run(tmp_path, Training(), *(CohortJob(cohort(network)) for network in networks))
+    first, second, last = said[1]
+    assert first == "3 trials: 1 running, 2 waiting"
+    assert second == f"  running: {networks[0].pair} vanilla, seed 0, epoch 25/100"
+    assert last == f"left: about {format_duration(275 * 4.0)}"
+    assert said[2][-1] == f"left, with 2 jobs side by side: about {format_duration(275 * 4.0 / 2)}"
+    assert said[8][-1] == f"left, with 8 jobs side by side: about {format_duration(100 * 4.0)}"  # the longest one
 
 
 def test_the_first_of_two_commands_hears_of_the_second(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -118,6 +118,19 @@ def test_a_probe_is_the_same_alone_in_a_group_and_resumed(tmp_path: Path) -> Non
         assert not list(folder.glob("*"))
 
 
+def test_a_checkpoint_with_the_rate_as_a_number_still_fits() -> None:
+    """As they were written before the rate was a tensor."""
+    probe = linear_probe("resnet8", "authors", epochs=3)
+    trainer, other = (ProbeTrainer(probe, network_weights(probe.source), CPU) for _ in range(2))
+    trainer.begin_epoch(1)
+    state = trainer.state()
+    for group in state["optimizer"]["param_groups"]:
+        group["lr"] = 0.05
+    other.load_state(state)
+    other.begin_epoch(2)
+    assert other.optimizer.param_groups[0]["lr"].dtype == torch.float64
+
+
 def test_seeds_and_views_change_the_probe(tmp_path: Path) -> None:
     losses = {
         (seed, views): train([linear_probe(seed=seed, views=views)], tmp_path)[0].loss

@@ -14,6 +14,9 @@ _FAR = 3.0  # times the usual difference, from which a few failures no longer se
 _BOLD = "bold: the 95 % interval leaves out zero (paired by seed, uncorrected)"
 
 
+_DARK = "#1a1a1a"  # not black, which the page draws in the color of its text: cells keep theirs
+
+
 @chart("gains", order=40)
 def gains(results: StudyResults, place: Place) -> Figure | None:
     """A heat map: points gained over the baseline, a row a method and a column a pair; None without any."""
@@ -39,7 +42,7 @@ def gains(results: StudyResults, place: Place) -> Figure | None:
         value = table[row, column]
         if not np.isnan(value):
             difference = study.over_seeds[methods[row], pairs[column]]
-            color = "white" if abs(value) > 0.6 * limit else "black"
+            color = "white" if abs(value) > 0.6 * limit else _DARK
             weight = "bold" if difference.significant else "normal"
             axes.text(column, row, f"{value:+.1f}", ha="center", va="center", color=color, fontweight=weight)
     axes.set_yticks(range(len(methods)), methods)

@@ -100,9 +100,7 @@ def _details(group: Group) -> dict[str, Any]:
     for record in group.records:
         numbers = (record.top1, record.top5, record.best_top1, record.seconds_per_epoch)
         row = [str(record.trial.seed), record.status, *map(_number, numbers), record.finished[:19], record.reason or ""]
-        trials.append(
-            {"row": [*row, record.trial.id], "command": command(record.trial, "compiled" in record.environment)}
-        )
+        trials.append({"row": [*row, record.trial.id], "command": command(record)})
     pair = " → ".join(filter(None, (group.teacher, group.student)))
     title = f"{pair}, {group.method} ({group.dataset}, {group.recipe})"
     return {"title": title, "header": header, "trials": trials}
@@ -122,7 +120,8 @@ def _failures(records: Sequence[Record]) -> list[dict[str, str]]:
 
 def _environment(records: Sequence[Record]) -> list[tuple[str, str]]:
     values: defaultdict[str, dict[str, None]] = defaultdict(dict)
+    known = dict.fromkeys(name for record in records for name in record.environment)
     for record in records:
-        for name, value in record.environment.items():
-            values[name][str(value)] = None
+        for name in known:
+            values[name][str(record.environment.get(name, "–"))] = None
     return [(name, ", ".join(names)) for name, names in values.items() if name != "host"]  # reports are passed on

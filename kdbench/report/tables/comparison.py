@@ -46,7 +46,9 @@ def _table(study: Comparison) -> Table:
     ]
     columns = [("points",), ("95 % interval",), ("p (Holm)",), ("pairs",)]
     title = f"points above {study.baseline}, over pairs" if study.baseline else ""
-    return Table(title, (study.dataset, study.recipe), columns, rows, answer(study), sentences(study))
+    lead = answer(study)
+    rest = [sentence for sentence in sentences(study) if sentence not in lead]
+    return Table(title, (study.dataset, study.recipe), columns, rows, lead, rest)
 
 
 def _frame(results: StudyResults) -> pd.DataFrame:

@@ -118,7 +118,7 @@ def _shown(results: StudyResults, own: pd.DataFrame) -> pd.DataFrame:
 def sheet(measured: Sequence[Measured]) -> Sheet:
     """Written as `tables/fidelity.*` by the command `figures`."""
     frame = fidelity(measured)
-    return Sheet(TITLE, frame, _tables(frame), NOTES)
+    return Sheet(TITLE, frame, _tables(frame), NOTES, decimals=8)  # the report rounds what it reads there
 
 
 def _tables(frame: pd.DataFrame) -> list[Table]:
