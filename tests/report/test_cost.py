@@ -91,3 +91,15 @@ def test_times_of_compiled_networks_are_not_compared_in_silence() -> None:
     words = "Cost: mixes compiled networks and others; their times cannot be compared."
     assert words in cost(StudyResults([trained(VANILLA), compiled])).notes
     assert words not in cost(StudyResults([trained(VANILLA), trained("kd", own=2.5)])).notes
+
+
+def test_times_that_cannot_be_are_named() -> None:
+    """As of a study beside which something else ran while its plain students were trained."""
+    disturbed = [
+        note for note in cost(StudyResults([trained(VANILLA), trained("kd", own=0.5)])).notes if "busy" in note
+    ]
+    assert disturbed == [
+        "Cost: kd: no method takes less than the plain student, whose step is a part of its own; "
+        "something else kept the machine busy."
+    ]
+    assert not any("busy" in note for note in cost(StudyResults([trained(VANILLA), trained("kd", own=1.5)])).notes)
