@@ -99,7 +99,7 @@ def test_times_that_cannot_be_are_named() -> None:
         note for note in cost(StudyResults([trained(VANILLA), trained("kd", own=0.5)])).notes if "busy" in note
     ]
     assert disturbed == [
-        "Cost: kd: no method takes less than the plain student, whose step is a part of its own; "
+        "Cost: kd: no method takes less than the plain student, whose step is part of its own; "
         "something else kept the machine busy."
     ]
     assert not any("busy" in note for note in cost(StudyResults([trained(VANILLA), trained("kd", own=1.5)])).notes)

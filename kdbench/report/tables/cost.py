@@ -66,7 +66,7 @@ def cost(results: StudyResults) -> Sheet:
     cheaper = {str(row["method"]): None for row in frame.to_dict("records") if row["times_vanilla"] < LEAST}
     if cheaper:
         said.append(
-            f"Cost: {', '.join(cheaper)}: no method takes less than the plain student, whose step is a part of its own; "
+            f"Cost: {', '.join(cheaper)}: no method takes less than the plain student, whose step is part of its own; "
             "something else kept the machine busy."
         )
     return Sheet("Cost of a training epoch", frame, tables, said)
