@@ -40,7 +40,7 @@ def main(args: argparse.Namespace) -> int:
     states = {trial: _state(trial, records, locks, args.out) for trial in plan.trials}
     counts = Counter(states.values())
     print(f"{len(states)} trials: {', '.join(f'{counts[state]} {state}' for state in ORDER if counts[state])}")
-    reached = {trial: at for trial in plan.trials if (at := locks.reached(trial.fingerprint))}
+    reached = {trial: known for trial in plan.trials if (known := locks.reached(trial.fingerprint))}
     for state in ("running", "failed", "diverged"):
         for trial in (trial for trial, known in states.items() if known == state):
             print(f"  {state}: {trial.pair} {trial.method}, seed {trial.seed}{_more(trial, state, records, reached)}")
@@ -78,15 +78,15 @@ def _estimate(left: Mapping[PlannedTrial, Reached | None], records: Sequence[Rec
     Students of a pair and seed are one job, each network without a teacher another: no job is divided.
     """
     timed = [(r.trial.method, r.trial.arch, r.student_seconds, r.shared_seconds) for r in records if r.student_seconds]
-    timed += [(trial.method, trial.arch, at.student_seconds, at.shared_seconds) for trial, at in left.items() if at]
+    timed += [(trial.method, trial.arch, *reached[1:]) for trial, reached in left.items() if reached]
     if not timed:
         return None
     own, shared = dict[tuple[str, str, int], float](), dict[tuple[str, str, int], float]()
     each_shared = _median(seconds for *_, seconds in timed)
-    for trial, at in left.items():
+    for trial, reached in left.items():
         alike = [one for one in timed if one[:2] == (trial.method, trial.arch)] or timed
         job = (trial.pair, "" if ":" in trial.pair else trial.arch, trial.seed)
-        epochs = trial.epochs - (at.epoch if at else 0)
+        epochs = trial.epochs - (reached.epoch if reached else 0)
         own[job] = own.get(job, 0.0) + epochs * _median(seconds for _, _, seconds, _ in alike)
         shared[job] = max(shared.get(job, 0.0), epochs * each_shared)
     spent = [seconds + shared[job] for job, seconds in own.items()]

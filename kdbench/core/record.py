@@ -73,6 +73,14 @@ def failed(item: Trial | LinearProbe, reason: str) -> Outcome | ProbeOutcome:
     return Outcome(item, "failed", reason) if isinstance(item, Trial) else ProbeOutcome(item, "failed", reason)
 
 
+def _require_percent(record: object, *names: str) -> None:
+    """Raise ValueError for a number that no accuracy is, as somebody's program may have written it."""
+    for name in names:
+        value = getattr(record, name)
+        if value is not None and not 0 <= value <= 100:
+            raise ValueError(f"{name} is no percentage: {value}")
+
+
 @dataclass(frozen=True)
 class Record:
     """The stored result of a trial, one JSON file each."""
@@ -100,6 +108,9 @@ class Record:
     """After the last epoch, on the test split: `nll` (nats) and `ece` (%), and to the teacher `agreement` (%) and `kl`
     (nats); see `train/evaluate.py`."""
 
+    def __post_init__(self) -> None:
+        _require_percent(self, "top1", "top5", "best_top1", "teacher_top1", "last10_top1", "validated_top1")
+
     @property
     def seconds_per_epoch(self) -> float | None:
         """Seconds per epoch if the student trained alone; None if they were not measured."""
@@ -122,3 +133,6 @@ class ProbeRecord:
     seconds: float | None  # the probe's share of the time, evaluation included
     environment: Mapping[str, Value]
     finished: str  # ISO 8601, UTC
+
+    def __post_init__(self) -> None:
+        _require_percent(self, "top1", "top5")

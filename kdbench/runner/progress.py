@@ -99,7 +99,7 @@ class _Numbers:
 
 
 def _items(job: Job) -> str:
-    noun = "student" if isinstance(job, CohortJob) else "network"
+    noun = "student" if isinstance(job, CohortJob) and job.cohort.teachers else "network"
     return f"{len(job.items)} {noun}{'s' * (len(job.items) > 1)}"
 
 

@@ -264,6 +264,6 @@ def test_reports_of_records_that_somebody_made(cases: int) -> None:
             write_report(StudyResults(records), Path(folder))
             page = (Path(folder) / "report.html").read_text("utf-8")
             assert "<script>alert" not in page
-            assert page.count("</script>") == 2
+            assert page.count("</script>") == 3
 
     fuzz(check, st.lists(st.tuples(PLACES, VALUES), min_size=20, max_size=40), cases)

@@ -266,13 +266,13 @@ def test_what_nobody_asks_for_is_not_computed(tmp_path: Path, monkeypatch: pytes
 
 def test_the_teacher_is_asked_once_for_each_view(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Batch] = []
-    original = Teacher.__call__
+    original = Teacher._output
 
-    def call(self: Teacher, batch: Batch, **kwargs: bool) -> Output:
+    def call(self: Teacher, network: nn.Module, batch: Batch, *requested: bool) -> Output:
         calls.append(batch)
-        return original(self, batch, **kwargs)
+        return original(self, network, batch, *requested)
 
-    monkeypatch.setattr(Teacher, "__call__", call)
+    monkeypatch.setattr(Teacher, "_output", call)
     train(tmp_path, trial("t_views"), trial("t_views+kd"), trial("kd"))
     assert len(calls) == 1 + 9 * (1 + 4) + 1  # its accuracy, nine steps, and the metrics at the end
 
