@@ -36,6 +36,7 @@ from kdbench.runner.catalog import build_catalog
 from kdbench.train.cohort import CohortTrainer
 from kdbench.train.device import configure_torch, resolve_device
 from kdbench.train.shared_inputs import StepInputs
+from kdbench.train.student import Student
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,20 @@ def endless(trainer: CohortTrainer, requires: Sequence[Requires]) -> Iterator[St
             yield trainer.inputs.advance()
 
 
+def stepper(trainer: CohortTrainer, students: Sequence[Student]) -> Callable[[], None]:
+    """Takes the next step of all students."""
+    batches = endless(trainer, [student.requires for student in students])
+
+    def step() -> None:
+        inputs = next(batches)
+        for student in students:
+            student.step(inputs)
+        for student in students:
+            student.join()
+
+    return step
+
+
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """All figures. Raises UserError."""
     device = resolve_device(args.device)
@@ -151,16 +166,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     works = {layer: layer.work(device, dtype) for layer in counts}
     trainer = bench.trainer(cohort)
     students = [bench.student(trial, trainer) for trial in cohort.trials]
-    requires = [student.requires for student in students]
-    batches = endless(trainer, requires)
-
-    def step() -> None:
-        inputs = next(batches)
-        for student in students:
-            student.step(inputs)
-        for student in students:
-            student.join()
-
+    step = stepper(trainer, students)
     steps, floors = list[float](), list[float]()
     for repetition in range(args.repetitions):
         steps.append(seconds(step, device, args.steps, uncounted=1 if repetition else 3))

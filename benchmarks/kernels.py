@@ -25,7 +25,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.compare import Bench, build_parser, command, header, load
 from benchmarks.conventional import synchronize
-from benchmarks.floor import endless
+from benchmarks.floor import stepper
 from kdbench.runner.catalog import build_catalog
 from kdbench.train.cuda_graph import Plain
 from kdbench.train.device import configure_torch, resolve_device
@@ -42,15 +42,7 @@ def count(bench: Bench, *, recorded: bool) -> dict[str, Any] | None:
     if recorded and not trainer.accelerator.records:
         return None
     students = [bench.student(trial, trainer) for trial in bench.cohorts[-1].trials]
-    batches = endless(trainer, [student.requires for student in students])
-
-    def step() -> None:
-        inputs = next(batches)
-        for student in students:
-            student.step(inputs)
-        for student in students:
-            student.join()
-
+    step = stepper(trainer, students)
     for _ in range(WARM_UP + recorded * (SLOTS + TIMED_STEPS + 2)):
         step()
     synchronize(bench.device)
