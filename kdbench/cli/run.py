@@ -99,7 +99,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="show trials, cohorts and the estimated time; train nothing",
     )
     about = "compile networks with torch.compile: a slow start, and rounding differs"
-    how.add_argument("--compile", action="store_true", help=about)
+    how.add_argument("--compile", action=argparse.BooleanOptionalAction, help=about)
     about = "save a checkpoint every N epochs (5) or at an interval (10min, 1h); default: every epoch, on GPUs 5min"
     how.add_argument("--checkpoint-every", metavar="N", help=about)
     about = "which final weights stay: all (default), teachers, none"
@@ -207,8 +207,8 @@ def _estimate(prepared: StudyRun, out: Path) -> int:
         seconds = estimate_seconds(prepared.jobs, costs, prepared.parallel.jobs)
         print(f"estimated time on this device: {format_duration(seconds)}")
         if prepared.parallel.compiles:
-            networks = sum(len(cohort.trials) + len(cohort.sources) for cohort in plan.cohorts)
-            print(f"not counted: the compiling of {networks} networks, up to a minute each, and what it saves")
+            networks = sum(len(job.cohort.trials) + len(job.cohort.sources) for job in prepared.jobs)
+            print(f"not counted: the compiling of networks ({networks} times, up to a minute each), and what it saves")
         kept, checkpoint_bytes = estimate_disk(prepared.jobs, costs, prepared.parallel.jobs)
         existing = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir())
         free = shutil.disk_usage(existing).free

@@ -40,15 +40,20 @@ def main(args: argparse.Namespace) -> int:
     states = {trial: _state(trial, records, locks, args.out) for trial in plan.trials}
     counts = Counter(states.values())
     print(f"{len(states)} trials: {', '.join(f'{counts[state]} {state}' for state in ORDER if counts[state])}")
-    reached = {trial: known for trial in plan.trials if (known := locks.reached(trial.fingerprint))}
+    reached = {
+        trial: known
+        for trial, state in states.items()
+        if state in ("running", "interrupted") and (known := locks.reached(trial.fingerprint))
+    }
     for state in ("running", "failed", "diverged"):
         for trial in (trial for trial, known in states.items() if known == state):
             print(f"  {state}: {trial.pair} {trial.method}, seed {trial.seed}{_more(trial, state, records, reached)}")
     left = {trial: reached.get(trial) for trial, state in states.items() if state in UNFINISHED}
     if left:
-        seconds = _estimate(left, list(records.values()), plan.jobs)
+        jobs = plan.jobs or _jobs(records.values())
+        seconds = _estimate(left, list(records.values()), jobs)
         text = "not known before an epoch has ended" if seconds is None else f"about {format_duration(seconds)}"
-        print(f"left{f', with {plan.jobs} jobs side by side' if plan.jobs > 1 else ''}: {text}")
+        print(f"left, by one command{f' with {jobs} jobs side by side' if jobs > 1 else ''}: {text}")
     if transfers := Counter(str(record.status) for record in store.probe_records()):
         print(f"transfers: {', '.join(f'{transfers[state]} {state}' for state in ORDER if transfers[state])}")
     return 0
@@ -72,25 +77,31 @@ def _more(
     return f", epoch {reached[trial].epoch}/{trial.epochs}" if trial in reached else ""
 
 
+def _jobs(records: Iterable[Record]) -> int:
+    """How many ran side by side when the latest record was made, for a plan that does not say it."""
+    latest = max(records, key=lambda record: record.finished, default=None)
+    jobs = latest.environment.get("jobs") if latest else None
+    return jobs if isinstance(jobs, int) and jobs > 0 else 1
+
+
 def _estimate(left: Mapping[PlannedTrial, Reached | None], records: Sequence[Record], jobs: int) -> float | None:
     """Seconds, from the medians of what has the same method and architecture, or else of all that was trained.
 
-    Students of a pair and seed are one job, each network without a teacher another: no job is divided.
+    What the students of a pair and seed share counts once. No time is shorter than that of the longest trial.
     """
     timed = [(r.trial.method, r.trial.arch, r.student_seconds, r.shared_seconds) for r in records if r.student_seconds]
     timed += [(trial.method, trial.arch, *reached[1:]) for trial, reached in left.items() if reached]
     if not timed:
         return None
-    own, shared = dict[tuple[str, str, int], float](), dict[tuple[str, str, int], float]()
-    each_shared = _median(seconds for *_, seconds in timed)
+    own, longest, shared = 0.0, 0.0, dict[tuple[str, int], float]()
     for trial, reached in left.items():
         alike = [one for one in timed if one[:2] == (trial.method, trial.arch)] or timed
-        job = (trial.pair, "" if ":" in trial.pair else trial.arch, trial.seed)
         epochs = trial.epochs - (reached.epoch if reached else 0)
-        own[job] = own.get(job, 0.0) + epochs * _median(seconds for _, _, seconds, _ in alike)
-        shared[job] = max(shared.get(job, 0.0), epochs * each_shared)
-    spent = [seconds + shared[job] for job, seconds in own.items()]
-    return max(sum(spent) / jobs, *spent)
+        student, together = (epochs * _median(seconds) for seconds in list(zip(*alike, strict=True))[2:])
+        cohort = (trial.pair, trial.seed)
+        own, longest = own + student, max(longest, student + together)
+        shared[cohort] = max(shared.get(cohort, 0.0), together)
+    return max((own + sum(shared.values())) / jobs, longest)
 
 
 def _median(values: Iterable[float | None]) -> float:

@@ -27,6 +27,9 @@ class EpochMetrics:
     shared_seconds: float  # batches and teacher outputs, computed once for the cohort
     val_top1: float | None = None  # %, on the held-out training images; None without any
 
+    def __post_init__(self) -> None:
+        _require_percent(self, "top1", "top5", "val_top1")
+
 
 @dataclass(frozen=True)
 class Outcome:

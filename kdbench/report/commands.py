@@ -32,7 +32,7 @@ def command(record: Record) -> str:
     if any(source.sha256 for source in trial.teachers):
         words += ["--teacher", "FILE"] if len(trial.teachers) == 1 else ["--teacher-dir", "DIR"]
     if machine.get("device") == "cpu" and "threads" in machine:
-        words += ["--threads", str(machine["threads"])]
+        words += ["--device", "cpu", "--threads", str(machine["threads"])]
     words += ["--compile"] if "compiled" in machine else []
     words += ["--out", "again"]
     return "python bench.py " + shlex.join(words)

@@ -35,7 +35,7 @@ class PlanFile:
 
     begun: str  # ISO 8601, UTC
     trials: tuple[PlannedTrial, ...]
-    jobs: int = 1  # that run side by side
+    jobs: int | None = None  # that run side by side; None: by a version that did not say it
 
 
 def write_plan(folder: Path, trials: Sequence[Trial], jobs: int = 1) -> None:

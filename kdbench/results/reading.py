@@ -61,7 +61,7 @@ class RecordReader(Generic[R]):
             else:
                 quarantine(path, error, consequence)
         except UNREADABLE as error:
-            log.warning("%s is not a record of this version and is left out (%s)", path, error)
+            log.warning("%s cannot be used and is left out (%s)", path, error)
         return None
 
 

@@ -6,6 +6,7 @@ The operating system releases the locks of a process that ends, however it ends.
 from __future__ import annotations
 
 from contextlib import suppress
+from math import inf
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,8 +22,8 @@ class Reached(NamedTuple):
     """How far a trial is, and what its last epoch took."""
 
     epoch: int
-    student_seconds: float = 0.0
-    shared_seconds: float = 0.0
+    student_seconds: float
+    shared_seconds: float
 
 
 class TrialLocks:
@@ -87,8 +88,9 @@ class TrialLocks:
     def reached(self, fingerprint: str) -> Reached | None:
         """How far a trial was that has not ended; None: it is not known."""
         with suppress(OSError, ValueError):
-            epoch, *seconds = self._reached(fingerprint).read_text().split()
-            return Reached(int(epoch), *map(float, seconds))
+            epoch, student, shared = self._reached(fingerprint).read_text().split()
+            found = Reached(int(epoch), float(student), float(shared))
+            return found if all(0 <= value < inf for value in found) else None
         return None
 
     def _reached(self, fingerprint: str) -> Path:

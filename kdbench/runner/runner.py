@@ -149,6 +149,8 @@ class _Run:
                 self.locks.release(name)
             else:
                 claimed.add(name)
+                if not self.checkpoints.exists(item.id):  # of which a process that died may have told
+                    self.locks.mark_epoch(name, None)
         return frozenset(claimed), frozenset(elsewhere)
 
     def _with_weights(self, job: Job) -> Job | None:

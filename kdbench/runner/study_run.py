@@ -160,6 +160,9 @@ def prepare_study(
     place = placement(run, pool)
     study = replace(study, precision=resolve_precision(study.precision, place.job_device, study.recipe.size))
     store = Store(run.out, quarantine=not dry_run)
+    if run.baseline != RunOptions.baseline:
+        stored = [record.trial.method for record in store.records()]
+        check_baseline([*(method.expression for method in study.methods), *stored], run.baseline)
     if not dry_run:
         store.require_writable()
         store.remove_stale()
@@ -180,8 +183,6 @@ def prepare_study(
     planned = plan()
     if needed := planned.teachers & {trial.fingerprint for trial in planned.completed}:  # these need their weights too
         planned = plan(needed)
-    stored = [record.trial.method for record in store.records()]
-    check_baseline([*(trial.method for trial in planned.trials), *stored], run.baseline)
     by_hand = not all(known_to_workers(method.name) for method in study.methods if method.name != VANILLA)
     parallel = place.divide(Work.of(planned), dataset.info, by_hand=by_hand)
     checkpoints = Checkpoints(run.out / "checkpoints")
@@ -223,14 +224,20 @@ def _write_study(run: RunOptions, study: Study, parallel: Parallel, resumes: boo
         "plugins": run.plugins and str(run.plugins.resolve()),
     }
     lines = "".join(f"{name} = {json.dumps(value)}\n" for name, value in table.items() if value is not None)
-    before = None
+    before: dict[str, object] = {}
     with suppress(OSError, tomllib.TOMLDecodeError, UnicodeDecodeError):
-        before = tomllib.loads(path.read_text("utf-8")).get("run", {}).get("threads")
-    if resumes and before is not None and before != threads and parallel.devices[0].type == "cpu":
+        before = tomllib.loads(path.read_text("utf-8")).get("run", {})
+    on_cpu = parallel.devices[0].type == "cpu"
+    if resumes and on_cpu and before.get("threads", threads) != threads:
         log.warning(
             "checkpoints were made with --threads %s and go on with %s: the last bits of results may differ",
-            before,
+            before["threads"],
             threads,
+        )
+    if resumes and before and bool(before.get("compile")) != run.compile:
+        log.warning(
+            "checkpoints were made %s --compile and go on %s it: the last bits of results may differ",
+            *(("without", "with") if run.compile else ("with", "without")),
         )
     write_atomic(path, (study.toml() + (f"\n[run]\n{lines}" if lines else "")).encode())
 

@@ -134,8 +134,8 @@ def test_a_method_that_collapsed_does_not_press_the_others_together() -> None:
     with style.house_style():
         plain = by_method([trained(VANILLA, 1.0), *(trained(f"m{number}", 69 + number / 2) for number in range(5))])
     assert plain is not None
-    assert plain.axes[0].get_xlim()[0] > 60
-    assert "vanilla student" not in [text.get_text() for text in plain.legends[0].get_texts()]
+    assert plain.axes[0].get_xlim()[0] < 1  # the lines that methods are compared with are always drawn
+    assert not plain.axes[0].texts
 
 
 def test_a_figure_grows_with_its_methods() -> None:

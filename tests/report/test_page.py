@@ -82,6 +82,8 @@ def test_in_a_browser(page: Path, browser: Any) -> None:
     own = tab.get_by_label("filter rows of Top-1 accuracy (%)")
     own.fill("ICD")
     assert names.all_inner_texts() == ["icd"]
+    own.fill("icd, kd")  # of which no row has both
+    assert names.all_inner_texts() == []
     own.fill("")
     assert sorted(names.all_inner_texts()) == sorted(before)
 
@@ -239,7 +241,7 @@ def test_the_command_that_trains_a_cell_again() -> None:
     record = trained("icd(alpha=0.1)+kd", seed=2, pair=PAIRS[0], data=PART)
     assert command(record) == (
         "python bench.py --methods 'icd(alpha=0.1)+kd' --pairs resnet56:resnet20 --seeds 2, --dataset cifar100 "
-        "--recipe paper --epochs 240 --size 32 --precision fp32 --subset 1000 --threads 2 --out again"
+        "--recipe paper --epochs 240 --size 32 --precision fp32 --subset 1000 --device cpu --threads 2 --out again"
     )
     clipped = replace(record.trial, recipe=replace(record.trial.recipe, max_grad_norm=5.0))
     on_gpu = replace(record, trial=clipped, environment={"device": "cuda", "threads": 2})

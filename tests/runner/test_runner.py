@@ -21,7 +21,7 @@ from kdbench.plan.estimate import format_duration
 from kdbench.results import Store
 from kdbench.results.plan_file import begin_rerun, end_rerun, write_plan
 from kdbench.runner.executors.local import LocalExecutor
-from kdbench.runner.locks import TrialLocks
+from kdbench.runner.locks import Reached, TrialLocks
 from kdbench.runner.runner import remove_checkpoints, run_jobs
 from kdbench.train.checkpoint import Checkpoints, serialize
 from tests.analysis.tiny_probes import linear_probe
@@ -206,34 +206,73 @@ def test_a_job_that_waits_for_a_machine_is_not_running(tmp_path: Path, capsys: p
 
 
 def test_a_status_says_how_far_trials_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A quarter of one is done; of the other nothing, and each of three jobs trains one network."""
-    networks = [trial("vanilla", teacher=None, seed=seed) for seed in range(3)]
-    recipe = replace(networks[0].recipe, epochs=100)
-    networks = [replace(network, recipe=recipe) for network in networks]
+    """What a pair's students share counts once, and no estimate is shorter than the longest trial."""
+    recipe = replace(STUDENTS[0].recipe, epochs=100)
+    networks = [replace(trial("vanilla", teacher=None, seed=seed), recipe=recipe) for seed in range(3)]
+    students = [replace(student, recipe=recipe) for student in STUDENTS]
     metrics = EpochMetrics(25, 0.05, {"ce": 1.0}, 50.0, 90.0, 3.0, 1.0)
-    said: dict[int, list[str]] = {}
+    said: list[str] = []
 
     class Training(Scripted):
         def run(self, jobs: Iterator[Job | None], emit: Emit) -> None:
             job = next(jobs)
             assert job is not None
-            emit(EpochEnd(job, 25, 1, {networks[0].id: metrics}))
+            emit(EpochEnd(job, 25, 1, {job.items[0].id: metrics}))
             for many in (1, 2, 8):
-                write_plan(tmp_path, networks, many)
+                write_plan(tmp_path, planned, many)
                 status.main(Namespace(out=tmp_path))
-                said[many] = capsys.readouterr().out.splitlines()
-            emit(TrialEnd(failed(networks[0], "for this test")))
-            assert TrialLocks(tmp_path).reached(networks[0].fingerprint) is None
+                said.extend(capsys.readouterr().out.splitlines())
+            for item in job.items:
+                emit(TrialEnd(failed(item, "for this test")))
+            assert TrialLocks(tmp_path).reached(job.items[0].fingerprint) is None
+            raise Interrupted
+
+    def left(seconds: float, jobs: int) -> str:
+        beside = f" with {jobs} jobs side by side" if jobs > 1 else ""
+        return f"left, by one command{beside}: about {format_duration(seconds)}"
+
+    planned = networks
+    with pytest.raises(Interrupted):
+        run(tmp_path, Training(), *(CohortJob(cohort(network)) for network in networks))
+    running = ["3 trials: 1 running, 2 waiting", f"  running: {networks[0].pair} vanilla, seed 0, epoch 25/100"]
+    assert said == [*running, left(275 * 4, 1), *running, left(275 * 4 / 2, 2), *running, left(100 * 4, 8)]
+
+    said.clear()
+    planned = students
+    state = network_state("wrn_16_1")
+    Store(tmp_path).save(Outcome(VANILLA.trials[0], "done", weights=state), {})
+    with pytest.raises(Interrupted):
+        run(tmp_path, Training(), CohortJob(cohort(*students)))
+    assert [line for line in said if line.startswith("left")] == [
+        left(75 * 3 + 100 * 3 + 100 * 1, 1),
+        left(100 * 4, 2),
+        left(100 * 4, 8),
+    ]
+
+
+@pytest.mark.parametrize("content", ["", "5", "5 1 2 3", "x 1 2", "5 nan 1", "5 -1 1", "5 inf 1"])
+def test_a_damaged_mark_tells_nothing(tmp_path: Path, content: str) -> None:
+    locks = TrialLocks(tmp_path)
+    assert locks.acquire("trial")
+    (locks.folder / "trial.epoch").write_text(content)
+    assert locks.reached("trial") is None
+
+
+def test_what_a_dead_process_told_of_an_epoch_without_a_checkpoint_is_forgotten(tmp_path: Path) -> None:
+    (network,) = VANILLA.trials
+    before = TrialLocks(tmp_path)
+    assert before.acquire(network.fingerprint)
+    before.mark_epoch(network.fingerprint, Reached(90, 1.0, 1.0))
+    before.release_all()
+
+    class Looking(Scripted):
+        def run(self, jobs: Iterator[Job | None], emit: Emit) -> None:
+            assert next(jobs) is not None
+            assert TrialLocks(tmp_path).reached(network.fingerprint) is None
             raise Interrupted
 
     with pytest.raises(Interrupted):
-        run(tmp_path, Training(), *(CohortJob(cohort(network)) for network in networks))
-    first, second, last = said[1]
-    assert first == "3 trials: 1 running, 2 waiting"
-    assert second == f"  running: {networks[0].pair} vanilla, seed 0, epoch 25/100"
-    assert last == f"left: about {format_duration(275 * 4.0)}"
-    assert said[2][-1] == f"left, with 2 jobs side by side: about {format_duration(275 * 4.0 / 2)}"
-    assert said[8][-1] == f"left, with 8 jobs side by side: about {format_duration(100 * 4.0)}"  # the longest one
+        run(tmp_path, Looking(), CohortJob(VANILLA))
 
 
 def test_the_first_of_two_commands_hears_of_the_second(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ from torch import nn
 
 from kdbench.cli import run as cli_run
 from kdbench.core.record import Outcome
-from kdbench.plan.study import read_options
+from kdbench.plan.study import read_options, resolve
+from kdbench.runner.catalog import build_catalog
+from kdbench.runner.parallel import Parallel
+from kdbench.runner.study_run import _write_study
 from kdbench.train.device import configure_torch, describe_environment
 from tests.train.tiny_study import CPU, equal, train, trial
 
@@ -82,12 +86,12 @@ def test_networks_are_called_through_the_compiler(tmp_path: Path) -> None:
 def test_compiling_counts_in_no_epoch(tmp_path: Path) -> None:
     """A stage before the main one compiles networks as well, and the teacher again if more is required after it."""
     configure_torch(CPU, "fp32", None, compiles=True)
-    outcomes = train(tmp_path, trial("ab"), trial("ft"), trial("reviewkd"))
+    outcomes = train(tmp_path, trial("ft"), trial("reviewkd"))
     for outcome in outcomes.values():
         assert outcome.status == "done"
         assert all(epoch.student_seconds < COMPILING and epoch.shared_seconds < COMPILING for epoch in outcome.epochs)
     stages = {name.split("/")[0]: round(float(o.cost["compile_seconds"]) / COMPILING) for name, o in outcomes.items()}
-    assert stages == {"ab": 2, "ft": 2, "reviewkd": 1}
+    assert stages == {"ft": 2, "reviewkd": 1}
 
 
 def test_the_option_reaches_the_run() -> None:
@@ -95,6 +99,21 @@ def test_the_option_reaches_the_run() -> None:
         args = cli_run.build_parser().parse_args(["--dataset", "digits", *words])
         _, run, _ = read_options(vars(args), None)
         assert run.compile is compiles
+
+
+def test_the_file_of_a_study_says_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    options, run, _ = read_options({"dataset": "digits", "compile": True, "out": tmp_path}, None)
+    study = resolve(options, lambda: build_catalog(None))
+    parallel = Parallel(1, None, (CPU,), compiles=True)
+    _write_study(run, study, parallel, resumes=False)
+    _, again, _ = read_options({}, tmp_path / "study.toml")
+    assert again.compile
+    assert caplog.messages == []
+    _write_study(replace(run, compile=False), study, parallel, resumes=True)
+    words = "checkpoints were made with --compile and go on without it: the last bits of results may differ"
+    assert caplog.messages == [words]
+    _, again, _ = read_options({}, tmp_path / "study.toml")
+    assert not again.compile
 
 
 @pytest.mark.slow

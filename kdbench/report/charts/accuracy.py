@@ -24,7 +24,7 @@ from kdbench.report.results import StudyResults
 from kdbench.report.scores import method_order, rows_of
 
 _ROW = 0.2  # inches a method
-_FAR = 10.0  # points
+_FAR = 20.0  # points
 
 
 @chart("accuracy", order=10)
@@ -39,7 +39,7 @@ def accuracy(results: StudyResults, place: Place) -> Figure | None:
     labels = max(style.text_width(method) for method in methods)
     title = f"{', '.join(place)}: accuracy, {RULES[results.rule][1]}"
     panels_of = {pair: [row for row in rows if (row["teacher"], row["student"]) == pair] for pair in pairs}
-    far = {pair: _far_below(mine, seeds) for pair, mine in panels_of.items()}
+    far = {pair: _far_below([row for row in of if row["method"] in methods], seeds) for pair, of in panels_of.items()}
     drawn = [row for pair, mine in panels_of.items() for row in mine if row["method"] not in far[pair]]
     keys = _keys(drawn, methods)
     if any(far.values()):
@@ -49,7 +49,7 @@ def accuracy(results: StudyResults, place: Place) -> Figure | None:
         axes.grid(visible=False, axis="y")  # a collection is drawn much faster than as many ticks' lines
         axes.hlines(range(len(methods)), 0, 1, transform=axes.get_yaxis_transform(), zorder=0.5, **style.GRID)
         mine = {row["method"]: row for row in panels_of[pair]}
-        _references(axes, {method: row for method, row in mine.items() if method not in far[pair]})
+        _references(axes, mine)
         _points(axes, [mine.get(method) for method in methods], [seeds.get((*pair, m), ()) for m in methods], far[pair])
         axes.margins(x=0.08)
         axes.xaxis.set_major_locator(MaxNLocator(4))
@@ -62,7 +62,7 @@ def accuracy(results: StudyResults, place: Place) -> Figure | None:
 
 
 def _far_below(rows: Sequence[Mapping[str, Any]], seeds: Mapping[tuple[str, str, str], Sequence[float]]) -> set[str]:
-    """Methods of a pair whose seeds all lie so far below the others that these would be pressed together."""
+    """Methods of a pair whose seeds all lie so far below other methods that these would be pressed together."""
     best = {
         row["method"]: max(seeds.get((row["teacher"], row["student"], row["method"])) or [row["top1_mean"]])
         for row in rows

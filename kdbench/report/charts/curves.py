@@ -108,7 +108,7 @@ def _draw_lines(axes: Axes, lines: Mapping[str, Sequence[Sequence[EpochMetrics]]
         epochs = sorted(set.intersection(*(set(of_seed) for of_seed in values)))
         if not epochs:
             continue
-        top1 = np.array([list(map(of_seed.__getitem__, epochs)) for of_seed in values])  # [seeds, epochs]
+        top1 = np.array([[of_seed[epoch] for epoch in epochs] for of_seed in values])  # [seeds, epochs]
         mean = top1.mean(axis=0)
         if method not in (VANILLA, *methods):
             axes.plot(epochs, mean, color=style.GRAY, linewidth=0.5, zorder=1.5)

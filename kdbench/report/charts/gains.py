@@ -12,8 +12,6 @@ from kdbench.report.scores import pair_label
 
 _FAR = 3.0  # times the usual difference, from which a few failures no longer set the scale of the colors
 _BOLD = "bold: the 95 % interval leaves out zero (paired by seed, uncorrected)"
-
-
 _DARK = "#1a1a1a"  # not black, which the page draws in the color of its text: cells keep theirs
 
 

@@ -14,7 +14,7 @@ from kdbench.report.footnotes import MIXED_COMPILED
 from kdbench.report.groups import Group, newest
 from kdbench.report.model import Cell, Sheet, table
 from kdbench.report.results import StudyResults
-from kdbench.report.scores import grid, places, rows_of
+from kdbench.report.scores import grid, listed, pair_label, places, rows_of
 
 COLUMNS = {
     **dict.fromkeys(("dataset", "recipe", "teacher", "student", "method", "device", "precision"), "object"),
@@ -24,6 +24,9 @@ COLUMNS = {
     "jobs": "int64",
 }
 """The columns of the long form and of cost.csv, and what they hold."""
+
+LEAST_TIMES_VANILLA = 0.9
+"""Of the plain student's seconds, below which a method's are not believed."""
 
 _NOTE = (
     "Cost: seconds of a training epoch had the student been trained alone, teacher and data included, and how many "
@@ -51,10 +54,6 @@ def costs(results: StudyResults) -> pd.DataFrame:
     return pd.DataFrame({name: pd.Series([row[name] for row in rows], dtype=of) for name, of in COLUMNS.items()})
 
 
-LEAST = 0.9
-"""Times the plain student's seconds, below which measured times are not believed."""
-
-
 @table("cost", order=40, terminal=True)
 def cost(results: StudyResults) -> Sheet:
     """Seconds of an epoch, and how many times the plain student's."""
@@ -63,11 +62,15 @@ def cost(results: StudyResults) -> Sheet:
     said = notes(frame)
     if any(MIXED_COMPILED in note for note in results.notes):
         said.append(f"Cost: {MIXED_COMPILED}; their times cannot be compared.")
-    cheaper = {str(row["method"]): None for row in frame.to_dict("records") if row["times_vanilla"] < LEAST}
+    cheaper = [
+        f"{row['method']} ({pair_label(row['teacher'], row['student'])})"
+        for row in frame.to_dict("records")
+        if row["times_vanilla"] < LEAST_TIMES_VANILLA
+    ]
     if cheaper:
         said.append(
-            f"Cost: {', '.join(cheaper)}: no method takes less than the plain student, whose step is part of its own; "
-            "something else kept the machine busy."
+            f"Cost: the times of {listed(cheaper, 5)} or of the plain student, whose step is part of every method's, "
+            "were disturbed, by something else on the machine for instance."
         )
     return Sheet("Cost of a training epoch", frame, tables, said)
 
