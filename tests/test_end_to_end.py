@@ -298,7 +298,7 @@ def test_a_time_limit_a_status_and_no_weights(tmp_path: Path) -> None:
     argv = ["--methods", "kd", *COMMON[:-3], "30", "--seeds", "1"]
     assert "kdbench" not in bench(*argv, "--time-limit", "1s", out=out, code=130)
     status = bench("status", out=out)
-    assert status.startswith("3 trials: 2 interrupted, 1 waiting\nleft, by one command: ")
+    assert status.startswith("3 trials: 2 interrupted, 1 waiting\nleft, by one command")
     argv = ["--methods", "kd", *COMMON[:-1], "1"]
     bench(*argv, "--keep-weights", "none", out=out)
     assert bench("status", out=out) == "3 trials: 3 done\n"
