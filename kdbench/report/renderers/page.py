@@ -17,7 +17,7 @@ from kdbench.report.commands import command
 from kdbench.report.groups import Group, finished
 from kdbench.report.model import Place, Sheet, Table
 from kdbench.report.results import StudyResults
-from kdbench.report.scores import places
+from kdbench.report.scores import ROW_LABELS, places
 
 TITLE = "Knowledge distillation, compared"
 NOTHING = "No pair of teacher and student has been trained."
@@ -71,6 +71,7 @@ def page(results: StudyResults, sheets: Sequence[Sheet], charts: Mapping[Place, 
         numbers={group.place: number for number, group in enumerate(results.groups)},
         details=[_details(group) for group in results.groups],
         kinds=results.kinds,
+        expressions={label: method for method, label in ROW_LABELS.items()},
     )
 
 
